@@ -1,0 +1,169 @@
+"""Wavelength grids: the pixels that a model knows, in vacuum and at rest.
+
+A grid is data, never a constant: it travels inside every saved model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import astropy.units as u
+import numpy as np
+
+from cyclestarnet.exceptions import GridError
+
+__all__ = ["WavelengthGrid", "air_to_vacuum", "apogee_grid"]
+
+# apStar files: vacuum, rest frame, log10(wavelength / Angstrom) = 4.179 + 6e-6 i.
+APSTAR_LOG10_START, APSTAR_LOG10_STEP, APSTAR_N_PIXELS = 4.179, 6e-6, 8575
+# Pixel ranges of the three detectors kept by ASPCAP (DR12).
+APSTAR_CHIPS = ((322, 3242), (3648, 6048), (6412, 8306))
+
+
+@dataclass(frozen=True, eq=False)
+class WavelengthGrid:
+    """Vacuum rest-frame wavelengths of a model's pixels.
+
+    Parameters
+    ----------
+    wavelength : `~astropy.units.Quantity`, shape (n_pixels,)
+        Vacuum wavelengths of the pixel centres, strictly increasing.
+    chips : sequence of (int, int), optional
+        Half-open pixel ranges that lie on one detector each. The continuum is
+        normalised chip by chip and no pixel reaches across their edges.
+        Default: one chip.
+
+    Raises
+    ------
+    GridError
+        If the wavelengths are not positive and increasing, or the chips do not
+        tile the pixels or have fewer than 2.
+
+    Examples
+    --------
+    >>> import numpy as np, astropy.units as u
+    >>> from cyclestarnet import WavelengthGrid
+    >>> grid = WavelengthGrid(np.linspace(500, 510, 101) * u.nm)
+    >>> grid.n_pixels
+    101
+    """
+
+    wavelength: u.Quantity
+    chips: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self):
+        try:
+            wavelength = u.Quantity(self.wavelength, dtype=float).to(u.AA)
+        except (u.UnitConversionError, TypeError) as error:
+            raise GridError(
+                f"wavelength must have a unit of length, for example u.AA, but got {self.wavelength!r:.60}"
+            ) from error
+        values = wavelength.value
+        if values.ndim != 1 or len(values) < 2:
+            raise GridError(f"wavelength must be one-dimensional with 2 or more pixels, but has shape {values.shape}")
+        if not np.all(np.isfinite(values)) or not np.all(np.diff(values) > 0) or values[0] <= 0:
+            raise GridError("wavelength must be finite, positive and strictly increasing")
+        wavelength.flags.writeable = False  # of the array itself: .value is a new view each time
+        chips = tuple((int(a), int(b)) for a, b in self.chips) or ((0, len(values)),)
+        edges = [0] + [b for _, b in chips]
+        if edges[-1] != len(values) or any(a != e or b <= a for (a, b), e in zip(chips, edges, strict=False)):
+            raise GridError(f"chips must tile the pixels 0 ... {len(values)} without gaps, but are {chips}")
+        if any(b - a < 2 for a, b in chips):
+            raise GridError(f"every chip must have 2 or more pixels, but chips are {chips}")
+        object.__setattr__(self, "wavelength", wavelength)
+        object.__setattr__(self, "chips", chips)
+
+    @property
+    def n_pixels(self) -> int:
+        """Number of pixels."""
+        return len(self.wavelength)
+
+    def __len__(self):
+        return self.n_pixels
+
+    def __eq__(self, other):
+        if not isinstance(other, WavelengthGrid):
+            return NotImplemented
+        return self.chips == other.chips and np.array_equal(self.wavelength.value, other.wavelength.value)
+
+    __hash__ = None
+
+    def __repr__(self):
+        low, high = self.wavelength[[0, -1]].value
+        return (
+            f"<WavelengthGrid {low:.1f}-{high:.1f} Angstrom (vacuum), {self.n_pixels} pixels, {len(self.chips)} chips>"
+        )
+
+    def edges(self, chip):
+        """Pixel edges of one chip in Angstrom, shape (n + 1,), halfway between the centres."""
+        start, stop = chip
+        return pixel_edges(self.wavelength.value[start:stop])
+
+
+def pixel_edges(centres):
+    """Edges of pixels with the given increasing centres; the outer pixels are symmetric."""
+    middle = 0.5 * (centres[1:] + centres[:-1])
+    return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
+
+
+def apogee_grid(n_pixels=7167):
+    """Return the APOGEE grid of Cycle-StarNet: ASPCAP's DR12 pixels, cut at the red end.
+
+    Parameters
+    ----------
+    n_pixels : int, optional
+        The first ``n_pixels`` of the 7214 pixels are kept. Default: 7167, the
+        length that the paper's network takes (its Appendix A drops 47 pixels
+        of the red chip).
+
+    Returns
+    -------
+    `WavelengthGrid`
+
+    Raises
+    ------
+    GridError
+        If there are not that many pixels, or a chip is left with fewer than 2.
+
+    Examples
+    --------
+    >>> from cyclestarnet.grid import apogee_grid
+    >>> apogee_grid()
+    <WavelengthGrid 15168.1-16925.8 Angstrom (vacuum), 7167 pixels, 3 chips>
+    """
+    index = np.concatenate([np.arange(a, b) for a, b in APSTAR_CHIPS])
+    if not 2 <= n_pixels <= len(index):
+        raise GridError(f"n_pixels must be between 2 and {len(index)}, but is {n_pixels}")
+    index = index[:n_pixels]
+    lengths = np.cumsum([0] + [b - a for a, b in APSTAR_CHIPS])
+    chips = [(a, min(b, n_pixels)) for a, b in zip(lengths[:-1], lengths[1:], strict=True) if a < n_pixels]
+    return WavelengthGrid(10 ** (APSTAR_LOG10_START + APSTAR_LOG10_STEP * index) * u.AA, tuple(chips))
+
+
+def air_to_vacuum(wavelength):
+    """Convert air wavelengths to vacuum (Ciddor 1996, standard air, as used by the IAU and VALD).
+
+    Parameters
+    ----------
+    wavelength : `~astropy.units.Quantity`
+        Wavelengths in standard air, longward of 200 nm.
+
+    Returns
+    -------
+    `~astropy.units.Quantity`
+        Vacuum wavelengths in the unit that came in.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> from cyclestarnet import air_to_vacuum
+    >>> print(f"{air_to_vacuum(15163.067 * u.AA):.3f}")
+    15167.211 Angstrom
+    """
+    air = u.Quantity(wavelength)
+    vacuum = air
+    for _ in range(3):  # the index is a function of the vacuum wavelength: iterate
+        wavenumber2 = (1 / vacuum.to_value(u.um)) ** 2
+        index = 1 + 0.05792105 / (238.0185 - wavenumber2) + 0.00167917 / (57.362 - wavenumber2)
+        vacuum = air * index
+    return vacuum
