@@ -1,0 +1,62 @@
+"""Files of weights: atomic writing, and reading that runs no code of the file's."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from cyclestarnet.exceptions import ModelFileError
+
+__all__ = ["load_state", "save_state", "write_atomically"]
+
+
+def write_atomically(path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then move it there in one step.
+
+    A crash or a full disk leaves the old file as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_state(state: dict, path) -> None:
+    """Save a training state of tensors and plain values; the previous one is kept as ``.previous``."""
+    path = Path(path)
+    if path.exists():
+        previous = path.with_suffix(path.suffix + ".previous")
+        previous.unlink(missing_ok=True)
+        os.link(path, previous)
+    write_atomically(path, lambda temporary: torch.save(state, temporary))
+
+
+def load_state(path) -> dict:
+    """Load a state of tensors and plain values; anything else in the file is refused.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is damaged or holds code.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch raises a different class for each kind of damage
+        raise ModelFileError(f"{path} is damaged or no file of plain weights: {error}") from error

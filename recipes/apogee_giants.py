@@ -1,0 +1,313 @@
+#!/usr/bin/env python
+"""The recipe of the embedded model ``apogee-giants``, from the synthetic grid to the packed file.
+
+Stages, in order; each reads the files of the earlier ones in ``--work`` and can be run again::
+
+    python recipes/apogee_giants.py continuum --inputs INPUTS --work WORK
+    python recipes/apogee_giants.py observed  --inputs INPUTS --work WORK
+    python recipes/apogee_giants.py emulator  --inputs INPUTS --work WORK
+    python recipes/apogee_giants.py prior     --inputs INPUTS --work WORK
+    python recipes/apogee_giants.py train     --inputs INPUTS --work WORK
+    python recipes/apogee_giants.py pack      --inputs INPUTS --work WORK
+    python recipes/apogee_giants.py evaluate  --inputs INPUTS --work WORK
+
+``INPUTS`` holds ``data/moog_grid`` (a grid of MOOG spectra with 20 labels), ``data/apogee`` (a Cannon
+model of real APOGEE giants and what is needed to simulate observations) and ``tools`` (their reader
+and generator). ``train`` can be killed at any moment and run again: it resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import torch
+from astropy.table import Table
+
+from cyclestarnet.backend.checkpoint import load_state, save_state
+from cyclestarnet.backend.emulator import Emulator, EmulatorSettings, train_emulator
+from cyclestarnet.backend.networks import NetworkSettings
+from cyclestarnet.backend.training import ObservedSpectra, SyntheticSpectra, Trainer, TrainingSettings
+from cyclestarnet.continuum import ContinuumRecipe
+from cyclestarnet.grid import apogee_grid
+from cyclestarnet.labels import LabelSet
+
+log = logging.getLogger("apogee_giants")
+
+GRID = apogee_grid()
+CONTINUUM_FILE = Path(__file__).parents[1] / "cyclestarnet" / "data" / "apogee_continuum_pixels.ecsv"
+ALPHA_ELEMENTS = ("o_h", "mg_h", "si_h", "s_h", "ca_h", "ti_h")
+COMBINATIONS = {
+    "m_h": {"fe_h": 1.0},
+    "alpha_m": {**{name: 1 / len(ALPHA_ELEMENTS) for name in ALPHA_ELEMENTS}, "fe_h": -1.0},
+}
+N_TRAIN, N_VALIDATION, N_TEST, N_COOL_TEST = 22_000, 1_000, 1_000, 200
+COOL_FRACTION, COOL_LIMIT = 0.15, 4050.0
+
+
+# -- inputs -----------------------------------------------------------------
+def synthetic_grid(inputs):
+    """Labels (n, 20), raw flux (n, n_pixels) and the `LabelSet` of the MOOG grid."""
+    sys.path.insert(0, str(inputs / "tools"))
+    from load_moog_grid import load
+
+    grid = load(inputs / "data" / "moog_grid" / "moog_apogee_grid.npz")
+    names = [n.lower().strip("[]").replace("/", "_").replace("v_broad", "vbroad") for n in grid["label_names"]]
+    labels = grid["labels"].astype(float)
+    label_set = LabelSet(names, np.floor(labels.min(0) * 100) / 100, np.ceil(labels.max(0) * 100) / 100, COMBINATIONS)
+    return labels, grid["flux"][:, : GRID.n_pixels].astype(float), label_set
+
+
+def continuum_recipe():
+    """The recipe with the shipped list of continuum pixels."""
+    pixels = np.zeros(GRID.n_pixels, dtype=bool)
+    pixels[Table.read(CONTINUUM_FILE)["pixel"]] = True
+    return ContinuumRecipe(GRID, pixels)
+
+
+def observed_domain(inputs):
+    """The module that simulates observed-like stars."""
+    sys.path.insert(0, str(inputs / "tools"))
+    import make_observed_domain
+
+    return make_observed_domain
+
+
+def draw_labels(inputs, rng, n, fold, cool_fraction):
+    """Labels (n, 4) of observed-like stars; some cool ones from the thinly populated edge of the Cannon's training set."""
+    generator = observed_domain(inputs)
+    cannon, n_cool = generator.CannonModel(), round(cool_fraction * n)
+    labels, *_ = generator.draw_labels(rng, n, cannon, 0.3, 5, fold)
+    edge, *_ = generator.draw_labels(rng, 40 * n_cool, cannon, 0.05, 1, fold)
+    labels = np.concatenate([labels[n_cool:], edge[edge[:, 0] < COOL_LIMIT][:n_cool]])
+    return labels[rng.permutation(len(labels))]
+
+
+# -- stages -----------------------------------------------------------------
+def continuum(options):
+    """Choose continuum pixels: near 1 and deaf to the labels, spread evenly over each chip.
+
+    The flux of the grid is a function of its labels alone, so its scatter over
+    the grid measures the answer to all labels at once. In each window of 100
+    pixels the 7 quietest are taken, if they are quiet enough.
+    """
+    labels, flux, label_set = synthetic_grid(options.inputs)
+    teff, logg = (labels[:, label_set.index(name)] for name in ("teff", "logg"))
+    flux = flux[(teff > 3900) & (teff < 5200) & (logg < 3.8)]
+    score = np.hypot(1 - flux.mean(0), flux.std(0))
+    chosen = []
+    for start, stop in GRID.chips:
+        for window in np.array_split(np.arange(start, stop), round((stop - start) / 100)):
+            best = window[np.argsort(score[window])[:7]]
+            chosen.extend(best[score[best] < 0.03])
+    chosen = np.sort(chosen)
+    table = Table({"pixel": chosen, "wavelength": GRID.wavelength[chosen].round(3), "score": score[chosen].round(5)})
+    table.meta = {
+        "comments": [
+            "Continuum pixels of the 7167-pixel APOGEE grid, derived by recipes/apogee_giants.py from MOOG spectra",
+            f"of {len(flux)} giants (3900-5200 K, logg < 3.8). wavelength: vacuum;",
+            "score: hypot(mean depth, scatter over the grid).",
+        ]
+    }
+    table.write(CONTINUUM_FILE, overwrite=True)
+    log.info("%d continuum pixels, %s per chip", len(chosen), [int(((chosen >= a) & (chosen < b)).sum()) for a, b in GRID.chips])
+
+
+def observed(options):
+    """Simulate the observed domain; test stars come from catalogue rows that training never sees."""
+    generator = observed_domain(options.inputs)
+    cannon, full_grid = generator.CannonModel(), generator.Grid()
+    noise, recipe = generator.NoiseModel(full_grid), continuum_recipe()
+
+    def normaliser(flux, err, mask):
+        """Our recipe on the generator's 7214 pixels; the 47 that we drop keep the last value."""
+        n = GRID.n_pixels
+        inner = recipe(flux[:, :n], mask[:, :n] / err[:, :n].astype(float) ** 2)
+        return np.pad(inner, ((0, 0), (0, flux.shape[1] - n)), mode="edge").astype(np.float32)
+
+    defaults = generator.build_parser().parse_args(["unused.h5"])
+    sets = {
+        "train": (N_TRAIN, "0-8/10", COOL_FRACTION, 1),
+        "val": (N_VALIDATION, "0-8/10", COOL_FRACTION, 2),
+        "test": (N_TEST, "9/10", 0.0, 3),
+        "cool": (N_COOL_TEST, "9/10", 1.0, 4),
+    }
+    with h5py.File(options.work / "observed.h5", "w") as out:
+        out["wavelength"] = GRID.wavelength.value
+        out.attrs["label_names"] = list(generator.LABEL_NAMES)
+        for split, (number, fold, cool_fraction, seed) in sets.items():
+            rng = np.random.default_rng([options.seed, seed])
+            labels = draw_labels(options.inputs, rng, number, fold, cool_fraction)
+            snr = generator.draw_snr(rng, len(labels), defaults.snr_median, defaults.snr_sigma)
+            shape = (len(labels), GRID.n_pixels)
+            stored = {
+                "spectra": out.create_dataset(f"spectra {split}", shape, "f4"),
+                "spectra_err": out.create_dataset(f"spectra_err {split}", shape, "f4"),
+                "spectra_msk": out.create_dataset(f"spectra_msk {split}", shape, "u1"),
+            }
+            out[f"labels {split}"], out[f"snr {split}"] = labels, snr
+            for i in range(0, len(labels), 500):
+                part = slice(i, i + 500)
+                *arrays, _ = generator.observe(
+                    rng, labels[part], snr[part], cannon, full_grid, noise, normaliser, SimpleNamespace(**vars(defaults))
+                )
+                for dataset, array in zip(stored.values(), arrays, strict=True):
+                    dataset[part] = array[:, : GRID.n_pixels]
+            log.info("%s: %d stars", split, len(labels))
+
+
+def emulator(options):
+    """Train The Payne on the grid, normalised by the shipped recipe; 10 % of the spectra are held out."""
+    labels, flux, label_set = synthetic_grid(options.inputs)
+    flux = flux / continuum_recipe()(flux, np.ones_like(flux))
+    order = np.random.default_rng(options.seed).permutation(len(labels))
+    held, used = order[: len(order) // 10], order[len(order) // 10 :]
+    settings = EmulatorSettings(learning_rate=5e-3, seed=options.seed)
+    network, history = train_emulator(
+        labels[used], flux[used], lower=label_set.lower, upper=label_set.upper, settings=settings
+    )
+    error = np.abs(network(torch.tensor(labels[held], dtype=torch.float32)).numpy() - flux[held])
+    teff = labels[held, label_set.index("teff")]
+    report = {"all": error_summary(error)}
+    for low, high in ((3600, 4000), (4000, 4500), (4500, 5000), (5000, 5600)):
+        report[f"{low}-{high} K"] = error_summary(error[(teff >= low) & (teff < high)])
+    (options.work / "emulator.json").write_text(json.dumps(report, indent=1))
+    save_state({"emulator": network.state_dict(), "labels": label_set.to_dict()}, options.work / "emulator.pt")
+    log.info("held-out errors: %s", json.dumps(report, indent=1))
+
+
+def error_summary(error):
+    """Number of spectra and median, mean and 99th percentile of the absolute flux error."""
+    return {
+        "n": len(error),
+        "median": float(np.median(error)),
+        "mean": float(error.mean()),
+        "p99": float(np.percentile(error, 99)),
+    }
+
+
+def load_emulator(work):
+    """The emulator of the stage ``emulator`` and its labels."""
+    state = load_state(work / "emulator.pt")
+    label_set = LabelSet(**state["labels"])
+    network = Emulator(label_set.lower, label_set.upper, GRID.n_pixels)
+    network.load_state_dict(state["emulator"])
+    return network.eval().requires_grad_(False), label_set
+
+
+def tied_design(label_set):
+    """Matrix from (teff, logg, m_h, alpha_m, c_m, n_m, vmicro, vbroad) to the labels of the grid."""
+    design = np.zeros((8, len(label_set)))
+    for row, name in ((0, "teff"), (1, "logg"), (6, "vmicro"), (7, "vbroad")):
+        design[row, label_set.index(name)] = 1.0
+    for name in label_set:
+        design[2, label_set.index(name)] = name.endswith("_h")
+    design[3, [label_set.index(name) for name in ALPHA_ELEMENTS]] = 1.0
+    design[4, label_set.index("c_h")] = design[5, label_set.index("n_h")] = 1.0
+    return design
+
+
+def prior(options):
+    """Make the pool of synthetic labels, which is the label prior of the model.
+
+    (teff, logg, m_h, alpha_m) are drawn as for the observed stars. Elements
+    follow m_h and alpha_m with a scatter of 0.05 dex. What those four do not
+    fix (C, N, micro-turbulence, broadening) is centred on the medians of Eq. 9
+    fits with tied labels to 400 *training* stars, with their scatter.
+    """
+    network, label_set = load_emulator(options.work)
+    design = torch.tensor(tied_design(label_set), dtype=torch.float32)
+    with h5py.File(options.work / "observed.h5") as file:
+        flux, sigma = (torch.tensor(file[f"{key} train"][:400]) for key in ("spectra", "spectra_err"))
+        weight = torch.tensor(file["spectra_msk train"][:400]) / (sigma**2 + 0.03**2)  # 0.03: size of the gap
+    tied = torch.tensor([4500.0, 2.2, -0.2, 0.1, 0.0, 0.1, 1.5, 5.0]).repeat(len(flux), 1)
+    size = torch.tensor([100.0, 0.3, 0.1, 0.1, 0.1, 0.1, 0.3, 1.0])
+    lower, upper = (torch.tensor(a, dtype=torch.float32) for a in (label_set.lower, label_set.upper))
+    lower, upper = lower[[0, 1, 15, 15, 15, 15, 18, 19]], upper[[0, 1, 15, 15, 15, 15, 18, 19]]
+    jacobian = torch.func.vmap(torch.func.jacfwd(lambda p: network(p @ design)))
+    for _ in range(15):  # damped Gauss-Newton
+        for part in torch.arange(len(flux)).split(50):
+            slopes = jacobian(tied[part]) * size
+            weighted = slopes * weight[part][..., None]
+            normal = slopes.transpose(1, 2) @ weighted + 10.0 * torch.eye(len(size))
+            right = (weighted * (flux[part] - network(tied[part] @ design))[..., None]).sum(1)
+            move = torch.linalg.solve(normal, right).clamp(-2, 2) * size
+            tied[part] = torch.minimum(torch.maximum(tied[part] + move, lower), upper)
+    centre = tied[:, 4:].median(0).values.double().numpy()
+    low, high = np.percentile(tied[:, 4:].numpy(), [16, 84], axis=0)
+    scatter = (high - low) / 2
+    log.info("c_m, n_m, vmicro, vbroad: medians %s, scatter %s", centre.round(3), scatter.round(3))
+
+    rng = np.random.default_rng([options.seed, 9])
+    four = draw_labels(options.inputs, rng, N_TRAIN * 4, "0-8/10", COOL_FRACTION)
+    rest = centre + scatter * rng.standard_normal((len(four), 4))
+    pool = np.hstack([four, rest]) @ design.double().numpy()
+    abundances = [k for k, name in enumerate(label_set) if name.endswith("_h") and name not in ("c_h", "n_h")]
+    pool[:, abundances] += 0.05 * rng.standard_normal((len(pool), len(abundances)))
+    inside = ((pool >= label_set.lower) & (pool <= label_set.upper)).all(1)
+    log.info("%d of %d labels lie on the grid", inside.sum(), len(pool))
+    np.savez(options.work / "label_pool.npz", pool=pool[inside].astype(np.float32), centre=centre, scatter=scatter)
+
+
+def train(options):
+    """Train the translation networks; resumes from its checkpoint."""
+    torch.set_num_threads(options.threads)
+    network, _ = load_emulator(options.work)
+    with h5py.File(options.work / "observed.h5") as file:
+        flux, sigma, good = (file[f"{key} train"][:] for key in ("spectra", "spectra_err", "spectra_msk"))
+    pool = np.load(options.work / "label_pool.npz")["pool"]
+    settings = training_settings(options.seed)
+    trainer = Trainer(
+        NetworkSettings(split_filters=1),
+        settings,
+        SyntheticSpectra(network, pool, settings),
+        ObservedSpectra(flux, sigma, good == 0, settings),
+        options.work / "training",
+    )
+    trainer.run(checkpoint_every=250)
+
+
+def training_settings(seed):
+    """The paper's losses; faster rates, an averaged network, and two terms that align the latents sooner."""
+    return TrainingSettings(
+        n_iterations=16_000,
+        learning_rate=6e-4,
+        critic_learning_rate=4e-4,
+        schedule="cosine",
+        weight_latent=2.0,
+        weight_labels=5.0,
+        gradient_clip=300.0,
+        average_decay=0.995,
+        mixed_precision=True,
+        seed=seed,
+    )
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=[stage.__name__ for stage in STAGES])
+    parser.add_argument("--inputs", type=Path, required=True, help="folder with data/ and tools/")
+    parser.add_argument("--work", type=Path, required=True, help="folder for intermediate files")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser
+
+
+STAGES = (continuum, observed, emulator, prior, train)
+
+
+def main(argv=None):
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    options = build_parser().parse_args(argv)
+    options.work.mkdir(parents=True, exist_ok=True)
+    {stage.__name__: stage for stage in STAGES}[options.stage](options)
+
+
+if __name__ == "__main__":
+    main()
