@@ -1,0 +1,476 @@
+"""The border between specutils and plain arrays: `~specutils.Spectrum` on one side, `Pixels` on the other.
+
+Units, masks and the three kinds of uncertainty come off here, and spectra that
+arrive on another grid are resampled with their masks. Nothing here writes into
+the caller's arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import astropy.units as u
+import numpy as np
+from astropy.nddata import InverseVariance, StdDevUncertainty, VarianceUncertainty
+from scipy.ndimage import median_filter
+
+from cyclestarnet.exceptions import GridError, SpectrumError
+
+try:
+    from specutils import Spectrum
+except ImportError:  # specutils 1 knows the class by its old name only
+    from specutils import Spectrum1D as Spectrum
+
+__all__ = ["Pixels", "Spectrum", "to_pixels", "to_spectrum"]
+
+# Single-precision wavelengths of the same grid differ by 6e-8; a hundredth of an APOGEE pixel is 1.4e-7.
+SAME_WAVELENGTH = 1e-7
+# A step this many times the local one is a gap. Two dropped pixels make a gap, a change of sampling does not.
+GAP_FACTOR = 3.0
+# With less than half of its width seen, the mean of a pixel tells more about its neighbour than about itself.
+LEAST_COVERAGE = 0.5
+
+_COUNT_UNITS = {"adu", "ct", "DN", "electron", "mgy", "ph"}
+_PER_UNITS = {"beam", "bin", "pix", "vox"}
+_EXAMPLE = "Spectrum(flux=..., spectral_axis=..., uncertainty=StdDevUncertainty(...))"
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """A spectrum on the pixels of a model, as plain arrays.
+
+    Parameters
+    ----------
+    flux : array_like, shape (n_pixels,)
+        Continuum-normalised flux. Ignored pixels hold 1.
+    ivar : array_like, shape (n_pixels,)
+        Inverse variance of ``flux``; 0 = the pixel is ignored.
+    continuum : array_like, shape (n_pixels,), optional
+        What the flux was divided by, in the unit of the flux that came in.
+        None if the spectrum came normalised.
+
+    Raises
+    ------
+    SpectrumError
+        If the shapes differ, or ``ivar`` is negative or not finite.
+
+    Examples
+    --------
+    >>> from cyclestarnet.spectra import Pixels
+    >>> Pixels([1.0, 0.9, 1.0], [1e4, 1e4, 0.0]).n_good
+    2
+    """
+
+    flux: np.ndarray
+    ivar: np.ndarray
+    continuum: np.ndarray | None = None
+
+    def __post_init__(self):
+        for name in ("flux", "ivar", "continuum"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=float))
+        shapes = {name: np.shape(a) for name, a in vars(self).items() if a is not None}
+        if len(set(shapes.values())) != 1 or self.flux.ndim != 1:
+            raise SpectrumError(f"flux, ivar and continuum must be (n_pixels,) arrays of one length, but are {shapes}")
+        if not np.all((self.ivar >= 0) & (self.ivar < np.inf)):
+            raise SpectrumError("ivar must be finite and 0 or positive; 0 marks a pixel to ignore")
+
+    @property
+    def n_good(self) -> int:
+        """Number of pixels with a positive inverse variance."""
+        return int(np.count_nonzero(self.ivar))
+
+
+def to_pixels(spectrum, grid, *, recipe=None):
+    r"""Put a spectrum on the pixels of a model.
+
+    Wavelengths that agree with the grid's (to 1 part in 10 million) are taken
+    as they are, also if the spectrum has more pixels at either side of a chip.
+    Otherwise the flux is resampled, chip by chip; see Notes.
+
+    Parameters
+    ----------
+    spectrum : `~specutils.Spectrum`
+        Flux of shape (n,) in any unit of flux or counts, or dimensionless. The
+        spectral axis is a vacuum wavelength, frequency, energy or wavenumber
+        at rest, rising or falling. The uncertainty is a standard deviation, a
+        variance or an inverse variance; without unit it has that of the flux.
+        Ignored are pixels whose mask is True (or nonzero), whose flux is not
+        finite, or that have an infinite sigma or an inverse variance of 0.
+        The object is not changed.
+    grid : `~cyclestarnet.WavelengthGrid`
+        Pixels of the model.
+    recipe : `~cyclestarnet.ContinuumRecipe`, optional
+        Divides a flux with a physical unit by its continuum. A dimensionless
+        flux is taken as normalised and the recipe is not used.
+
+    Returns
+    -------
+    `Pixels`
+        Arrays of shape (n_pixels,), float64. Pixels without data have
+        ``flux`` 1 and ``ivar`` 0, and so have pixels whose continuum is not
+        positive.
+
+    Raises
+    ------
+    TypeError
+        If ``spectrum`` is not a `~specutils.Spectrum`.
+    GridError
+        If the spectral axis is a velocity or pixel axis, holds air wavelengths
+        (according to the metadata), is not at rest (according to its
+        ``radial_velocity``), or does not overlap with the grid.
+    SpectrumError
+        If the flux has several rows or no flux unit, the uncertainty is absent
+        or impossible at an unmasked pixel, no pixel is left, or the flux has a
+        physical unit and ``recipe`` is None.
+
+    See Also
+    --------
+    to_spectrum : the way back.
+
+    Notes
+    -----
+    Resampling conserves flux: the flux of an output pixel is the mean over the
+    good input pixels :math:`j` under it, weighted by the overlaps
+    :math:`o_{ij}`. The output pixel is good if they cover at least half of its
+    width. A step of more than three times the local one is a gap, which is
+    never bridged. Flux per frequency and counts per pixel are averaged like
+    flux per wavelength: over one pixel the difference is a constant factor,
+    which the continuum takes.
+
+    Resampling correlates neighbours, which an inverse variance per pixel
+    cannot tell. The variance that comes out is therefore not that of the pixel
+    alone, :math:`\sum_j W_{ij}^2 \sigma_j^2` with
+    :math:`W_{ij} = o_{ij}/c_i,\ c_i = \sum_j o_{ij}`, with which the
+    information in two half-pixel averages of the same noise counts twice, but
+
+    .. math:: \sigma_i^2 = \sum_j W_{ij} \sigma_j^2 \, w_j / c_i,
+
+    with the input widths :math:`w_j`. It conserves the inverse variance per
+    wavelength interval: error bars of labels keep their size on any grid. The
+    price is that chi2 per pixel comes out below 1 after resampling: by up to a
+    factor of 2 for grids of the same step, and more on a finer one.
+
+    Examples
+    --------
+    >>> import numpy as np, astropy.units as u
+    >>> from astropy.nddata import StdDevUncertainty
+    >>> from cyclestarnet.grid import WavelengthGrid
+    >>> from cyclestarnet.spectra import Spectrum, to_pixels
+    >>> spectrum = Spectrum(
+    ...     flux=np.ones(101) * u.one,
+    ...     spectral_axis=np.linspace(1500, 1510, 101) * u.nm,
+    ...     uncertainty=StdDevUncertainty(0.01 * np.ones(101)),
+    ... )
+    >>> pixels = to_pixels(spectrum, WavelengthGrid(np.linspace(15010, 15090, 41) * u.AA))
+    >>> pixels.ivar[0].round()  # every pixel is the mean of two
+    np.float64(20000.0)
+    """
+    if not isinstance(spectrum, Spectrum):
+        raise TypeError(
+            f"spectrum must be a specutils.Spectrum, but got {type(spectrum).__name__}; build one: {_EXAMPLE}"
+        )
+    if spectrum.flux.ndim != 1:
+        raise SpectrumError(
+            f"flux must have one dimension, but has shape {spectrum.flux.shape}; pass one row, for example spectrum[0]"
+        )
+    _check_frame(spectrum)
+    wavelength = _wavelength(spectrum.spectral_axis)
+    flux, variance, physical = _flux_and_variance(spectrum, wavelength)
+    if physical and recipe is None:
+        raise SpectrumError(
+            f"flux has the unit '{spectrum.flux.unit}' and there is no continuum recipe to normalise it; "
+            "pass recipe=ContinuumRecipe(...) or divide by the continuum first, so that the flux is dimensionless"
+        )
+    if physical and recipe.grid != grid:
+        raise GridError("recipe must be made for the grid of the model, but its grid is another one")
+    if wavelength[0] > wavelength[-1]:
+        wavelength, flux, variance = wavelength[::-1], flux[::-1], variance[::-1]
+    low, high = grid.wavelength.value[[0, -1]]
+    if wavelength[-1] < low or wavelength[0] > high:
+        raise GridError(
+            f"spectrum covers {wavelength[0]:.1f} to {wavelength[-1]:.1f} Angstrom, which does not overlap with the "
+            f"model's {low:.1f} to {high:.1f} Angstrom (vacuum); check the unit of the spectral axis"
+        )
+
+    selection = _matching_pixels(wavelength, grid)
+    if selection is not None:
+        flux, variance = flux[selection], variance[selection]
+    else:
+        flux, variance = _resample(wavelength, flux, variance, grid)
+    ivar = 1 / variance  # infinite variance, that of ignored pixels, turns into 0
+    if not np.any(ivar):
+        raise SpectrumError(
+            f"spectrum has no good pixel between {low:.1f} and {high:.1f} Angstrom: "
+            "none is covered, or all there are masked or not finite"
+        )
+
+    continuum = None
+    if physical:
+        continuum = recipe(flux, ivar)
+        usable = (continuum > 0) & np.isfinite(continuum)
+        if not np.any(usable & (ivar > 0)):
+            raise SpectrumError("the continuum is nowhere positive: is the sky subtracted twice, or is there no star?")
+        scale = np.where(usable, continuum, 1.0)
+        flux, ivar = flux / scale, np.where(usable, ivar * scale**2, 0.0)
+    return Pixels(np.where(ivar > 0, flux, 1.0), ivar, continuum)
+
+
+def to_spectrum(flux, grid, *, ivar=None, mask=None, meta=None):
+    """Make a spectrum of pixels.
+
+    Parameters
+    ----------
+    flux : array_like, shape (..., n_pixels)
+        Normalised flux. Values that are not finite are masked.
+    grid : `~cyclestarnet.WavelengthGrid`
+        Pixels of the model.
+    ivar : array_like, shape (..., n_pixels), optional
+        Inverse variance. Pixels with 0 are masked, and their uncertainty is
+        NaN, so that nobody takes it for a measurement who ignores the mask.
+    mask : array_like of bool, shape (..., n_pixels), optional
+        True for further bad pixels.
+    meta : dict, optional
+        Metadata; copied.
+
+    Returns
+    -------
+    `~specutils.Spectrum`
+        Dimensionless, vacuum wavelengths in Angstrom, with a
+        `~astropy.nddata.StdDevUncertainty` if ``ivar`` is given.
+
+    Raises
+    ------
+    GridError
+        If an array has another length than the grid.
+    SpectrumError
+        If ``flux`` has a unit, or ``ivar`` is negative or NaN.
+
+    Examples
+    --------
+    >>> import numpy as np, astropy.units as u
+    >>> from cyclestarnet.grid import WavelengthGrid
+    >>> from cyclestarnet.spectra import to_spectrum
+    >>> grid = WavelengthGrid([1500, 1501, 1502] * u.nm)
+    >>> to_spectrum(np.ones(3), grid, ivar=[1e4, 1e4, 0]).mask
+    array([False, False,  True])
+    """
+    try:
+        flux = u.Quantity(flux, dtype=float).to_value(u.dimensionless_unscaled)
+    except (u.UnitConversionError, TypeError) as error:
+        raise SpectrumError("flux must be dimensionless: to_spectrum makes normalised spectra") from error
+    given = {"flux": flux, "ivar": ivar, "mask": mask}
+    for name, array in given.items():
+        if array is not None and (np.ndim(array) == 0 or np.shape(array)[-1] != grid.n_pixels):
+            raise GridError(f"{name} must have shape (..., {grid.n_pixels}), as the grid, but has {np.shape(array)}")
+    bad = ~np.isfinite(flux)
+    if mask is not None:
+        bad = bad | np.asarray(mask).astype(bool)
+    uncertainty = None
+    if ivar is not None:
+        ivar = np.broadcast_to(np.asarray(ivar, dtype=float), flux.shape)
+        if not np.all(ivar >= 0):
+            raise SpectrumError("ivar must be 0 or positive; 0 marks a pixel to ignore")
+        bad = bad | (ivar == 0)
+        uncertainty = StdDevUncertainty(np.where(ivar > 0, ivar, np.nan) ** -0.5)
+    return Spectrum(
+        flux=flux * u.dimensionless_unscaled,
+        spectral_axis=grid.wavelength.copy(),
+        spectral_axis_index=flux.ndim - 1,
+        uncertainty=uncertainty,
+        mask=bad,
+        meta=dict(meta or {}),
+    )
+
+
+# -- checks ----------------------------------------------------------------
+_AIR_CARDS = {
+    "AIRORVAC": lambda value: str(value).strip().lower() == "air",
+    "MEDIUM": lambda value: str(value).strip().lower() == "air",
+    "VACUUM": lambda value: str(value).strip().lower() in ("false", "f", "no", "0"),
+    "CTYPE1": lambda value: str(value).strip().upper().startswith("AWAV"),
+}
+
+
+def _check_frame(spectrum):
+    """Raise if the metadata say that the wavelengths are in air or not at rest."""
+    header = spectrum.meta.get("header")
+    for source in (spectrum.meta, header):
+        for key, is_air in _AIR_CARDS.items():
+            for spelling in (key, key.lower()):
+                try:
+                    value = source[spelling]
+                except (KeyError, TypeError, IndexError):
+                    continue
+                if is_air(value):
+                    _raise_air(f"{spelling} = {value!r} in its metadata")
+    # Neither astropy nor specutils turns an AWAV axis into vacuum.
+    ctypes = getattr(getattr(spectrum.wcs, "wcs", None), "ctype", None) or ()
+    for ctype in ctypes:
+        if _AIR_CARDS["CTYPE1"](ctype):
+            _raise_air(f"CTYPE = '{ctype}' of its WCS")
+    velocity = spectrum.radial_velocity
+    if velocity is not None and np.any(velocity.value != 0):
+        raise GridError(
+            f"spectrum has radial_velocity = {velocity:.3f}, so its spectral axis is not at rest; "
+            "call spectrum.shift_spectrum_to(radial_velocity=0 * u.km / u.s) first"
+        )
+
+
+def _raise_air(why):
+    raise GridError(
+        f"spectrum has air wavelengths ({why}), but the model needs vacuum; make a new one with "
+        "spectral_axis=air_to_vacuum(spectrum.spectral_axis) and without that entry"
+    )
+
+
+def _wavelength(axis):
+    """Vacuum wavelengths in Angstrom of a spectral axis, in its own direction."""
+    try:
+        with np.errstate(divide="ignore"):  # a frequency of 0 is reported below
+            # A bare Quantity: a spectral coordinate would ask for a rest value.
+            wavelength = u.Quantity(axis.value, axis.unit, dtype=float).to_value(u.AA, u.spectral())
+    except u.UnitConversionError:
+        raise GridError(
+            f"the spectral axis has the unit '{axis.unit}', but must be a wavelength, frequency, energy or wavenumber"
+        ) from None
+    steps = np.diff(wavelength)
+    if len(wavelength) < 2:
+        raise GridError(f"the spectral axis must have 2 or more pixels, but has {len(wavelength)}")
+    if not np.all(np.isfinite(wavelength) & (wavelength > 0)) or not (np.all(steps > 0) or np.all(steps < 0)):
+        raise GridError("the spectral axis must be finite, positive and strictly rising or strictly falling")
+    return wavelength
+
+
+def _is_flux_unit(unit):
+    """Whether a unit is that of a flux, surface brightness or count, per whatever interval."""
+    if isinstance(unit, u.LogUnit):
+        return False
+    powers = dict(zip((base.name for base in unit.decompose().bases), unit.decompose().powers, strict=True))
+    rest = {name: power for name, power in powers.items() if not (name in _PER_UNITS and power < 0)}
+    if rest.get("rad") == -2:
+        del rest["rad"]
+    counts = [name for name in rest if name in _COUNT_UNITS]
+    if counts:
+        time, length = rest.pop("s", 0), rest.pop("m", 0)
+        return rest == {counts[0]: 1} and time in (0, -1) and length in (0, -1, -2, -3)
+    stripped = u.dimensionless_unscaled
+    for name, power in rest.items():
+        stripped = stripped * u.Unit(name) ** power
+    return stripped.is_equivalent(u.Jy, u.spectral_density(1 * u.um))
+
+
+def _flux_and_variance(spectrum, wavelength):
+    """Flux (0 where ignored), variance (inf where ignored), and whether the flux has a physical unit."""
+    unit = spectrum.flux.unit
+    physical = not (unit.is_equivalent(u.dimensionless_unscaled) and not isinstance(unit, u.LogUnit))
+    if physical and not _is_flux_unit(unit):
+        raise SpectrumError(
+            f"flux has the unit '{unit}', which is no flux: it must be dimensionless (normalised), a spectral flux "
+            "density, a surface brightness, or counts; magnitudes must be turned into flux first"
+        )
+    if not physical:
+        unit = u.dimensionless_unscaled
+    flux = np.asarray(spectrum.flux.to_value(unit), dtype=float)
+
+    given = spectrum.uncertainty
+    if given is None:
+        raise SpectrumError(
+            f"spectrum has no uncertainty, without which no pixel can be weighted; give one: {_EXAMPLE}"
+        )
+    if not isinstance(given, (StdDevUncertainty, VarianceUncertainty, InverseVariance)):
+        raise SpectrumError(
+            "uncertainty must be a StdDevUncertainty, VarianceUncertainty or InverseVariance, "
+            f"but is {type(given).__name__}"
+        )
+    raw = np.asarray(given.array, dtype=float)  # squares of single-precision errors can underflow
+    if raw.shape != flux.shape:
+        raise SpectrumError(f"uncertainty must have the shape of the flux, {flux.shape}, but has {raw.shape}")
+    with np.errstate(all="ignore"):  # what comes of 0, NaN and inf is sorted out below
+        variance = type(given)(raw, unit=given.unit).represent_as(VarianceUncertainty)
+        values = np.asarray(variance.array, dtype=float)
+        if variance.unit is not None:
+            try:
+                values = values * variance.unit.to(unit**2)
+            except u.UnitConversionError:
+                raise SpectrumError(
+                    f"uncertainty has the unit '{given.unit}', which does not fit a flux in '{unit}'"
+                ) from None
+
+    good = np.isfinite(flux)
+    if spectrum.mask is not None:
+        try:
+            good &= ~np.broadcast_to(np.asarray(spectrum.mask).astype(bool), flux.shape)
+        except ValueError:
+            raise SpectrumError(
+                f"mask must have the shape of the flux, {flux.shape}, but has {np.shape(spectrum.mask)}"
+            ) from None
+    if not np.any(good):
+        raise SpectrumError(f"all {len(flux)} pixels are masked or not finite; mask is True where a pixel is bad")
+    impossible = good & ((raw < 0) | ~(values > 0))
+    if np.any(impossible):
+        first = np.argmax(impossible)
+        raise SpectrumError(
+            f"uncertainty is NaN, zero or negative at {np.count_nonzero(impossible)} of {np.count_nonzero(good)} "
+            f"unmasked pixels, in pixel order first at {wavelength[first]:.2f} Angstrom; set mask to True there"
+        )
+    good &= values < np.inf
+    return np.where(good, flux, 0.0), np.where(good, values, np.inf), physical
+
+
+# -- resampling ------------------------------------------------------------
+def _matching_pixels(wavelength, grid):
+    """Positions of the grid's pixels in rising wavelengths, or None if they are not all there."""
+    wanted = grid.wavelength.value
+    found = np.searchsorted(wavelength, wanted * (1 - SAME_WAVELENGTH))
+    if found[-1] >= len(wavelength) or np.any(np.abs(wavelength[found] - wanted) > SAME_WAVELENGTH * wanted):
+        return None
+    # A finer spectrum can contain every pixel centre too; taking those would throw its other pixels away.
+    if any(np.any(np.diff(found[start:stop]) != 1) for start, stop in grid.chips):
+        return None
+    return found
+
+
+def _input_edges(wavelength):
+    """Lower and upper edges of pixels at rising wavelengths; pixels beside a gap end half a step into it."""
+    step = np.diff(wavelength)
+    # Mirrored at the ends, so that a gap next to the first pixel counts once.
+    usual = median_filter(step, size=11, mode="mirror")
+    gap = step > GAP_FACTOR * usual
+    half = np.where(gap, np.nan, step / 2)
+    left, right = np.append(np.nan, half), np.append(half, np.nan)
+    local = np.append(usual[0], usual) / 2  # only for a pixel between two gaps
+    own_left = np.where(np.isfinite(left), left, np.where(np.isfinite(right), right, local))
+    own_right = np.where(np.isfinite(right), right, np.where(np.isfinite(left), left, local))
+    lower, upper = wavelength - own_left, wavelength + own_right
+    # Exactly equal edges between neighbours, so that no sliver between them counts as not covered.
+    upper[:-1] = np.where(gap, upper[:-1], lower[1:])
+    return lower, upper
+
+
+def _resample(wavelength, flux, variance, grid):
+    """Flux and variance on the grid; see the Notes of `to_pixels`."""
+    lower, upper = _input_edges(wavelength)
+    width, good = upper - lower, np.isfinite(variance)
+    noise = np.where(good, variance, 0.0) * width
+    out_flux, out_variance = np.zeros(grid.n_pixels), np.full(grid.n_pixels, np.inf)
+    for start, stop in grid.chips:
+        edges = grid.edges((start, stop))
+        near = (upper > edges[0]) & (lower < edges[-1])
+        if not np.any(near):
+            continue
+        # Between neighbouring cuts there is one output pixel and at most one input pixel.
+        cuts = np.unique(np.clip(np.concatenate([lower[near], upper[near], edges]), edges[0], edges[-1]))
+        middle, overlap = 0.5 * (cuts[1:] + cuts[:-1]), np.diff(cuts)
+        output = np.searchsorted(edges, middle) - 1
+        source = np.searchsorted(lower, middle) - 1
+        known = (source >= 0) & (middle < upper[source]) & good[source]
+        output, source, overlap = output[known], source[known], overlap[known]
+        n = stop - start
+        covered = np.bincount(output, overlap, n)
+        enough = covered >= (LEAST_COVERAGE - 1e-6) * np.diff(edges)  # exactly half is enough, rounding or not
+        seen = np.where(enough, covered, 1.0)
+        out_flux[start:stop] = np.where(enough, np.bincount(output, overlap * flux[source], n) / seen, 0.0)
+        spread = np.bincount(output, overlap * noise[source], n) / seen**2
+        out_variance[start:stop] = np.where(enough, spread, np.inf)
+    return out_flux, out_variance
