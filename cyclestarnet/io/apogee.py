@@ -1,0 +1,430 @@
+"""Readers of APOGEE files: apStar (DR12 to DR17), aspcapStar and apVisit.
+
+Unlike the readers of specutils, these keep the pixel bitmask, choose which of
+its bits make a pixel bad, and bring visits to the rest frame. They are
+registered there as well, by name::
+
+    Spectrum.read("apStar-....fits", format="cyclestarnet apStar")
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import warnings
+from types import MappingProxyType
+
+import astropy.units as u
+import numpy as np
+from astropy.constants import c as SPEED_OF_LIGHT
+from astropy.io import fits
+from astropy.nddata import StdDevUncertainty
+from astropy.nddata.bitmask import bitfield_to_boolean_mask
+from specutils.io.registers import data_loader
+
+from cyclestarnet.exceptions import FileFormatError
+from cyclestarnet.spectra import Spectrum
+
+__all__ = ["APOGEE_BAD_BITS", "read_apstar", "read_apvisit", "read_aspcapstar"]
+
+# APOGEE_PIXMASK of SDSS, in bit order.
+_BIT_NAMES = (
+    "BADPIX",
+    "CRPIX",
+    "SATPIX",
+    "UNFIXABLE",
+    "BADDARK",
+    "BADFLAT",
+    "BADERR",
+    "NOSKY",
+    "LITTROW_GHOST",
+    "PERSIST_HIGH",
+    "PERSIST_MED",
+    "PERSIST_LOW",
+    "SIG_SKYLINE",
+    "SIG_TELLURIC",
+    "NOT_ENOUGH_PSF",
+)
+_BITS = {name: bit for bit, name in enumerate(_BIT_NAMES)}
+
+#: Bits of the APOGEE pixel mask that make a pixel bad by default: name -> number.
+APOGEE_BAD_BITS = MappingProxyType({name: bit for name, bit in _BITS.items() if bit < 8 or name == "SIG_SKYLINE"})
+
+_FLUX_UNIT = u.Unit("1e-17 erg / (Angstrom cm2 s)")
+# Bad pixels often keep a plausible flux, with the error multiplied by 1e10.
+_HUGE_ERROR = 1e5
+# Beginnings of the header cards that are used.
+_CARDS = ("CRVAL1", "CDELT1", "CRPIX1", "VRAD", "SNR", "OBJ", "TELESCOP", "FIELD")
+# The pipeline writes 99999 or more where it found no velocity; nothing that APOGEE observed is this fast.
+_LARGEST_VELOCITY = 5000.0
+
+# No identifier recognises a file: specutils has readers of its own for these, and a
+# second one that says "mine" would make Spectrum.read(path) without a format ambiguous
+# for everybody who happens to have imported this package. force: reloading is no error.
+_REGISTER = {"identifier": lambda *args, **kwargs: False, "extensions": ["fits"], "priority": -10, "force": True}
+
+
+@data_loader("cyclestarnet apStar", **_REGISTER)
+def read_apstar(path, *, row=0, mask_bits=None):
+    """Read a combined spectrum, or one of its visits, from an apStar file.
+
+    Parameters
+    ----------
+    path : str, path-like, file-like or `~astropy.io.fits.HDUList`
+        The file.
+    row : int, optional
+        0 (default): combination weighted pixel by pixel; 1: combination with
+        one weight per visit; 2, 3, ...: the visits. Files of a single visit
+        have only row 0, or leave row 1 empty.
+    mask_bits : iterable of int or str, optional
+        Numbers or names of the bits that make a pixel bad. Default:
+        `APOGEE_BAD_BITS`. An empty list: none.
+
+    Returns
+    -------
+    `~specutils.Spectrum`
+        Flux in 1e-17 erg/s/cm2/Angstrom, shape (8575,), float64; vacuum
+        wavelengths in Angstrom at rest; `~astropy.nddata.StdDevUncertainty`;
+        mask, True = bad. ``meta`` holds ``bitmask`` (the raw integers),
+        ``mask_bits``, ``row``, ``snr``, ``object``, ``apogee_id``,
+        ``telescope``, ``field`` (None where the header lacks them), ``file``,
+        ``medium``, ``frame`` and ``header`` (the primary one).
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    FileFormatError
+        If it is truncated or no apStar file, or the row is absent or empty.
+    ValueError
+        If ``mask_bits`` names an unknown bit.
+
+    Notes
+    -----
+    Masked are also pixels whose error is not positive and finite or more than
+    100 000 times the median, and whose flux is not finite.
+
+    Examples
+    --------
+    A made-up file of three rows; usually ``path`` is the name of a file.
+
+    >>> import numpy as np
+    >>> from astropy.io import fits
+    >>> from cyclestarnet.io import read_apstar
+    >>> header = fits.Header({"CRVAL1": 4.179, "CDELT1": 6e-6})
+    >>> flux, bits = np.ones((3, 100)), np.zeros((3, 100), dtype=int)
+    >>> images = [fits.ImageHDU(data, header) for data in (flux, 0.01 * flux, bits)]
+    >>> spectrum = read_apstar(fits.HDUList([fits.PrimaryHDU(), *images]), row=2)
+    >>> print(spectrum.flux.unit)
+    1e-17 erg / (Angstrom s cm2)
+    """
+    numbers = _bit_numbers(mask_bits)
+    name, header, images = _read(path, "apStar", 3)
+    _check_bitmask(name, "apStar", images)
+    (flux, image_header), (error, _), (bits, _) = images
+    wavelength = _log_wavelength(name, "apStar", flux.shape[-1], image_header, header)
+    flux, error, bits = np.atleast_2d(flux), np.atleast_2d(error), np.atleast_2d(bits)
+    row = operator.index(row)
+    filled = [k for k in range(len(flux)) if np.any(np.nan_to_num(flux[k]))]
+    if row not in filled:
+        state = "is empty" if 0 <= row < len(flux) else "does not exist"
+        raise FileFormatError(
+            f"row {row} of {name} {state}; rows with a spectrum: {', '.join(map(str, filled)) or 'none'} "
+            "(0 and 1 are combinations, 2 and more are visits)"
+        )
+    meta = _meta(name, header, numbers, bits[row])
+    meta |= {"row": row, "snr": header.get("SNR" if row < 2 else f"SNRVIS{row - 1}")}
+    return _spectrum(flux[row] * _FLUX_UNIT, error[row], wavelength, bits[row], numbers, meta)
+
+
+@data_loader("cyclestarnet aspcapStar", **_REGISTER)
+def read_aspcapstar(path, *, mask_bits=None):
+    """Read the normalised spectrum from an aspcapStar file.
+
+    The normalisation is ASPCAP's own, a pseudo-continuum that differs from
+    `~cyclestarnet.ContinuumRecipe`: such a spectrum is right for a model that
+    was trained on such spectra. The file has no pixel bitmask.
+
+    Parameters
+    ----------
+    path : str, path-like, file-like or `~astropy.io.fits.HDUList`
+        The file.
+    mask_bits : iterable of int or str, optional
+        As in `read_apstar`, for the files that have an integer image of the
+        same shape after the model. Others have no bits, and the argument has
+        no effect.
+
+    Returns
+    -------
+    `~specutils.Spectrum`
+        Dimensionless flux, shape (8575,), float64, as in `read_apstar`. Pixels
+        between the detectors, which the file fills with zeros, are masked.
+        ``meta["aspcap_model"]`` holds ASPCAP's best fit, shape (8575,);
+        ``meta["bitmask"]`` is None without bits.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    FileFormatError
+        If it is truncated or no aspcapStar file.
+    ValueError
+        If ``mask_bits`` names an unknown bit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy.io import fits
+    >>> from cyclestarnet.io import read_aspcapstar
+    >>> header = fits.Header({"CRVAL1": 4.179, "CDELT1": 6e-6})
+    >>> images = [fits.ImageHDU(value * np.ones(100), header) for value in (1.0, 0.01, 0.99)]
+    >>> spectrum = read_aspcapstar(fits.HDUList([fits.PrimaryHDU(), *images]))
+    >>> spectrum.meta["aspcap_model"][:2]
+    array([0.99, 0.99])
+    """
+    numbers = _bit_numbers(mask_bits)
+    name, header, images = _read(path, "aspcapStar", 3, optional=1)
+    (flux, image_header), (error, _), (model, _) = images[:3]
+    if not np.issubdtype(model.dtype, np.floating):
+        raise FileFormatError(
+            f"HDU 3 of {name} holds integers, but ASPCAP's best fit was expected; is it an apStar or apVisit file? "
+            "Use read_apstar or read_apvisit"
+        )
+    if flux.ndim != 1:
+        raise FileFormatError(f"HDU 1 of {name} must have one row, as in an aspcapStar file, but has {flux.shape}")
+    wavelength = _log_wavelength(name, "aspcapStar", len(flux), image_header, header)
+    bits = None
+    if len(images) > 3 and images[3][0].shape == flux.shape and np.issubdtype(images[3][0].dtype, np.integer):
+        bits = images[3][0]
+    meta = _meta(name, header, numbers, bits)
+    meta |= {"snr": header.get("SNR"), "aspcap_model": np.array(model, dtype=float)}
+    return _spectrum(flux * u.dimensionless_unscaled, error, wavelength, bits, numbers, meta)
+
+
+@data_loader("cyclestarnet apVisit", **_REGISTER)
+def read_apvisit(path, *, velocity=None, mask_bits=None):
+    """Read the spectrum of one visit from an apVisit file and bring it to rest.
+
+    The three detectors are joined in order of wavelength, with the gaps
+    between them left open, and wavelengths are divided by 1 + velocity/c. The
+    pixels stay those of the detectors: `~cyclestarnet.spectra.to_pixels`
+    resamples them.
+
+    Parameters
+    ----------
+    path : str, path-like, file-like or `~astropy.io.fits.HDUList`
+        The file.
+    velocity : `~astropy.units.Quantity`, optional
+        Radial velocity relative to the observatory; positive = receding.
+        Default: ``VRAD`` of the header.
+    mask_bits : iterable of int or str, optional
+        As in `read_apstar`.
+
+    Returns
+    -------
+    `~specutils.Spectrum`
+        As in `read_apstar`, with about 12 288 pixels. ``meta["velocity"]`` is
+        the velocity that was taken out.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    FileFormatError
+        If it is truncated or no apVisit file, or has no velocity and none is given.
+    ValueError
+        If ``mask_bits`` names an unknown bit, or ``velocity`` is no velocity.
+
+    Notes
+    -----
+    The wavelengths of the file are vacuum, as seen at the telescope, so the
+    shift to take out is the one that was measured there, ``VRAD``. ``VHELIO``
+    is ``VRAD`` plus the motion of the Earth (``BC``, up to 30 km/s or 7
+    pixels): it belongs in catalogues, and would put the lines in wrong places
+    here. In some data releases velocities are measured in a later step, and
+    the files have none.
+
+    Examples
+    --------
+    >>> from astropy.utils.data import get_pkg_data_filename
+    >>> from cyclestarnet.io import read_apvisit
+    >>> path = get_pkg_data_filename("data/apVisit-r13-9518-57729-104.fits", package="cyclestarnet")
+    >>> spectrum = read_apvisit(path)
+    >>> print(spectrum.meta["object"], spectrum.meta["velocity"])
+    2M00242666+5341178 -67.472 km / s
+    """
+    numbers = _bit_numbers(mask_bits)
+    if velocity is not None:
+        velocity = _checked_velocity(velocity)
+    name, header, images = _read(path, "apVisit", 4)
+    _check_bitmask(name, "apVisit", images)
+    (flux, _), (error, _), (bits, _), (wavelength, _) = images
+    if flux.ndim != 2 or not np.issubdtype(wavelength.dtype, np.floating):
+        raise FileFormatError(
+            f"{name} must have rows of detectors with wavelengths in HDU 4, as an apVisit file, but has shape "
+            f"{flux.shape}; is it an apStar file? Use read_apstar"
+        )
+    wavelength = np.array(wavelength, dtype=float).ravel()
+    order = np.argsort(wavelength)
+    wavelength = wavelength[order]
+    if not np.all(np.isfinite(wavelength)) or wavelength[0] <= 0 or not np.all(np.diff(wavelength) > 0):
+        raise FileFormatError(
+            f"wavelengths of {name} (HDU 4) must be positive and differ, but do not; "
+            "is it an apStar file? Use read_apstar"
+        )
+    if velocity is None:
+        value = header.get("VRAD")
+        if not isinstance(value, (int, float)) or not abs(value) < _LARGEST_VELOCITY:
+            raise FileFormatError(
+                f"the header of {name} has no usable VRAD (it is {value!r}), so the spectrum cannot be brought to "
+                "rest; give the velocity relative to the observatory: velocity=... * u.km / u.s"
+            )
+        velocity = value * u.km / u.s
+    wavelength = wavelength / (1 + (velocity / SPEED_OF_LIGHT).to_value(u.one))
+    bits = bits.ravel()[order]
+    meta = _meta(name, header, numbers, bits)
+    meta |= {"snr": header.get("SNR"), "velocity": velocity}
+    return _spectrum(flux.ravel()[order] * _FLUX_UNIT, error.ravel()[order], wavelength, bits, numbers, meta)
+
+
+# -- the common parts --------------------------------------------------------
+def _bit_numbers(mask_bits):
+    """Sorted bit numbers of names or numbers; None = the default."""
+    if mask_bits is None:
+        return tuple(APOGEE_BAD_BITS.values())
+    if isinstance(mask_bits, (str, int, np.integer)):
+        raise ValueError(
+            f"mask_bits must be a list of bit numbers or names, but got {mask_bits!r}; write mask_bits=[{mask_bits!r}]"
+        )
+    numbers = set()
+    for bit in mask_bits:
+        number = _BITS.get(bit.upper(), -1) if isinstance(bit, str) else operator.index(bit)
+        if not 0 <= number < 32:
+            known = ", ".join(f"{b} {name}" for name, b in _BITS.items())
+            raise ValueError(f"mask_bits has the unknown bit {bit!r}; known: {known}")
+        numbers.add(number)
+    return tuple(sorted(numbers))
+
+
+def _checked_velocity(velocity):
+    try:
+        velocity = u.Quantity(velocity).to(u.km / u.s)
+    except (u.UnitConversionError, TypeError):
+        velocity = None
+    if velocity is None or not velocity.isscalar or not abs(velocity) < SPEED_OF_LIGHT:
+        raise ValueError("velocity must be one velocity below that of light, for example -67.5 * u.km / u.s")
+    return velocity
+
+
+def _read(path, kind, n_images, *, optional=0):
+    """Name, primary header, and (array, header) of the first images of a FITS file, all read into memory."""
+    name = str(path) if isinstance(path, (str, os.PathLike)) else str(getattr(path, "name", "the HDU list"))
+    if isinstance(path, (str, os.PathLike)) and os.path.isdir(path):
+        raise FileFormatError(f"{name} is a directory, but an {kind} FITS file was expected")
+    wanted = f"an {kind} FITS file was expected"
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            if isinstance(path, fits.HDUList):
+                header, images = _images(path, n_images, optional)
+            else:
+                with fits.open(path, memmap=False) as hdus:
+                    header, images = _images(hdus, n_images, optional)
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # damaged bytes raise what they like: zlib.error, BadZipFile, TypeError, ...
+        raise FileFormatError(f"{name} cannot be read ({error}), but {wanted}; is it complete?") from error
+    for warning in caught:
+        text = " ".join(str(warning.message).split())
+        # astropy goes on after these two, with the HDUs it has seen until then.
+        if "truncated" in text or "Error validating header" in text:
+            raise FileFormatError(f"{name} is truncated or damaged ({text}); get the file again")
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if len(images) < n_images:
+        raise FileFormatError(
+            f"{name} has {len(images)} images in its first HDUs, but {wanted}, with {n_images} or more"
+        )
+    shapes = [array.shape for array, _ in images[:n_images]]
+    if len(set(shapes)) != 1 or len(shapes[0]) not in (1, 2):
+        raise FileFormatError(f"the images of {name} have the shapes {shapes}, but {wanted}, where they are equal")
+    return name, header, images
+
+
+def _images(hdus, n_images, optional):
+    len(hdus)  # reads to the end of the file, which is how a cut is noticed
+    images = []
+    for hdu in hdus[1 : 1 + n_images + optional]:
+        if not hdu.is_image or hdu.data is None:
+            break
+        images.append((hdu.data, hdu.header))
+    for hdu in hdus[:2]:
+        for key in hdu.header:
+            if key.startswith(_CARDS):
+                hdu.header[key]  # cards are parsed when they are looked at; the broken ones shall raise here
+    return hdus[0].header, images
+
+
+def _check_bitmask(name, kind, images):
+    if not np.issubdtype(images[2][0].dtype, np.integer):
+        raise FileFormatError(
+            f"HDU 3 of {name} does not hold integers, but a pixel bitmask was expected, as in an {kind} file; "
+            "is it an aspcapStar file? Use read_aspcapstar"
+        )
+
+
+def _log_wavelength(name, kind, n_pixels, *headers):
+    """Wavelengths in Angstrom of the first header that has a logarithmic grid."""
+    for header in headers:
+        start, step = header.get("CRVAL1"), header.get("CDELT1")
+        if start is not None and step is not None:
+            break
+    else:
+        raise FileFormatError(
+            f"the headers of {name} lack CRVAL1 and CDELT1, which give the wavelengths of an {kind} file; "
+            "is it an apVisit file? Use read_apvisit"
+        )
+    # Powers of ten: 1000 Angstrom to 10 micron, in steps of less than a percent.
+    reference = header.get("CRPIX1", 1)
+    numbers = all(isinstance(value, (int, float)) for value in (start, step, reference))
+    if not numbers or not 3 <= start <= 5 or not 0 < step < 0.005:
+        raise FileFormatError(
+            f"CRVAL1 = {start} and CDELT1 = {step} in {name} are not the log10(wavelength / Angstrom) grid "
+            f"of an {kind} file"
+        )
+    return 10 ** (start + step * (np.arange(n_pixels) + 1 - reference))
+
+
+def _meta(name, header, numbers, bits):
+    star = header.get("OBJID", header.get("OBJECT"))
+    return {
+        "object": star,
+        "apogee_id": star,
+        "telescope": header.get("TELESCOP"),
+        "field": header.get("FIELD"),
+        "file": name,
+        "bitmask": None if bits is None else np.array(bits, dtype=np.int64),
+        "mask_bits": numbers,
+        "medium": "vacuum",
+        "frame": "rest",
+        "header": header,
+    }
+
+
+def _spectrum(flux, error, wavelength, bits, numbers, meta):
+    """Join the parts, as native float64, and mask what is bad."""
+    flux = u.Quantity(flux.value.astype(float), flux.unit)
+    error = np.array(error, dtype=float)
+    bad = ~(np.isfinite(flux.value) & np.isfinite(error) & (error > 0))
+    if bits is not None:
+        # The function drops the bits it is given unless told to flip them; int64 because bit 15 is a sign elsewhere.
+        chosen = sum(1 << bit for bit in numbers)
+        bad |= bitfield_to_boolean_mask(np.array(bits, dtype=np.int64), ignore_flags=chosen, flip_bits=True)
+    if not np.all(bad):
+        bad |= ~(error <= _HUGE_ERROR * np.median(error[~bad]))
+    return Spectrum(
+        flux=flux,
+        spectral_axis=wavelength * u.AA,
+        uncertainty=StdDevUncertainty(error, unit=flux.unit),
+        mask=bad,
+        meta=meta,
+    )
