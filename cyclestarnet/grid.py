@@ -6,6 +6,7 @@ A grid is data, never a constant: it travels inside every saved model.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import astropy.units as u
 import numpy as np
@@ -136,7 +137,7 @@ def apogee_grid(n_pixels=7167):
         raise GridError(f"n_pixels must be between 2 and {len(index)}, but is {n_pixels}")
     index = index[:n_pixels]
     lengths = np.cumsum([0] + [b - a for a, b in APSTAR_CHIPS])
-    chips = [(a, min(b, n_pixels)) for a, b in zip(lengths[:-1], lengths[1:], strict=True) if a < n_pixels]
+    chips = [(a, min(b, n_pixels)) for a, b in pairwise(lengths.tolist()) if a < n_pixels]
     return WavelengthGrid(10 ** (APSTAR_LOG10_START + APSTAR_LOG10_STEP * index) * u.AA, tuple(chips))
 
 

@@ -1,0 +1,111 @@
+"""The continuum recipe against numpy's own Chebyshev fits."""
+
+import astropy.units as u
+import numpy as np
+import pytest
+from numpy.polynomial import Chebyshev
+
+from cyclestarnet.continuum import ContinuumRecipe
+from cyclestarnet.exceptions import GridError, SpectrumError
+from cyclestarnet.grid import WavelengthGrid
+
+N = 300
+CHIPS = ((0, 160), (160, 300))
+
+
+@pytest.fixture
+def grid():
+    return WavelengthGrid(10 ** (4.18 + 6e-6 * np.r_[0:160, 400:540]) * u.AA, CHIPS)
+
+
+@pytest.fixture
+def recipe(grid):
+    return ContinuumRecipe(grid, np.arange(N) % 7 == 3)
+
+
+@pytest.fixture
+def star():
+    rng = np.random.default_rng(1)
+    flux = 5 + np.sin(np.arange(N) / 80) - rng.exponential(0.1, N)
+    return flux, rng.uniform(10, 1000, N)
+
+
+def test_continuum_equals_weighted_chebyshev_fit_of_numpy(grid, recipe, star):
+    flux, ivar = star
+    for start, stop in CHIPS:
+        axis, chip = np.log(grid.wavelength.value[start:stop]), recipe.pixels[start:stop]
+        fit = Chebyshev.fit(
+            axis[chip], flux[start:stop][chip], 4, w=np.sqrt(ivar[start:stop][chip]), domain=axis[[0, -1]]
+        )
+        np.testing.assert_allclose(recipe(flux, ivar)[start:stop], fit(axis), rtol=1e-9)
+
+
+@pytest.mark.parametrize("degree", [1, 3, 4])
+def test_polynomial_is_reproduced(grid, star, degree):
+    recipe = ContinuumRecipe(grid, np.arange(N) % 5 == 0, degree=degree)
+    x = np.log(grid.wavelength.value)
+    truth = Chebyshev(np.arange(1.0, degree + 2), domain=x[[0, -1]])(x) + 20
+    np.testing.assert_allclose(recipe(truth, star[1]), truth, rtol=1e-9)
+
+
+def test_pixels_off_the_list_do_not_matter(recipe, star):
+    flux, ivar = star
+    changed = np.where(recipe.pixels, flux, -1e6)
+    np.testing.assert_array_equal(recipe(changed, ivar), recipe(flux, ivar))
+
+
+@pytest.mark.parametrize("value", [1e9, np.nan, np.inf])
+def test_values_of_ignored_pixels_do_not_matter(recipe, star, value):
+    flux, ivar = star
+    ivar[np.flatnonzero(recipe.pixels)[::4]] = 0
+    changed = np.where(ivar > 0, flux, value)
+    np.testing.assert_array_equal(recipe(changed, ivar), recipe(flux, ivar))
+
+
+def test_many_spectra_are_as_one_by_one(recipe, star):
+    flux, ivar = star
+    many = flux * np.array([[1.0], [2.0], [1e-17]])
+    np.testing.assert_allclose(recipe(many, ivar), [recipe(f, ivar) for f in many], rtol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-17, 1e12])
+def test_scale_of_the_flux_does_not_matter(recipe, star, scale):
+    flux, ivar = star
+    np.testing.assert_allclose(recipe(flux * scale, ivar / scale**2) / scale, recipe(flux, ivar), rtol=1e-10)
+
+
+def test_chip_without_data_has_a_continuum_of_one(recipe, star):
+    flux, ivar = star
+    ivar[160:] = 0
+    np.testing.assert_array_equal(recipe(flux, ivar)[160:], 1)
+
+
+def test_too_few_good_continuum_pixels(recipe, star):
+    flux, ivar = star
+    ivar[np.flatnonzero(recipe.pixels[:160])[4:]] = 0
+    with pytest.raises(SpectrumError, match=r"Only 4 good continuum pixels between .* needs 5 or more"):
+        recipe(flux, ivar)
+
+
+def test_weights_that_count_for_nothing_are_no_good_pixels(recipe, star):
+    flux, ivar = star
+    ivar[np.flatnonzero(recipe.pixels[:160])[4:]] *= 1e-20
+    with pytest.raises(SpectrumError, match=r"Only 4 good"):
+        recipe(flux, ivar)
+
+
+def test_input_is_unchanged(recipe, star):
+    copies = [a.copy() for a in star]
+    recipe(*star)
+    for array, copy in zip(star, copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+def test_list_must_have_the_length_of_the_grid(grid):
+    with pytest.raises(GridError, match=r"must have shape \(300,\), but has \(10,\)"):
+        ContinuumRecipe(grid, np.ones(10))
+
+
+def test_every_chip_needs_continuum_pixels(grid):
+    with pytest.raises(GridError, match=r"Chip 1 has 0 continuum pixels; a polynomial of degree 4 needs 5"):
+        ContinuumRecipe(grid, np.arange(N) < 100)
