@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from cyclestarnet.exceptions import ModelFileError
 
-__all__ = ["load_state", "save_state", "write_atomically"]
+__all__ = ["load_arrays", "load_state", "save_arrays", "save_state", "write_atomically"]
+
+FORMAT = "cyclestarnet-model-1"
 
 
 def write_atomically(path, write: Callable[[Path], None]) -> None:
@@ -60,3 +66,33 @@ def load_state(path) -> dict:
         raise
     except Exception as error:  # torch raises a different class for each kind of damage
         raise ModelFileError(f"{path} is damaged or no file of plain weights: {error}") from error
+
+
+def save_arrays(arrays: dict[str, np.ndarray], metadata: dict, path) -> None:
+    """Write arrays and plain metadata to one safetensors file, atomically."""
+    header = {"format": FORMAT, "metadata": json.dumps(metadata)}
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata=header))
+
+
+def load_arrays(path) -> tuple[dict[str, np.ndarray], dict]:
+    """Read what `save_arrays` wrote.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is truncated, no safetensors file, or not one of ours.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no model file {path}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ModelFileError(f"{path} is truncated or no safetensors file: {error}") from error
+    if header.get("format") != FORMAT:
+        raise ModelFileError(
+            f"{path} is a safetensors file of another program (format {header.get('format')!r}, expected {FORMAT!r})"
+        )
+    return arrays, json.loads(header["metadata"])

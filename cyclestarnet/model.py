@@ -1,0 +1,679 @@
+"""`CalibratedModel`: the one object a user needs. It joins the rooms and computes nothing itself."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+import torch
+from astropy.table import QTable, vstack
+
+from cyclestarnet.backend.checkpoint import load_arrays, save_arrays
+from cyclestarnet.backend.emulator import Emulator
+from cyclestarnet.backend.networks import NetworkSettings, TranslationNetwork
+from cyclestarnet.backend.predictor import EmulatorPredictor, ObservedPredictor, Translator
+from cyclestarnet.continuum import ContinuumRecipe
+from cyclestarnet.diagnostics import LatentCloud, line_shift
+from cyclestarnet.exceptions import CycleStarNetError, FitWarning, GridError, LabelError, ModelFileError
+from cyclestarnet.fitting.objective import GaussianPrior, Objective
+from cyclestarnet.fitting.sampling import sample_posterior
+from cyclestarnet.fitting.solvers import minimise
+from cyclestarnet.grid import WavelengthGrid
+from cyclestarnet.labels import LabelSet, difference_unit
+from cyclestarnet.results import FitFlag, FitResult, Posterior
+from cyclestarnet.spectra import Pixels, to_pixels, to_spectrum
+
+__all__ = ["CalibratedModel"]
+
+SPACES = ("observed", "synthetic", "emulator")
+DOMAINS = ("observed", "synthetic")
+AIR_SHIFT = (-92.0, -72.0)  # km/s: where lines appear if air wavelengths are taken for vacuum
+REST = 10.0  # km/s
+ROUGH_ERROR = 0.01  # of a translated spectrum, before its own residuals tell
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CalibratedModel:
+    """A forward model of observed spectra: labels → emulator → translation.
+
+    Get one with `from_pretrained` or `load`; make one from trained parts with
+    the constructor.
+
+    Parameters
+    ----------
+    name : str
+    labels : `~cyclestarnet.LabelSet`
+    grid : `~cyclestarnet.WavelengthGrid`
+    emulator : `~cyclestarnet.backend.emulator.Emulator`
+    translator : `~cyclestarnet.backend.predictor.Translator`
+    recipe : `~cyclestarnet.ContinuumRecipe`
+    prior : `~cyclestarnet.fitting.objective.GaussianPrior`
+        Of the labels of the synthetic spectra in training.
+    scatter : dict of array, shape (n_pixels,)
+        The model's own error per pixel, 1 σ, for the spaces ``"observed"`` and ``"emulator"``.
+    cloud : `~cyclestarnet.diagnostics.LatentCloud`
+        Of the shared latents of observed training spectra.
+    typical_nuisance : array, shape (split_filters, latent_length), or None
+        Split latent to use where no observed spectrum gives one.
+    limits : dict
+        ``sigma_floor`` and ``sigma_max`` of training, ``reduced_chi2_total``
+        and ``prior_distance`` beyond which fits are flagged.
+    provenance : dict
+        What the model was made of, and its measured figures.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> from cyclestarnet import CalibratedModel
+    >>> model = CalibratedModel.from_pretrained()
+    >>> model.grid.n_pixels
+    7167
+    """
+
+    name: str
+    labels: LabelSet
+    grid: WavelengthGrid
+    emulator: Emulator
+    translator: Translator
+    recipe: ContinuumRecipe
+    prior: GaussianPrior
+    scatter: Mapping[str, np.ndarray]
+    cloud: LatentCloud
+    typical_nuisance: np.ndarray | None
+    limits: Mapping[str, float]
+    provenance: Mapping = field(default_factory=dict)
+
+    def __post_init__(self):
+        sizes = {
+            "grid": self.grid.n_pixels,
+            "emulator": self.emulator.n_pixels,
+            "translation network": self.translator.network.settings.n_pixels,
+            "continuum recipe": self.recipe.grid.n_pixels,
+        }
+        if len(set(sizes.values())) > 1:
+            raise GridError(f"the parts of a model must have the same number of pixels, but have {sizes}")
+        if len(self.labels) != self.emulator.n_labels:
+            raise LabelError(f"{len(self.labels)} labels, but the emulator takes {self.emulator.n_labels}")
+
+    # -- where models come from ------------------------------------------------
+    @classmethod
+    def from_pretrained(cls, name="apogee-giants"):
+        """Load a model that ships with the package.
+
+        Parameters
+        ----------
+        name : str, optional
+            Default: ``"apogee-giants"``.
+
+        Returns
+        -------
+        `CalibratedModel`
+
+        Raises
+        ------
+        ValueError
+            If there is no such model; the message lists those that exist.
+        """
+        folder = resources.files("cyclestarnet.data")
+        known = sorted(p.name.removesuffix(".safetensors") for p in folder.iterdir() if p.name.endswith(".safetensors"))
+        if name not in known:
+            raise ValueError(f"no embedded model {name!r}; there are {known}. For a file use CalibratedModel.load(path)")
+        with resources.as_file(folder / f"{name}.safetensors") as path:
+            return cls.load(path)
+
+    @classmethod
+    def load(cls, path):
+        """Read a model that `save` wrote, and verify it with its self-test vector.
+
+        Parameters
+        ----------
+        path : path-like
+
+        Raises
+        ------
+        ModelFileError
+            If the file is damaged, foreign, or predicts other spectra than it did when it was saved.
+        """
+        arrays, meta = load_arrays(path)
+        try:
+            model = cls._from_arrays(arrays, meta)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ModelFileError(f"{path} does not hold a complete model: {error}") from error
+        test_labels = arrays["selftest.labels"]
+        for domain, expected in (("synthetic", arrays["selftest.synthetic"]), ("observed", arrays["selftest.observed"])):
+            difference = np.abs(model._predictor(domain).flux(test_labels) - expected).max()
+            if not difference < 1e-4:
+                raise ModelFileError(
+                    f"{path} fails its self-test: the {domain} spectrum differs by {difference:.2g}; the file was altered"
+                )
+        return model
+
+    def save(self, path, *, half=False):
+        """Write the model to one safetensors file, atomically.
+
+        Parameters
+        ----------
+        path : path-like
+        half : bool, optional
+            Store weights in float16: half the size, flux changed by about 1e-4.
+        """
+        state = {f"network.{k}": v for k, v in self.translator.network.state_dict().items()}
+        state |= {f"emulator.{k}": v for k, v in self.emulator.state_dict().items()}
+        arrays = {k: v.to(torch.float16 if half and v.ndim > 1 else v.dtype).numpy() for k, v in state.items()}
+        arrays |= {
+            "grid.wavelength": self.grid.wavelength.value,
+            "recipe.pixels": self.recipe.pixels,
+            "prior.mean": self.prior.mean,
+            "prior.covariance": self.prior.covariance,
+            "scatter.observed": np.asarray(self.scatter["observed"], dtype=np.float32),
+            "scatter.emulator": np.asarray(self.scatter["emulator"], dtype=np.float32),
+            "cloud.mean": self.cloud.mean,
+            "cloud.basis": np.asarray(self.cloud.basis, dtype=np.float32),
+            "cloud.variance": self.cloud.variance,
+            "selftest.labels": self.prior.mean,
+        }
+        if self.typical_nuisance is not None:
+            arrays["typical_nuisance"] = self.typical_nuisance
+        meta = {
+            "name": self.name,
+            "labels": self.labels.to_dict(),
+            "chips": self.grid.chips,
+            "degree": self.recipe.degree,
+            "network": self.translator.network.settings.to_dict(),
+            "emulator": {"hidden": self.emulator.hidden, "activation": self.emulator.activation},
+            "flux_mean": self.translator.flux_mean,
+            "flux_std": self.translator.flux_std,
+            "cloud": {"rest": self.cloud.rest, "threshold": self.cloud.threshold},
+            "limits": dict(self.limits),
+            "provenance": dict(self.provenance),
+        }
+        # The self-test is of what a reader will get: of the rounded weights.
+        stored = type(self)._from_arrays(arrays, meta)
+        for domain in DOMAINS:
+            arrays[f"selftest.{domain}"] = stored._predictor(domain).flux(self.prior.mean).astype(np.float32)
+        save_arrays(arrays, meta, path)
+
+    @classmethod
+    def _from_arrays(cls, arrays, meta):
+        labels = LabelSet(**meta["labels"])
+        grid = WavelengthGrid(arrays["grid.wavelength"] * u.AA, tuple(map(tuple, meta["chips"])))
+        emulator = Emulator(labels.lower, labels.upper, grid.n_pixels, **meta["emulator"])
+        network = TranslationNetwork(NetworkSettings(**meta["network"]))
+        for prefix, module in (("emulator.", emulator), ("network.", network)):
+            own = {k.removeprefix(prefix): torch.from_numpy(v).float() for k, v in arrays.items() if k.startswith(prefix)}
+            module.load_state_dict(own)
+        return cls(
+            name=meta["name"],
+            labels=labels,
+            grid=grid,
+            emulator=emulator,
+            translator=Translator(network, meta["flux_mean"], meta["flux_std"]),
+            recipe=ContinuumRecipe(grid, arrays["recipe.pixels"], meta["degree"]),
+            prior=GaussianPrior(arrays["prior.mean"], arrays["prior.covariance"]),
+            scatter={space: arrays[f"scatter.{space}"].astype(float) for space in ("observed", "emulator")},
+            cloud=LatentCloud(arrays["cloud.mean"], arrays["cloud.basis"], arrays["cloud.variance"], **meta["cloud"]),
+            typical_nuisance=arrays.get("typical_nuisance"),
+            limits=meta["limits"],
+            provenance=meta["provenance"],
+        )
+
+    # -- forward ---------------------------------------------------------------
+    def predict(self, labels, *, domain="observed", like=None):
+        """Predict the spectrum of given labels.
+
+        Parameters
+        ----------
+        labels : mapping of str to `~astropy.units.Quantity`
+            All labels, within the training range; arrays give many spectra.
+        domain : {"observed", "synthetic"}, optional
+        like : `~specutils.Spectrum`, optional
+            Observed spectrum whose split latent (line-spread function,
+            continuum, ...) is used. Default: a typical one.
+
+        Returns
+        -------
+        `~specutils.Spectrum`
+            Normalised flux, shape (..., n_pixels).
+
+        Raises
+        ------
+        LabelError
+            If a label is missing, misspelt, has a wrong unit or is out of range.
+        """
+        values = self.labels.to_array(labels, check_range=True)
+        flux = self._predictor(domain, self._nuisance(like)).flux(values)
+        return to_spectrum(flux, self.grid, meta={"model": self.name, "domain": domain})
+
+    def to_observed(self, spectrum, *, like=None):
+        """Translate a synthetic spectrum to the observed domain (S1, synth→obs).
+
+        Parameters
+        ----------
+        spectrum : `~specutils.Spectrum`
+            Normalised synthetic flux; an uncertainty is not needed.
+        like : `~specutils.Spectrum`, optional
+            As in `predict`.
+
+        Returns
+        -------
+        `~specutils.Spectrum`
+        """
+        flux = self._filled(self._pixels(spectrum, synthetic=True))
+        translated = self.translator.synth_to_obs(flux[None], self._nuisance(like))[0]
+        return to_spectrum(translated, self.grid, meta={"model": self.name, "domain": "observed"})
+
+    def to_synthetic(self, spectrum):
+        """Translate an observed spectrum to the synthetic domain (S1, obs→synth).
+
+        Parameters
+        ----------
+        spectrum : `~specutils.Spectrum`
+            Observed flux with uncertainty, as for `fit`.
+
+        Returns
+        -------
+        `~specutils.Spectrum`
+        """
+        flux = self.translator.obs_to_synth(self._filled(self._pixels(spectrum))[None])[0]
+        return to_spectrum(flux, self.grid, meta={"model": self.name, "domain": "synthetic"})
+
+    def reconstruct(self, spectrum, *, domain="observed"):
+        """Pass a spectrum through the autoencoder of its own domain.
+
+        Parameters
+        ----------
+        spectrum : `~specutils.Spectrum`
+        domain : {"observed", "synthetic"}, optional
+            Domain of ``spectrum``.
+
+        Returns
+        -------
+        `~specutils.Spectrum`
+        """
+        _choice("domain", domain, DOMAINS)
+        flux = self._filled(self._pixels(spectrum, synthetic=domain == "synthetic"))[None]
+        translator = self.translator
+        again = translator.reconstruct_obs(flux) if domain == "observed" else translator.reconstruct_synth(flux)
+        return to_spectrum(again[0], self.grid, meta={"model": self.name, "domain": domain})
+
+    def derivative_spectrum(self, labels, name, *, domain="observed", like=None):
+        """Derivative of the spectrum with respect to one label (S1, Eq. 8).
+
+        Exact, by forward-mode differentiation through all networks.
+
+        Parameters
+        ----------
+        labels : mapping of str to `~astropy.units.Quantity`
+            Where the derivative is taken; one star.
+        name : str
+            Label.
+        domain, like
+            As in `predict`.
+
+        Returns
+        -------
+        `~astropy.units.Quantity`, shape (n_pixels,)
+            In 1 / (unit of the label): 1/K, 1/dex, s/km.
+        """
+        self.labels.index(name)
+        return self.derivative_spectra(labels, domain=domain, like=like)[name]
+
+    def derivative_spectra(self, labels, *, domain="observed", like=None):
+        """Derivatives with respect to every label; see `derivative_spectrum`.
+
+        Returns
+        -------
+        `~astropy.table.QTable`
+            ``wavelength`` and a column per label, n_pixels rows.
+        """
+        values = self.labels.to_array(labels, check_range=True)
+        if values.ndim != 1:
+            raise LabelError(f"derivatives are taken at the labels of one star, but the labels have shape {values.shape[:-1]}")
+        _, slopes = self._predictor(domain, self._nuisance(like)).jacobian(values)
+        columns = {"wavelength": self.grid.wavelength}
+        columns |= {n: slopes[:, k] / difference_unit(n) for k, n in enumerate(self.labels)}
+        return QTable(columns, meta={"model": self.name, "domain": domain})
+
+    # -- inverse -----------------------------------------------------------------
+    def fit(self, spectrum, *, space="observed", start=None, fixed=None, bounds=None, prior="training", method="lbfgs"):
+        """Find the labels that maximise the posterior.
+
+        Parameters
+        ----------
+        spectrum : `~specutils.Spectrum`
+            Rest frame, vacuum, with an uncertainty. Dimensionless flux is taken
+            as normalised; flux with a unit is normalised by the model's recipe.
+        space : {"observed", "synthetic", "emulator"}, optional
+            Compare synth→obs(emulator) with the data (S1, Eq. 11, default), the
+            emulator with obs→synth(data), unweighted (Eq. 10), or the emulator
+            with the data (Eq. 9: no translation).
+        start : mapping of str to `~astropy.units.Quantity`, optional
+            Starting labels; those not given start cold, at the mean of the prior.
+        fixed : mapping of str to `~astropy.units.Quantity`, optional
+            Labels held at a value.
+        bounds : mapping of str to (low, high), optional
+            Narrower bounds. Default: the training range.
+        prior : "training", None or `~cyclestarnet.fitting.objective.GaussianPrior`, optional
+            Gaussian of the training labels (default); flat within the bounds; your own.
+        method : {"lbfgs"}, optional
+
+        Returns
+        -------
+        `~cyclestarnet.FitResult`
+
+        Raises
+        ------
+        SpectrumError, GridError
+            If the spectrum cannot be used; see `~cyclestarnet.spectra.to_pixels`.
+        LabelError
+            If ``start``, ``fixed`` or ``bounds`` name unknown labels or have wrong units.
+
+        Warns
+        -----
+        FitWarning
+            If the fit did not converge.
+
+        References
+        ----------
+        .. [1] O'Briain et al. 2021, ApJ 906, 130, Section 3.2.6.
+        """
+        _choice("space", space, SPACES)
+        _choice("method", method, ("lbfgs",))
+        settings = self._fit_settings(start, fixed, bounds, prior)
+        pixels = self._pixels(spectrum)
+        velocity = self._check_rest(pixels)
+        objective = self._objective(pixels, space, settings)
+        # Cold start: the emulator's own fit is cheap and close.
+        first = minimise(self._objective(pixels, "emulator", settings), settings["start"], max_rounds=3)
+        optimum = minimise(objective, first.labels)
+        if space == "synthetic":
+            objective, optimum = self._refit_with_own_error(pixels, settings, objective, optimum)
+        result = self._result(spectrum, pixels, objective, optimum, space, settings, velocity)
+        if not result.success:
+            warnings.warn(f"the fit did not converge: {result.message}", FitWarning, stacklevel=2)
+        return result
+
+    def sample(self, spectrum, *, start=None, seed=None, rng=None, max_steps=5000, backend=None, progress=True, **options):
+        """Sample the posterior with emcee, started from the optimum and its covariance.
+
+        Parameters
+        ----------
+        spectrum : `~specutils.Spectrum`
+        start : `~cyclestarnet.FitResult`, optional
+            Default: `fit` is done first.
+        seed : int, or rng : `numpy.random.Generator`, optional
+            The same seed gives the same samples on the same machine.
+        max_steps : int, optional
+            Sampling stops earlier once the chain is 50 autocorrelation times long.
+        backend : path-like, optional
+            HDF5 file that keeps the chain; an existing one is continued.
+        progress : bool, optional
+        **options
+            ``space``, ``fixed``, ``bounds`` and ``prior`` of `fit`; ``n_walkers``.
+
+        Returns
+        -------
+        `~cyclestarnet.Posterior`
+
+        Warns
+        -----
+        FitWarning
+            If the chain is shorter than 50 autocorrelation times.
+        """
+        n_walkers = options.pop("n_walkers", None)
+        if start is None:
+            start = self.fit(spectrum, **options)
+        space = options.pop("space", start.space)
+        _choice("space", space, SPACES)
+        settings = self._fit_settings(None, options.pop("fixed", None), options.pop("bounds", None),
+                                      options.pop("prior", "training"))  # fmt: skip
+        if options:
+            raise TypeError(f"unknown options {sorted(options)}; there are space, fixed, bounds, prior, n_walkers")
+        pixels = self._pixels(spectrum)
+        objective = self._objective(pixels, space, settings)
+        centre = np.where(settings["free"], start.values, settings["start"])
+        rng = rng if rng is not None else np.random.default_rng(seed)
+        chain = sample_posterior(
+            objective, centre, start.covariance, rng=rng, n_walkers=n_walkers, max_steps=max_steps,
+            backend=backend, progress=progress,
+        )  # fmt: skip
+        free = tuple(n for n, is_free in zip(self.labels, settings["free"], strict=True) if is_free)
+        columns = self.labels.to_quantities(chain.pop("samples"))
+        held = set(self.labels) - set(free)
+        table = QTable({n: q for n, q in columns.items() if n not in held})
+        table["log_posterior"] = chain.pop("log_posterior")
+        posterior = Posterior(samples=table, free=free, meta=start.meta, **chain)
+        if not posterior.converged:
+            warnings.warn(f"the chain of {posterior.n_steps} steps is too short: {posterior._headline()}", FitWarning, stacklevel=2)
+        return posterior
+
+    def fit_many(self, spectra, *, progress=True, **options):
+        """Fit many stars, one after the other; a bad one is flagged and never stops the rest.
+
+        Parameters
+        ----------
+        spectra : iterable of `~specutils.Spectrum` or path-like
+            Paths are read with `~cyclestarnet.read_apstar`, or as their names tell.
+        progress : bool, optional
+        **options
+            Of `fit`.
+
+        Returns
+        -------
+        `~astropy.table.QTable`
+            A row per star in the order of the input. Rows of stars that could
+            not be fitted have NaN labels, the flag ``FAILED`` and the reason in
+            ``message``.
+        """
+        from tqdm.auto import tqdm
+
+        from cyclestarnet.io import read
+
+        self._fit_settings(*(options.get(k) for k in ("start", "fixed", "bounds")), options.get("prior", "training"))
+        rows = []
+        for item in tqdm(list(spectra), desc="fitting", disable=not progress):
+            name = item.name if isinstance(item, Path) else item if isinstance(item, str) else None
+            try:
+                spectrum = read(item) if name is not None else item
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", FitWarning)  # the row's flag says it
+                    row = self.fit(spectrum, **options).to_table()
+                row["object"] = [str(row["object"][0]) or name or ""]
+            except (CycleStarNetError, TypeError, OSError, FloatingPointError, np.linalg.LinAlgError) as error:
+                row = self._failed_row(name or "", error)
+            rows.append(row)
+        return vstack(rows, metadata_conflicts="silent") if rows else self._failed_row("", "")[:0]
+
+    # -- inside ------------------------------------------------------------------
+    def _predictor(self, domain, nuisance=None):
+        _choice("domain", domain, DOMAINS)
+        if domain == "synthetic":
+            return EmulatorPredictor(self.emulator)
+        return ObservedPredictor(self.emulator, self.translator, self.typical_nuisance if nuisance is None else nuisance)
+
+    def _pixels(self, spectrum, *, synthetic=False):
+        if synthetic and getattr(spectrum, "uncertainty", None) is None and hasattr(spectrum, "flux"):
+            sigma = np.full(spectrum.flux.shape, 0.005) * spectrum.flux.unit
+            spectrum = type(spectrum)(
+                flux=spectrum.flux, spectral_axis=spectrum.spectral_axis, mask=spectrum.mask, uncertainty=_std(sigma)
+            )
+        return to_pixels(spectrum, self.grid, recipe=self.recipe)
+
+    def _filled(self, pixels: Pixels):
+        """Flux for the encoders: bad pixels hold the continuum, as in training."""
+        good = pixels.ivar > 0
+        # In a noisy spectrum the limit of training would leave nothing.
+        limit = max(self.limits["sigma_max"], 3 * np.median(pixels.ivar[good]) ** -0.5)
+        usable = good & (pixels.ivar > limit**-2)
+        return np.where(usable, pixels.flux, 1.0)
+
+    def _nuisance(self, like):
+        if like is None:
+            return self.typical_nuisance
+        split = self.translator.encode_obs(self._filled(self._pixels(like))[None])[1]
+        return None if split is None else split[0]
+
+    def _data_ivar(self, pixels):
+        """Inverse variance with the error floor of training."""
+        return np.minimum(pixels.ivar, self.limits["sigma_floor"] ** -2)
+
+    def _check_rest(self, pixels):
+        """Velocity of the lines against a mean star; air wavelengths raise."""
+        template = self._predictor("synthetic").flux(self.prior.mean)
+        velocity, _ = line_shift(self.grid.wavelength.value, pixels.flux, pixels.ivar, template)
+        if AIR_SHIFT[0] < velocity < AIR_SHIFT[1]:
+            raise GridError(
+                f"The lines appear at {velocity:.0f} km/s, as they do when air wavelengths are taken for vacuum. "
+                "Convert the spectral axis with cyclestarnet.air_to_vacuum, or shift the spectrum to rest"
+            )
+        return velocity
+
+    def _fit_settings(self, start, fixed, bounds, prior):
+        """Check the options of a fit before any work is done."""
+        labels = self.labels
+        lower, upper, free = labels.lower.copy(), labels.upper.copy(), np.ones(len(labels), dtype=bool)
+        for name, pair in (bounds or {}).items():
+            k = labels.index(name)
+            low, high = (float(labels.value(name, value)) for value in pair)
+            if not low < high or high <= lower[k] or low >= upper[k]:
+                raise LabelError(
+                    f"bounds of '{name}' must be (low, high) that overlap the training range "
+                    f"{lower[k]:g} to {upper[k]:g}, but are {low:g}, {high:g}"
+                )
+            lower[k], upper[k] = max(low, lower[k]), min(high, upper[k])
+        begin = self.prior.mean.copy()
+        if isinstance(start, FitResult):
+            start = {n: q for n, q in start.labels.items() if n in labels}
+        for source in (start or {}, fixed or {}):
+            for name, value in source.items():
+                begin[labels.index(name)] = float(labels.value(name, value))
+        free[[labels.index(name) for name in fixed or {}]] = False
+        labels.check_range(np.where(free, np.clip(begin, labels.lower, labels.upper), begin))
+        if not free.any():
+            raise LabelError("all labels are fixed; nothing is left to fit")
+        if isinstance(prior, str) and prior == "training":
+            chosen = self.prior
+        elif prior is None or isinstance(prior, GaussianPrior):
+            chosen = prior
+        else:
+            raise TypeError(f'prior must be "training", None or a GaussianPrior, but is {prior!r}')
+        said = "training" if chosen is self.prior else "none" if chosen is None else "Gaussian, user's own"
+        return {
+            "start": begin, "free": free, "lower": lower, "upper": upper, "prior": chosen, "prior_name": said,
+            "fixed": tuple(fixed or ()),
+        }  # fmt: skip
+
+    def _objective(self, pixels, space, settings, error=ROUGH_ERROR):
+        ivar = self._data_ivar(pixels)
+        good = ivar > 0
+        if space == "synthetic":
+            predictor, flux = self._predictor("synthetic"), self.translator.obs_to_synth(self._filled(pixels)[None])[0]
+            ivar = np.where(good, error**-2, 0.0)
+        else:
+            nuisance = self.translator.encode_obs(self._filled(pixels)[None])[1] if space == "observed" else None
+            predictor = self._predictor(
+                "observed" if space == "observed" else "synthetic", None if nuisance is None else nuisance[0]
+            )
+            flux = pixels.flux
+            ivar = np.where(good, 1 / (1 / np.where(good, ivar, 1.0) + self.scatter[space] ** 2), 0.0)
+        return Objective(
+            predictor, flux, ivar, settings["lower"], settings["upper"], settings["free"], settings["prior"]
+        )
+
+    def _refit_with_own_error(self, pixels, settings, objective, optimum):
+        """Eq. 10 has no weights: take the error of the translated spectrum from its residuals, and fit again."""
+        good = objective.ivar > 0
+        residual = (objective.flux - objective.predictor.flux(optimum.labels))[good]
+        error = float(np.sqrt((residual**2).sum() / max(good.sum() - settings["free"].sum(), 1)))
+        objective = self._objective(pixels, "synthetic", settings, error=error)
+        return objective, minimise(objective, optimum.labels)
+
+    def _result(self, spectrum, pixels, objective, optimum, space, settings, velocity):
+        data_ivar, good = self._data_ivar(pixels), objective.ivar > 0
+        model_flux = objective.predictor.flux(optimum.labels)
+        residual = np.where(good, objective.flux - model_flux, 0.0)
+        dof = max(int(good.sum()) - int(settings["free"].sum()), 1)
+        chi2, chi2_total = float(residual**2 @ data_ivar), float(residual**2 @ objective.ivar)
+        snr = float(np.median((pixels.flux * np.sqrt(pixels.ivar))[good]))
+        latent = self.translator.encode_obs(self._filled(pixels)[None])[0]
+        distance = float(self.cloud.distance(latent)[0])
+        prior_distance = float(np.sqrt(self.prior.distance2(optimum.labels) / len(self.labels)))
+        reasons = {
+            FitFlag.NOT_CONVERGED: not optimum.success,
+            FitFlag.AT_BOUND: optimum.at_bound.any(),
+            FitFlag.OUTSIDE_TRAINING: prior_distance > self.limits["prior_distance"],
+            FitFlag.POOR_FIT: space == "observed" and chi2_total / dof > self.limits["reduced_chi2_total"],
+            FitFlag.UNFAMILIAR: distance > self.cloud.threshold,
+            FitFlag.FEW_PIXELS: pixels.n_good < 0.5 * self.grid.n_pixels,
+            FitFlag.LOW_SNR: snr < 20,
+            FitFlag.VELOCITY: abs(velocity) > REST,
+        }
+        flags = FitFlag(0)
+        for flag, holds in reasons.items():
+            flags |= flag if holds else FitFlag(0)
+        source = spectrum.meta or {}
+        meta = {
+            "object": str(source.get("object", source.get("apogee_id", ""))),
+            "model": self.name,
+            "prior": settings["prior_name"],
+            "fixed": settings["fixed"],
+            "n_evaluations": optimum.n_evaluations,
+            "snr": snr,
+            "normalised_here": pixels.continuum is not None,
+            "velocity": velocity * u.km / u.s,
+            "latent_distance": distance,
+            "prior_distance": prior_distance,
+            "at_bound": [n for n, hit in zip(self.labels, optimum.at_bound, strict=True) if hit],
+        }
+        return FitResult(
+            label_set=self.labels,
+            values=optimum.labels,
+            covariance=optimum.covariance,
+            chi2=chi2,
+            chi2_total=chi2_total,
+            dof=dof,
+            success=optimum.success,
+            message=optimum.message,
+            flags=flags,
+            spectrum=to_spectrum(objective.flux, self.grid, ivar=data_ivar, meta={"model": self.name}),
+            model_spectrum=to_spectrum(model_flux, self.grid, meta={"model": self.name, "domain": space}),
+            space=space,
+            meta=meta,
+        )
+
+    def _failed_row(self, name, error):
+        labels = self.labels
+        nothing = labels.to_quantities(np.full(len(labels), np.nan))
+        columns = {"object": [name]}
+        for label, value in nothing.items():
+            columns[label] = u.Quantity([value])
+            columns[f"{label}_err"] = [np.nan] * difference_unit(label)
+        columns |= {
+            "reduced_chi2": [np.nan], "reduced_chi2_total": [np.nan], "snr": [np.nan], "success": [False],
+            "flags": [FitFlag.FAILED.value], "flag_names": ["FAILED"], "message": [str(error)],
+        }  # fmt: skip
+        return QTable(columns)
+
+    # -- showing -------------------------------------------------------------------
+    def __repr__(self):
+        return f"<CalibratedModel {self.name}: {len(self.labels)} labels, {self.grid!r}>"
+
+    def _repr_html_(self):
+        facts = "".join(f"<tr><td>{key}</td><td>{value}</td></tr>" for key, value in self.provenance.items())
+        return f"<p><b>CalibratedModel</b> {self.name}</p>{self.labels._repr_html_()}<table>{facts}</table>"
+
+
+def _choice(argument, value, choices):
+    if value not in choices:
+        raise ValueError(f"{argument} must be one of {', '.join(map(repr, choices))}, but is {value!r}")
+
+
+def _std(sigma):
+    from astropy.nddata import StdDevUncertainty
+
+    return StdDevUncertainty(sigma)

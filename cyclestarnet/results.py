@@ -1,0 +1,263 @@
+"""What a fit or a sampling gives back: labels with errors, flags, and the spectra that led to them."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+import astropy.units as u
+import numpy as np
+from astropy.table import QTable, Table
+
+from cyclestarnet.exceptions import LabelError
+from cyclestarnet.labels import LabelSet, difference_unit
+
+__all__ = ["FitFlag", "FitResult", "Posterior"]
+
+
+class FitFlag(enum.Flag):
+    """Reasons for doubt about a fit; ``FitFlag(0)`` is none.
+
+    Examples
+    --------
+    >>> from cyclestarnet import FitFlag
+    >>> bool(FitFlag.POOR_FIT & (FitFlag.AT_BOUND | FitFlag.POOR_FIT))
+    True
+    """
+
+    NOT_CONVERGED = enum.auto()
+    """The optimiser stopped before the optimum."""
+    AT_BOUND = enum.auto()
+    """A free label ended at a bound; its error means little."""
+    OUTSIDE_TRAINING = enum.auto()
+    """The labels lie outside the cloud of the training labels: the answer is an extrapolation."""
+    POOR_FIT = enum.auto()
+    """χ² is larger than the model's own error explains."""
+    UNFAMILIAR = enum.auto()
+    """The encoder has not seen such spectra: the star is not of the kind that the model knows."""
+    FEW_PIXELS = enum.auto()
+    """Less than half of the model's pixels are good."""
+    LOW_SNR = enum.auto()
+    """The median signal-to-noise ratio per pixel is below 20; training spectra have 30 or more."""
+    VELOCITY = enum.auto()
+    """The lines are shifted by more than 10 km/s: the spectrum is not at rest."""
+    FAILED = enum.auto()
+    """No fit was possible; the message says why (rows of `~cyclestarnet.CalibratedModel.fit_many`)."""
+
+    @property
+    def names(self):
+        """Names of the flags that are set, as a list."""
+        return [flag.name for flag in self]
+
+
+def _combined(labels: LabelSet, values, covariance):
+    """Values and errors of labels and combinations, as dictionaries of Quantity."""
+    transform = np.vstack([np.eye(len(labels)), labels.combination_matrix])
+    errors = np.sqrt(np.einsum("ki,ij,kj->k", transform, covariance, transform).clip(0))
+    names = (*labels.names, *labels.combinations)
+    return labels.to_quantities(values), {n: e * difference_unit(n) for n, e in zip(names, errors, strict=True)}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FitResult:
+    """Labels of one star with their errors.
+
+    Attributes
+    ----------
+    labels, uncertainties : dict of `~astropy.units.Quantity`
+        By name; combinations such as ``m_h`` and ``alpha_m`` are included.
+        Uncertainties are 1 σ: photon noise, the model's own scatter and the
+        prior. They do not contain an error of the labels' zero points.
+    covariance : array, shape (n_labels, n_labels)
+        Of the labels in ``label_set.names``, in their units; 0 for fixed labels.
+    chi2, dof, reduced_chi2 : float
+        From the quoted errors alone (floored as in training), as in the paper.
+    reduced_chi2_total : float
+        With the model's scatter in the error budget; about 1 for a good fit.
+    success : bool
+        Whether the optimiser converged; ``message`` says more.
+    flags : `FitFlag`
+        Reasons for doubt.
+    spectrum, model_spectrum : `~specutils.Spectrum`
+        Normalised data and best-fit model on the model's pixels.
+    residual : `~astropy.units.Quantity`, shape (n_pixels,)
+        Data − model; NaN at masked pixels.
+    space : {"observed", "synthetic", "emulator"}
+        Where the fit was done (S1, Eq. 11, 10, 9).
+    meta : dict
+        Model, prior, number of evaluations, S/N, and whether the continuum was normalised here.
+    """
+
+    label_set: LabelSet
+    values: np.ndarray
+    covariance: np.ndarray
+    chi2: float
+    chi2_total: float
+    dof: int
+    success: bool
+    message: str
+    flags: FitFlag
+    spectrum: object
+    model_spectrum: object
+    space: str
+    meta: dict = field(default_factory=dict)
+
+    @property
+    def labels(self):
+        return _combined(self.label_set, self.values, self.covariance)[0]
+
+    @property
+    def uncertainties(self):
+        return _combined(self.label_set, self.values, self.covariance)[1]
+
+    @property
+    def reduced_chi2(self):
+        return self.chi2 / self.dof
+
+    @property
+    def reduced_chi2_total(self):
+        return self.chi2_total / self.dof
+
+    @property
+    def residual(self):
+        residual = self.spectrum.flux - self.model_spectrum.flux
+        return np.where(self.spectrum.mask, np.nan, residual.value) * residual.unit
+
+    def correlation(self, first, second):
+        """Correlation coefficient of two labels; NaN if one was fixed."""
+        i, j = self.label_set.index(first), self.label_set.index(second)
+        with np.errstate(invalid="ignore"):
+            return float(self.covariance[i, j] / np.sqrt(self.covariance[i, i] * self.covariance[j, j]))
+
+    def to_table(self):
+        """One-row `~astropy.table.QTable`: labels, their errors as ``<label>_err``, χ², flags."""
+        labels, errors = self.labels, self.uncertainties
+        columns = {"object": [str(self.meta.get("object", ""))]}
+        for name in labels:
+            columns[name] = u.Quantity([labels[name]])
+            columns[f"{name}_err"] = u.Quantity([errors[name]])
+        columns |= {
+            "reduced_chi2": [self.reduced_chi2],
+            "reduced_chi2_total": [self.reduced_chi2_total],
+            "snr": [self.meta.get("snr", np.nan)],
+            "success": [self.success],
+            "flags": [self.flags.value],
+            "flag_names": [",".join(self.flags.names)],
+            "message": [self.message],
+        }
+        return QTable(columns)
+
+    def summary(self):
+        """Table of labels, one row each: value, uncertainty, unit, and whether the label was fixed."""
+        return _summary(self.labels, self.uncertainties, self.meta.get("fixed", ()))
+
+    def plot(self, axes=None, *, window=None):
+        """Plot data, model and residual; see `cyclestarnet.plotting.plot_fit`."""
+        from cyclestarnet.plotting import plot_fit
+
+        return plot_fit(self, axes, window=window)
+
+    def _headline(self):
+        name = self.meta.get("object") or "star"
+        flags = ", ".join(self.flags.names) or "none"
+        return (
+            f"{name}: fit in the {self.space} domain with {self.meta.get('model', 'a model')}, "
+            f"reduced chi2 {self.reduced_chi2:.2f} ({self.reduced_chi2_total:.2f} with the model's scatter), "
+            f"prior: {self.meta.get('prior', 'none')}, flags: {flags}"
+        )
+
+    def __repr__(self):
+        lines = self.summary().pformat(max_lines=-1, max_width=-1, show_unit=False)
+        return "\n".join([f"<FitResult {self._headline()}>", *lines])
+
+    def _repr_html_(self):
+        return f"<p><b>FitResult</b> {self._headline()}</p>{self.summary()._repr_html_()}"
+
+
+def _summary(labels, errors, fixed=()):
+    rows = []
+    for name, value in labels.items():
+        error = errors[name]
+        digits = 4 if error.value == 0 else int(np.clip(1 - np.floor(np.log10(error.value)), 0, 4))
+        shown = "fixed" if name in fixed else f"{error.value:.{digits}f}"
+        rows.append((name, f"{value.value:.{digits}f}", shown, str(value.unit)))
+    return Table(rows=rows, names=["label", "value", "uncertainty", "unit"])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Posterior:
+    """Samples of the posterior of one star's labels.
+
+    Attributes
+    ----------
+    samples : `~astropy.table.QTable`
+        A row per sample, a column per free label and combination, and ``log_posterior``.
+    acceptance_fraction : float
+        Of all walkers; 0.2 to 0.5 is healthy.
+    autocorrelation_time : array, shape (n_free,)
+        In steps, by label in the order of ``free``; NaN if the chain is too short to tell.
+    converged : bool
+        Whether the chain is longer than 50 autocorrelation times.
+    free : tuple of str
+        Labels that were sampled.
+    n_steps : int
+        Steps of each walker, burn-in included.
+    """
+
+    samples: QTable
+    acceptance_fraction: float
+    autocorrelation_time: np.ndarray
+    converged: bool
+    free: tuple[str, ...]
+    n_steps: int
+    meta: dict = field(default_factory=dict)
+
+    def __len__(self):
+        return len(self.samples)
+
+    @property
+    def labels(self):
+        """Median of each label."""
+        return {n: np.percentile(self._column(n).value, 50) * self._column(n).unit for n in self._names}
+
+    @property
+    def uncertainties(self):
+        """Half the 16-84 % range of each label."""
+        out = {}
+        for name in self._names:
+            low, high = np.percentile(self._column(name).value, [16, 84])
+            out[name] = 0.5 * (high - low) * difference_unit(name)
+        return out
+
+    @property
+    def _names(self):
+        return [name for name in self.samples.colnames if name != "log_posterior"]
+
+    def _column(self, name):
+        if name not in self._names:
+            raise LabelError(f"Label '{name}' was not sampled; sampled: {', '.join(self._names)}")
+        return self.samples[name]
+
+    def summary(self):
+        """Table of medians and half-widths, one row per label."""
+        return _summary(self.labels, self.uncertainties)
+
+    def plot(self, names=("teff", "logg", "m_h", "alpha_m")):
+        """Corner plot of some labels; see `cyclestarnet.plotting.plot_posterior`."""
+        from cyclestarnet.plotting import plot_posterior
+
+        return plot_posterior(self, [name for name in names if name in self._names])
+
+    def _headline(self):
+        tau = np.nanmax(self.autocorrelation_time) if np.isfinite(self.autocorrelation_time).any() else np.nan
+        state = "converged" if self.converged else "NOT converged: sample longer"
+        return (
+            f"{len(self)} samples of {len(self.free)} labels, {self.n_steps} steps, acceptance "
+            f"{self.acceptance_fraction:.2f}, longest autocorrelation time {tau:.0f} steps ({state})"
+        )
+
+    def __repr__(self):
+        return "\n".join([f"<Posterior {self._headline()}>", *self.summary().pformat(max_lines=-1, max_width=-1)])
+
+    def _repr_html_(self):
+        return f"<p><b>Posterior</b> {self._headline()}</p>{self.summary()._repr_html_()}"
