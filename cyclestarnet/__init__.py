@@ -1,4 +1,4 @@
-"""Calibrate synthetic stellar spectra on observed ones, without labelled stars (Cycle-StarNet), and fit with the result."""
+"""Calibrate synthetic stellar spectra on observed ones without labelled stars (Cycle-StarNet), and fit with them."""
 
 from cyclestarnet._version import __version__
 from cyclestarnet.continuum import ContinuumRecipe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
@@ -122,7 +122,9 @@ class CalibratedModel:
         folder = resources.files("cyclestarnet.data")
         known = sorted(p.name.removesuffix(".safetensors") for p in folder.iterdir() if p.name.endswith(".safetensors"))
         if name not in known:
-            raise ValueError(f"no embedded model {name!r}; there are {known}. For a file use CalibratedModel.load(path)")
+            raise ValueError(
+                f"no embedded model {name!r}; there are {known}. For a file use CalibratedModel.load(path)"
+            )
         with resources.as_file(folder / f"{name}.safetensors") as path:
             return cls.load(path)
 
@@ -145,11 +147,15 @@ class CalibratedModel:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ModelFileError(f"{path} does not hold a complete model: {error}") from error
         test_labels = arrays["selftest.labels"]
-        for domain, expected in (("synthetic", arrays["selftest.synthetic"]), ("observed", arrays["selftest.observed"])):
+        for domain, expected in (
+            ("synthetic", arrays["selftest.synthetic"]),
+            ("observed", arrays["selftest.observed"]),
+        ):
             difference = np.abs(model._predictor(domain).flux(test_labels) - expected).max()
             if not difference < 1e-4:
                 raise ModelFileError(
-                    f"{path} fails its self-test: the {domain} spectrum differs by {difference:.2g}; the file was altered"
+                    f"{path} fails its self-test: the {domain} spectrum differs by {difference:.2g} "
+                    "from the one stored; the file was altered"
                 )
         return model
 
@@ -205,7 +211,9 @@ class CalibratedModel:
         emulator = Emulator(labels.lower, labels.upper, grid.n_pixels, **meta["emulator"])
         network = TranslationNetwork(NetworkSettings(**meta["network"]))
         for prefix, module in (("emulator.", emulator), ("network.", network)):
-            own = {k.removeprefix(prefix): torch.from_numpy(v).float() for k, v in arrays.items() if k.startswith(prefix)}
+            own = {
+                k.removeprefix(prefix): torch.from_numpy(v).float() for k, v in arrays.items() if k.startswith(prefix)
+            }
             module.load_state_dict(own)
         return cls(
             name=meta["name"],
@@ -333,7 +341,9 @@ class CalibratedModel:
         """
         values = self.labels.to_array(labels, check_range=True)
         if values.ndim != 1:
-            raise LabelError(f"derivatives are taken at the labels of one star, but the labels have shape {values.shape[:-1]}")
+            raise LabelError(
+                f"derivatives are taken at the labels of one star, but the labels have shape {values.shape[:-1]}"
+            )
         _, slopes = self._predictor(domain, self._nuisance(like)).jacobian(values)
         columns = {"wavelength": self.grid.wavelength}
         columns |= {n: slopes[:, k] / difference_unit(n) for k, n in enumerate(self.labels)}
@@ -398,7 +408,9 @@ class CalibratedModel:
             warnings.warn(f"the fit did not converge: {result.message}", FitWarning, stacklevel=2)
         return result
 
-    def sample(self, spectrum, *, start=None, seed=None, rng=None, max_steps=5000, backend=None, progress=True, **options):
+    def sample(
+        self, spectrum, *, start=None, seed=None, rng=None, max_steps=5000, backend=None, progress=True, **options
+    ):
         """Sample the posterior with emcee, started from the optimum and its covariance.
 
         Parameters
@@ -449,7 +461,11 @@ class CalibratedModel:
         table["log_posterior"] = chain.pop("log_posterior")
         posterior = Posterior(samples=table, free=free, meta=start.meta, **chain)
         if not posterior.converged:
-            warnings.warn(f"the chain of {posterior.n_steps} steps is too short: {posterior._headline()}", FitWarning, stacklevel=2)
+            warnings.warn(
+                f"the chain of {posterior.n_steps} steps is too short: {posterior._headline()}",
+                FitWarning,
+                stacklevel=2,
+            )
         return posterior
 
     def fit_many(self, spectra, *, progress=True, **options):
@@ -494,7 +510,9 @@ class CalibratedModel:
         _choice("domain", domain, DOMAINS)
         if domain == "synthetic":
             return EmulatorPredictor(self.emulator)
-        return ObservedPredictor(self.emulator, self.translator, self.typical_nuisance if nuisance is None else nuisance)
+        return ObservedPredictor(
+            self.emulator, self.translator, self.typical_nuisance if nuisance is None else nuisance
+        )
 
     def _pixels(self, spectrum, *, synthetic=False):
         if synthetic and getattr(spectrum, "uncertainty", None) is None and hasattr(spectrum, "flux"):
@@ -591,7 +609,22 @@ class CalibratedModel:
         residual = (objective.flux - objective.predictor.flux(optimum.labels))[good]
         error = float(np.sqrt((residual**2).sum() / max(good.sum() - settings["free"].sum(), 1)))
         objective = self._objective(pixels, "synthetic", settings, error=error)
-        return objective, minimise(objective, optimum.labels)
+        optimum = minimise(objective, optimum.labels)
+        return objective, replace(optimum, covariance=self._propagated(pixels, objective, optimum))
+
+    def _propagated(self, pixels, objective, optimum, n_draws=64):
+        """Covariance of Eq. 10: noise of the data, sent through the translation and the linearised fit.
+
+        The residuals of a translated spectrum say little: the translation
+        removes most of the noise, and correlates the rest.
+        """
+        ivar = self._data_ivar(pixels)
+        sigma = np.where(ivar > 0, np.hypot(1 / np.sqrt(np.where(ivar > 0, ivar, 1.0)), self.scatter["observed"]), 0.0)
+        noise = np.random.default_rng(0).standard_normal((n_draws, self.grid.n_pixels)) * sigma
+        translated = self.translator.obs_to_synth(self._filled(pixels) + noise)
+        _, slopes = objective.predictor.jacobian(optimum.labels)
+        gain = optimum.covariance @ (slopes * objective.ivar[:, None]).T  # d labels / d translated flux
+        return np.cov(gain @ translated.T)
 
     def _result(self, spectrum, pixels, objective, optimum, space, settings, velocity):
         data_ivar, good = self._data_ivar(pixels), objective.ivar > 0
@@ -648,10 +681,10 @@ class CalibratedModel:
 
     def _failed_row(self, name, error):
         labels = self.labels
-        nothing = labels.to_quantities(np.full(len(labels), np.nan))
+        nothing = labels.to_quantities(np.full((1, len(labels)), np.nan))
         columns = {"object": [name]}
         for label, value in nothing.items():
-            columns[label] = u.Quantity([value])
+            columns[label] = value
             columns[f"{label}_err"] = [np.nan] * difference_unit(label)
         columns |= {
             "reduced_chi2": [np.nan], "reduced_chi2_total": [np.nan], "snr": [np.nan], "success": [False],

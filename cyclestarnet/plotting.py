@@ -39,7 +39,11 @@ def plot_fit(result, axes=None, *, window=None):
         ranges = [(part[0] * u.AA, part[-1] * u.AA) for part in np.split(wavelength, breaks)]
     if axes is None:
         _, axes = plt.subplots(
-            2 * len(ranges), 1, figsize=(12, 3.2 * len(ranges)), height_ratios=[3, 1] * len(ranges), layout="constrained"
+            2 * len(ranges),
+            1,
+            figsize=(12, 3.2 * len(ranges)),
+            height_ratios=[3, 1] * len(ranges),
+            layout="constrained",
         )
     axes = np.ravel(axes)
     flux = np.where(result.spectrum.mask, np.nan, result.spectrum.flux.value)

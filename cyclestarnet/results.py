@@ -72,6 +72,8 @@ class FitResult:
         Of the labels in ``label_set.names``, in their units; 0 for fixed labels.
     chi2, dof, reduced_chi2 : float
         From the quoted errors alone (floored as in training), as in the paper.
+        In the synthetic space the residuals are those of the *translated*
+        spectrum, which has lost most of its noise: expect values below 1.
     reduced_chi2_total : float
         With the model's scatter in the error budget; about 1 for a good fit.
     success : bool
@@ -131,10 +133,10 @@ class FitResult:
 
     def to_table(self):
         """One-row `~astropy.table.QTable`: labels, their errors as ``<label>_err``, χ², flags."""
-        labels, errors = self.labels, self.uncertainties
+        labels, errors = self.label_set.to_quantities(self.values[None]), self.uncertainties
         columns = {"object": [str(self.meta.get("object", ""))]}
-        for name in labels:
-            columns[name] = u.Quantity([labels[name]])
+        for name, value in labels.items():
+            columns[name] = value
             columns[f"{name}_err"] = u.Quantity([errors[name]])
         columns |= {
             "reduced_chi2": [self.reduced_chi2],

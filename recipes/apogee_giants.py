@@ -92,7 +92,7 @@ def observed_domain(inputs):
 
 
 def draw_labels(inputs, rng, n, fold, cool_fraction):
-    """Labels (n, 4) of observed-like stars; some cool ones from the thinly populated edge of the Cannon's training set."""
+    """Labels (n, 4) of observed-like stars; some cool ones come from the thin edge of the Cannon's training set."""
     generator = observed_domain(inputs)
     cannon, n_cool = generator.CannonModel(), round(cool_fraction * n)
     labels, *_ = generator.draw_labels(rng, n, cannon, 0.3, 5, fold)
@@ -128,7 +128,11 @@ def continuum(options):
         ]
     }
     table.write(CONTINUUM_FILE, overwrite=True)
-    log.info("%d continuum pixels, %s per chip", len(chosen), [int(((chosen >= a) & (chosen < b)).sum()) for a, b in GRID.chips])
+    log.info(
+        "%d continuum pixels, %s per chip",
+        len(chosen),
+        [int(((chosen >= a) & (chosen < b)).sum()) for a, b in GRID.chips],
+    )
 
 
 def observed(options):
@@ -167,7 +171,14 @@ def observed(options):
             for i in range(0, len(labels), 500):
                 part = slice(i, i + 500)
                 *arrays, _ = generator.observe(
-                    rng, labels[part], snr[part], cannon, full_grid, noise, normaliser, SimpleNamespace(**vars(defaults))
+                    rng,
+                    labels[part],
+                    snr[part],
+                    cannon,
+                    full_grid,
+                    noise,
+                    normaliser,
+                    SimpleNamespace(**vars(defaults)),
                 )
                 for dataset, array in zip(stored.values(), arrays, strict=True):
                     dataset[part] = array[:, : GRID.n_pixels]
@@ -181,7 +192,7 @@ def emulator(options):
     order = np.random.default_rng(options.seed).permutation(len(labels))
     held, used = order[: len(order) // 10], order[len(order) // 10 :]
     settings = EmulatorSettings(learning_rate=5e-3, seed=options.seed)
-    network, history = train_emulator(
+    network, _ = train_emulator(
         labels[used], flux[used], lower=label_set.lower, upper=label_set.upper, settings=settings
     )
     error = np.abs(network(torch.tensor(labels[held], dtype=torch.float32)).numpy() - flux[held])
@@ -359,12 +370,13 @@ def provenance(options, state):
         "version": __version__,
         "synthetic domain": "MOOG, LTE, plane-parallel, 2499 spectra, 20 labels; emulator 20-300-300-7167, "
         f"median error {errors['median']:.5f} of the continuum on 10 % held out",
-        "observed domain": f"{N_TRAIN} simulated stars: a Cannon model of real APOGEE giants (4 labels) with a simulated "
-        "instrument. Not real spectra.",
+        "observed domain": f"{N_TRAIN} simulated stars: a Cannon model of real APOGEE giants (4 labels) "
+        "with a simulated instrument. Not real spectra.",
         "training": f"{state['iteration']} iterations of 8 + 8 spectra, bfloat16, 2 CPU cores, seed {options.seed}",
         "validity": "red giants, Teff 3650-5100 K, logg 0.7-3.4, [M/H] -1.5 to +0.35, S/N 30-500",
         "label prior": "(teff, logg, m_h, alpha_m) of APOGEE giants; other elements follow within 0.05 dex; medians of "
-        f"c_m, n_m, vmicro, vbroad {np.round(saved['centre'], 3).tolist()}, scatter {np.round(saved['scatter'], 3).tolist()}",
+        f"c_m, n_m, vmicro, vbroad {np.round(saved['centre'], 3).tolist()}, "
+        f"scatter {np.round(saved['scatter'], 3).tolist()}",
     }
 
 
@@ -413,7 +425,9 @@ def fit_stars(model, stars, n_processes, **options):
     context = multiprocessing.get_context("fork")
     tasks = [(star, options) for star in stars]
     with context.Pool(n_processes, _start_worker, (model,)) as pool:
-        return list(tqdm(pool.imap(_fit_star, tasks, chunksize=4), total=len(tasks), desc=options.get("space", "observed")))
+        return list(
+            tqdm(pool.imap(_fit_star, tasks, chunksize=4), total=len(tasks), desc=options.get("space", "observed"))
+        )
 
 
 def model_scatter(results):
@@ -434,7 +448,9 @@ def build_parser():
     parser.add_argument("--work", type=Path, required=True, help="folder for intermediate files")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="threads of the training, processes of the fits")
-    parser.add_argument("--n-scatter", type=int, default=200, help="validation stars that the model's scatter is learnt from")
+    parser.add_argument(
+        "--n-scatter", type=int, default=200, help="validation stars that the model's scatter is learnt from"
+    )
     return parser
 
 

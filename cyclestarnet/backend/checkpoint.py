@@ -88,7 +88,7 @@ def load_arrays(path) -> tuple[dict[str, np.ndarray], dict]:
     try:
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, ValueError, KeyError) as error:
         raise ModelFileError(f"{path} is truncated or no safetensors file: {error}") from error
     if header.get("format") != FORMAT:

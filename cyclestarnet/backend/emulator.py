@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ class Emulator(nn.Module):
         self.hidden, self.activation = tuple(int(n) for n in hidden), activation
         sizes = (len(lower), *self.hidden)
         layers: list[nn.Module] = []
-        for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for n_in, n_out in pairwise(sizes):
             layers += [nn.Linear(n_in, n_out), ACTIVATIONS[activation]()]
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], n_pixels))
 
@@ -95,7 +96,9 @@ class EmulatorSettings:
             raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, but is {self.activation!r}")
 
 
-def train_emulator(labels, flux, *, lower=None, upper=None, settings=None, progress=True) -> tuple[Emulator, list[dict]]:
+def train_emulator(
+    labels, flux, *, lower=None, upper=None, settings=None, progress=True
+) -> tuple[Emulator, list[dict]]:
     """Train an emulator on a grid of synthetic spectra.
 
     Parameters
@@ -120,7 +123,9 @@ def train_emulator(labels, flux, *, lower=None, upper=None, settings=None, progr
     settings = settings or EmulatorSettings()
     labels, flux = np.asarray(labels, dtype=np.float64), np.asarray(flux, dtype=np.float32)
     if labels.ndim != 2 or flux.ndim != 2 or len(labels) != len(flux):
-        raise ValueError(f"labels and flux must be (n, n_labels) and (n, n_pixels), but are {labels.shape}, {flux.shape}")
+        raise ValueError(
+            f"labels and flux must be (n, n_labels) and (n, n_pixels), but are {labels.shape}, {flux.shape}"
+        )
     if not (np.all(np.isfinite(labels)) and np.all(np.isfinite(flux))):
         raise ValueError("labels and flux must be finite")
     lower = labels.min(0) if lower is None else lower
@@ -131,7 +136,9 @@ def train_emulator(labels, flux, *, lower=None, upper=None, settings=None, progr
     held, used = order[:n_validation], order[n_validation:]
     mean = flux[used].mean(0)
     n_components = min(settings.n_components, len(used), flux.shape[1])
-    _, _, basis = torch.svd_lowrank(torch.from_numpy(flux[used] - mean), q=min(n_components + 20, *flux[used].shape), niter=4)
+    _, _, basis = torch.svd_lowrank(
+        torch.from_numpy(flux[used] - mean), q=min(n_components + 20, *flux[used].shape), niter=4
+    )
     basis = basis[:, :n_components]  # (n_pixels, n_components), orthonormal: errors of components are errors of pixels
     components = torch.from_numpy(flux - mean) @ basis
     scale = components[used].std()

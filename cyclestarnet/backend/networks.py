@@ -59,14 +59,17 @@ class NetworkSettings:
         for name in ("domain", "shared", "split", "critic_spectrum", "critic_latent"):
             layers = tuple(tuple(int(v) for v in layer) for layer in getattr(self, name))
             if any(len(layer) != 3 or min(layer) < 1 or layer[1] < layer[2] for layer in layers):
-                raise ValueError(f"{name}: each layer is (filters, kernel, stride), 1 or more, kernel >= stride: {layers}")
+                raise ValueError(
+                    f"{name}: each layer is (filters, kernel, stride), 1 or more, kernel >= stride: {layers}"
+                )
             object.__setattr__(self, name, layers)
         if self.shared_filters < 1 or self.split_filters < 0:
             raise ValueError("shared_filters must be at least 1 and split_filters at least 0")
         if not _fits(self.n_pixels, self._path):
             below, above = self._nearest_lengths()
             raise GridError(
-                f"{self.n_pixels} pixels do not fit the strides of the network; nearest lengths that do: {below} and {above}"
+                f"{self.n_pixels} pixels do not fit the strides of the network; "
+                f"the nearest lengths that do are {below} and {above}"
             )
         if self.split_filters and _out_length(self.n_pixels, self.domain + self.split) != self.latent_length:
             raise ValueError("the split encoder must end at the same number of positions as the shared encoder")

@@ -91,8 +91,8 @@ class TrainingSettings:
     def __post_init__(self):
         object.__setattr__(self, "betas", tuple(self.betas))
         object.__setattr__(self, "steps", tuple(self.steps))
-        positive = ("n_iterations", "batch_size", "learning_rate", "critic_learning_rate", "flux_std", "synthetic_sigma",
-                    "sigma_floor", "sigma_max")  # fmt: skip
+        positive = ("n_iterations", "batch_size", "learning_rate", "critic_learning_rate", "step_factor", "flux_std")
+        positive += ("synthetic_sigma", "sigma_floor", "sigma_max")
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, but is {getattr(self, name)}")
@@ -130,13 +130,22 @@ class ObservedSpectra:
 
     def __init__(self, flux, sigma, mask, settings: TrainingSettings):
         flux, sigma = (torch.as_tensor(a, dtype=torch.float32) for a in (flux, sigma))
-        bad = torch.as_tensor(mask, dtype=torch.bool) | ~torch.isfinite(flux) | ~(sigma <= settings.sigma_max) | (sigma <= 0)
+        bad = (
+            torch.as_tensor(mask, dtype=torch.bool)
+            | ~torch.isfinite(flux)
+            | ~(sigma <= settings.sigma_max)
+            | (sigma <= 0)
+        )
         if flux.ndim != 2 or sigma.shape != flux.shape or bad.shape != flux.shape:
-            raise ValueError(f"flux, sigma and mask must share a shape (n, n_pixels): {flux.shape}, {sigma.shape}, {bad.shape}")
+            raise ValueError(
+                f"flux, sigma and mask must share a shape (n, n_pixels): {flux.shape}, {sigma.shape}, {bad.shape}"
+            )
         if bad.all(1).any():
             raise ValueError(f"spectrum {int(torch.nonzero(bad.all(1))[0])} has no good pixel")
         # A bad pixel enters the networks as continuum: a wild value there would leak through the convolutions.
-        self.flux = torch.where(bad, (1 - settings.flux_mean) / settings.flux_std, (flux - settings.flux_mean) / settings.flux_std)
+        self.flux = torch.where(
+            bad, (1 - settings.flux_mean) / settings.flux_std, (flux - settings.flux_mean) / settings.flux_std
+        )
         self.weight = torch.where(bad, 0.0, settings.flux_std / sigma.clamp_min(settings.sigma_floor))
 
     def __len__(self) -> int:
@@ -219,9 +228,14 @@ class Trainer:
                 )
         self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         critics = [*self.critic_synth.parameters(), *self.critic_obs.parameters()]
-        self.autoencoder_parameters = [*self.network.parameters(), *(self.label_head.parameters() if self.label_head else ())]
+        self.autoencoder_parameters = [
+            *self.network.parameters(),
+            *(self.label_head.parameters() if self.label_head else ()),
+        ]
         self.critic_parameters = critics
-        self.optimizer = torch.optim.Adam(self.autoencoder_parameters, settings.learning_rate, settings.betas, fused=True)
+        self.optimizer = torch.optim.Adam(
+            self.autoencoder_parameters, settings.learning_rate, settings.betas, fused=True
+        )
         self.critic_optimizer = torch.optim.Adam(critics, settings.critic_learning_rate, settings.betas, fused=True)
         s = network_settings
         self._stride = math.prod(layer[2] for layer in s.domain + s.shared)
@@ -328,9 +342,7 @@ class Trainer:
     def critic_terms(self, t: _Transfers) -> dict[str, Tensor]:
         """Losses of both critics and the fraction they get right, on detached tensors."""
         n = len(t.true_synth)
-        synth = self._judge(
-            self.critic_synth, torch.cat([t.true_synth, t.fake_synth]), torch.cat([t.z_synth, t.z_obs])
-        )
+        synth = self._judge(self.critic_synth, torch.cat([t.true_synth, t.fake_synth]), torch.cat([t.z_synth, t.z_obs]))
         obs = self._judge(
             self.critic_obs,
             torch.cat([t.true_obs, t.fake_obs]),
@@ -425,7 +437,9 @@ class Trainer:
         wanted = asdict(self.settings) | {"network": self.network.settings.to_dict()}
         different = sorted(k for k in wanted if state["settings"].get(k) != wanted[k])
         if different:
-            raise ValueError(f"{self._checkpoint} was made with other settings: {', '.join(different)}; use another folder")
+            raise ValueError(
+                f"{self._checkpoint} was made with other settings: {', '.join(different)}; use another folder"
+            )
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
         self.average, self.iteration = state["average"], state["iteration"]

@@ -42,7 +42,9 @@ class GaussianPrior:
     def __post_init__(self):
         mean, covariance = (np.array(a, dtype=float) for a in (self.mean, self.covariance))
         if covariance.shape != (mean.size, mean.size) or mean.ndim != 1:
-            raise ValueError(f"a prior needs a mean (n,) and a covariance (n, n), but has {mean.shape}, {covariance.shape}")
+            raise ValueError(
+                f"a prior needs a mean (n,) and a covariance (n, n), but has {mean.shape}, {covariance.shape}"
+            )
         if not np.allclose(covariance, covariance.T) or np.linalg.eigvalsh(_correlation(covariance)).min() <= 0:
             raise ValueError("the covariance of a prior must be symmetric and positive definite")
         object.__setattr__(self, "mean", mean)

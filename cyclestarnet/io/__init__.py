@@ -1,5 +1,45 @@
 """Readers of spectrum files: each returns a `~specutils.Spectrum` with its mask, in vacuum and at rest."""
 
+from pathlib import Path
+
+from cyclestarnet.exceptions import FileFormatError
 from cyclestarnet.io.apogee import APOGEE_BAD_BITS, read_apstar, read_apvisit, read_aspcapstar
 
-__all__ = ["APOGEE_BAD_BITS", "read_apstar", "read_apvisit", "read_aspcapstar"]
+__all__ = ["APOGEE_BAD_BITS", "read", "read_apstar", "read_apvisit", "read_aspcapstar"]
+
+# SDSS names its files; "asStar" and "asVisit" are those of the southern telescope.
+_READERS = {
+    "apstar": read_apstar,
+    "asstar": read_apstar,
+    "aspcapstar": read_aspcapstar,
+    "apvisit": read_apvisit,
+    "asvisit": read_apvisit,
+}
+
+
+def read(path, **options):
+    """Read a spectrum file whose kind its name tells.
+
+    Parameters
+    ----------
+    path : path-like
+        Named as SDSS does: ``apStar-…``, ``aspcapStar-…``, ``apVisit-…`` (or ``as…`` for the south).
+    **options
+        Of the reader.
+
+    Returns
+    -------
+    `~specutils.Spectrum`
+
+    Raises
+    ------
+    FileFormatError
+        If the name tells nothing, or the file is not what its name says.
+    """
+    kind = Path(path).name.split("-")[0].lower()
+    if kind not in _READERS:
+        raise FileFormatError(
+            f"{path}: the name does not tell the kind of file; expected apStar-…, aspcapStar-… or apVisit-…. "
+            "Read it with read_apstar, read_aspcapstar or read_apvisit"
+        )
+    return _READERS[kind](path, **options)

@@ -1,0 +1,126 @@
+"""Command line: ``cyclestarnet demo``, ``fit`` and ``info``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from importlib import resources
+from pathlib import Path
+
+from cyclestarnet._version import __version__
+from cyclestarnet.exceptions import CycleStarNetError, FitWarning
+
+__all__ = ["main"]
+
+DEMO_STAR = "apVisit-r13-9518-57729-104.fits"
+
+
+def _model(name):
+    from cyclestarnet import CalibratedModel
+
+    return CalibratedModel.load(name) if Path(name).suffix == ".safetensors" else CalibratedModel.from_pretrained(name)
+
+
+def demo(options):
+    """Fit a real K giant that ships with the package, with and without the translation, and plot it."""
+    from cyclestarnet import read_apvisit
+
+    model = _model("apogee-giants")
+    with resources.as_file(resources.files("cyclestarnet.data") / DEMO_STAR) as path:
+        star = read_apvisit(path)
+    plain = model.fit(star, space="emulator")
+    result = model.fit(star)
+    print(repr(result))
+    print(
+        f"\nreduced chi2: {plain.reduced_chi2:.2f} with the synthetic spectra as they are (Eq. 9), "
+        f"{result.reduced_chi2:.2f} after translation to the observed domain (Eq. 11)"
+    )
+    figure = result.plot()
+    figure.savefig(options.output, dpi=120)
+    print(f"data, model and residual: {options.output}")
+    return 0
+
+
+def fit(options):
+    """Fit spectrum files and print or write a table."""
+    model = _model(options.model)
+    table = model.fit_many(
+        options.files, space=options.space, prior=None if options.no_prior else "training", progress=sys.stderr.isatty()
+    )
+    if options.output:
+        table.write(options.output, overwrite=options.overwrite)
+        print(f"{options.output}: {len(table)} rows, {int((~table['success']).sum())} of them failed or not converged")
+    else:
+        columns = ["object", "reduced_chi2", "flag_names", "message"]
+        for name in ("alpha_m", "m_h", "logg", "teff"):
+            if name in table.colnames:
+                columns[1:1] = [name, f"{name}_err"]
+        shown = table[columns]
+        for name in shown.colnames[1:-2]:
+            shown[name].info.format = ".0f" if name.startswith("teff") else ".3f"
+        print("\n".join(shown.pformat(max_lines=-1, max_width=-1)))
+    return 0 if table["success"].all() else 1
+
+
+def info(options):
+    """Print what a model is made of."""
+    model = _model(options.model)
+    print(repr(model))
+    print("\n".join(model.labels.to_table().pformat(max_lines=-1, max_width=-1)))
+    for key, value in model.provenance.items():
+        print(f"{key}: {value}")
+    return 0
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="cyclestarnet",
+        description="Fit stellar spectra with synthetic ones that were calibrated on observed ones.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    sub = commands.add_parser("demo", help=demo.__doc__)
+    sub.add_argument("-o", "--output", type=Path, default=Path("cyclestarnet-demo.png"), help="figure to write")
+    sub.set_defaults(run=demo)
+
+    sub = commands.add_parser("fit", help=fit.__doc__)
+    sub.add_argument("files", nargs="+", type=Path, help="apStar, aspcapStar or apVisit files")
+    sub.add_argument("-o", "--output", type=Path, help="table to write, e.g. labels.ecsv (default: print)")
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing table")
+    sub.add_argument("--model", default="apogee-giants", help="embedded model or .safetensors file")
+    sub.add_argument("--space", choices=["observed", "synthetic", "emulator"], default="observed")
+    sub.add_argument("--no-prior", action="store_true", help="flat prior within the training range")
+    sub.set_defaults(run=fit)
+
+    sub = commands.add_parser("info", help=info.__doc__)
+    sub.add_argument("model", nargs="?", default="apogee-giants", help="embedded model or .safetensors file")
+    sub.set_defaults(run=info)
+    return parser
+
+
+def main(argv=None):
+    """Run a command; returns the exit status.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        Default: the arguments of the process.
+    """
+    options = _parser().parse_args(argv)
+    output = getattr(options, "output", None)
+    if output is not None and options.command == "fit" and output.exists() and not options.overwrite:
+        print(f"cyclestarnet: {output} exists; use --overwrite", file=sys.stderr)
+        return 2
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", FitWarning)
+            return options.run(options)
+    except (CycleStarNetError, OSError, ValueError, ImportError) as error:
+        print(f"cyclestarnet: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
