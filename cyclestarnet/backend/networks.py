@@ -65,14 +65,17 @@ class NetworkSettings:
             object.__setattr__(self, name, layers)
         if self.shared_filters < 1 or self.split_filters < 0:
             raise ValueError("shared_filters must be at least 1 and split_filters at least 0")
-        if not _fits(self.n_pixels, self._path):
+        if not _fits(self.n_pixels, self._path) or self.latent_length < self._least_latent:
             below, above = self._nearest_lengths()
-            raise GridError(
-                f"{self.n_pixels} pixels do not fit the strides of the network; "
-                f"the nearest lengths that do are {below} and {above}"
-            )
-        if self.split_filters and _out_length(self.n_pixels, self.domain + self.split) != self.latent_length:
-            raise ValueError("the split encoder must end at the same number of positions as the shared encoder")
+            nearest = f"the shortest length that does is {above}"
+            if below is not None:
+                nearest = f"the nearest lengths that do are {below} and {above}"
+            raise GridError(f"{self.n_pixels} pixels do not fit the strides of the network; {nearest}")
+        split = self.domain + self.split
+        if self.split_filters and (
+            not _fits(self.n_pixels, split) or _out_length(self.n_pixels, split) != self.latent_length
+        ):
+            raise ValueError("the split encoder must fit the same lengths and positions as the shared encoder")
         if _out_length(self.n_pixels, self.critic_spectrum) < 1:
             raise GridError(f"{self.n_pixels} pixels are too few for the critic's {len(self.critic_spectrum)} layers")
 
@@ -85,9 +88,14 @@ class NetworkSettings:
         """Positions of the latent arrays."""
         return _out_length(self.n_pixels, self._path)
 
+    @property
+    def _least_latent(self) -> int:
+        """Fewest positions of a latent: a single one has no scatter to normalise."""
+        return 2 if self.latent_norm else 1
+
     def _nearest_lengths(self) -> tuple[int | None, int]:
         """Longest fitting length below ``n_pixels`` (None if there is none) and shortest above."""
-        latent, below = 1, None
+        latent, below = self._least_latent, None
         while True:
             length = latent
             for _, kernel, stride in reversed(self._path):
