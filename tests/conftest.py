@@ -1,9 +1,19 @@
-"""Shared fixtures: a seeded generator, and the developers' data where they are at hand."""
+"""Shared fixtures: a seeded generator, the developers' data where they are at hand, and tiny networks and models."""
 
+from importlib import resources
 from pathlib import Path
 
+import astropy.units as u
 import numpy as np
 import pytest
+import torch
+
+from cyclestarnet import CalibratedModel, ContinuumRecipe, GaussianPrior, LabelSet, WavelengthGrid, read_apvisit
+from cyclestarnet.backend.emulator import EmulatorSettings, train_emulator
+from cyclestarnet.backend.networks import NetworkSettings
+from cyclestarnet.backend.predictor import ObservedPredictor, Translator
+from cyclestarnet.backend.training import ObservedSpectra, SyntheticSpectra, Trainer, TrainingSettings
+from cyclestarnet.diagnostics import LatentCloud
 
 
 @pytest.fixture
@@ -19,3 +29,143 @@ def shared():
     if not (folder / "data").is_dir():
         pytest.skip("the developers' data are not here")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Tiny arrays are slower on many threads, and sums on one thread are the same everywhere."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# -- tiny things -----------------------------------------------------------------
+@pytest.fixture(scope="session")
+def tiny_settings():
+    """The paper's network in small: 415 pixels (416 padded), latents of 10 positions."""
+    return NetworkSettings(
+        n_pixels=415,
+        domain=((8, 7, 4),),
+        shared=((16, 7, 4), (24, 7, 2)),
+        split=((4, 7, 4), (4, 7, 2)),
+        shared_filters=8,
+        split_filters=2,
+        critic_spectrum=((4, 7, 4), (8, 7, 4)),
+        critic_latent=((8, 1, 1), (8, 1, 1)),
+    )
+
+
+class LineFamily:
+    """Spectra of 28 Gaussian lines whose depths depend on three labels: a synthetic grid with a known truth.
+
+    ``width`` (pixels) and ``depth`` are what an "observed" domain has of its own.
+    """
+
+    labels = LabelSet(("teff", "logg", "mg_h"), (4000, 0.5, -1.0), (5500, 3.5, 0.5), {"alpha_m": {"mg_h": 1.0}})
+    n_pixels = 415
+
+    def __init__(self):
+        rng = np.random.default_rng(1)
+        self.centres = rng.uniform(6, self.n_pixels - 6, 28)
+        self.strength = rng.uniform(0.1, 0.4, 28)
+        self.slopes = rng.normal(0, 0.5, (28, 3))
+
+    def __call__(self, labels, *, width=2.0, depth=1.0):
+        unit = (np.atleast_2d(labels) - self.labels.lower) / self.labels.scale - 0.5
+        depths = depth * self.strength * np.exp(unit @ self.slopes.T)
+        widths = np.broadcast_to(width, (len(unit),))[:, None, None]
+        offset = (np.arange(self.n_pixels) - self.centres[:, None]) / widths
+        return np.exp(-np.einsum("nl,nlp->np", depths, np.exp(-0.5 * offset**2) * 2 / widths))
+
+    def draw(self, n, rng):
+        """Labels around the middle of the range."""
+        return 0.5 * (self.labels.lower + self.labels.upper) + self.labels.scale * rng.normal(0, 0.15, (n, 3)).clip(
+            -0.4, 0.4
+        )
+
+
+@pytest.fixture(scope="session")
+def line_family():
+    return LineFamily()
+
+
+@pytest.fixture(scope="session")
+def tiny_emulator(line_family):
+    """Emulator of `line_family`, good to a few 1e-4."""
+    labels = np.random.default_rng(2).uniform(line_family.labels.lower, line_family.labels.upper, (400, 3))
+    settings = EmulatorSettings(
+        hidden=(24, 24), n_components=12, batch_size=64, learning_rate=1e-2, n_epochs=250, patience=250
+    )
+    emulator, _ = train_emulator(
+        labels,
+        line_family(labels),
+        lower=line_family.labels.lower,
+        upper=line_family.labels.upper,
+        settings=settings,
+        progress=False,
+    )
+    return emulator
+
+
+@pytest.fixture(scope="session")
+def tiny_model(line_family, tiny_settings, tiny_emulator):
+    """A complete model, trained in a few seconds: lines of the observed domain are 10 % stronger and wider."""
+    rng = np.random.default_rng(3)
+    settings = TrainingSettings(
+        n_iterations=600,
+        learning_rate=2e-3,
+        critic_learning_rate=6e-4,
+        schedule="cosine",
+        warmup=20,
+        average_decay=0.98,
+        flux_mean=0.92,
+        flux_std=0.11,
+    )
+    pool, labels = line_family.draw(500, rng), line_family.draw(400, rng)
+    clean = line_family(labels, width=rng.uniform(2.0, 2.4, 400), depth=1.1)
+    sigma = np.full(clean.shape, 0.005)
+    flux = rng.normal(clean, sigma)
+    trainer = Trainer(
+        tiny_settings,
+        settings,
+        SyntheticSpectra(tiny_emulator, pool, settings),
+        ObservedSpectra(flux, sigma, np.zeros(flux.shape, dtype=bool), settings),
+    )
+    trainer.run(progress=False)
+    translator = Translator(trainer.averaged_network(), settings.flux_mean, settings.flux_std)
+    shared, split = translator.encode_obs(flux)
+    errors = [
+        clean[i] - ObservedPredictor(tiny_emulator, translator, split[i]).flux(labels[i]) for i in range(0, 400, 8)
+    ]
+    grid = WavelengthGrid(10 ** (4.18 + 6e-6 * np.r_[0:200, 260:475]) * u.AA, ((0, 200), (200, 415)))
+    return CalibratedModel(
+        name="tiny",
+        labels=line_family.labels,
+        grid=grid,
+        emulator=tiny_emulator,
+        translator=translator,
+        recipe=ContinuumRecipe(grid, line_family(pool).min(0) > 0.99, degree=2),
+        prior=GaussianPrior(pool.mean(0), np.cov(pool.T)),
+        scatter={
+            "observed": np.sqrt(np.mean(np.square(errors), axis=0)),
+            "emulator": np.full(grid.n_pixels, 0.001),
+        },
+        cloud=LatentCloud.from_latents(shared),
+        typical_nuisance=split.mean(0),
+        limits={"sigma_floor": 0.005, "sigma_max": 0.05, "reduced_chi2_total": 2.0, "prior_distance": 3.0},
+        provenance={"made by": "tests/conftest.py"},
+    )
+
+
+# -- real things -----------------------------------------------------------------
+@pytest.fixture(scope="session")
+def pretrained():
+    """The model that ships with the package."""
+    return CalibratedModel.from_pretrained()
+
+
+@pytest.fixture(scope="session")
+def k_giant():
+    """The real spectrum that ships with the package."""
+    return read_apvisit(resources.files("cyclestarnet.data") / "apVisit-r13-9518-57729-104.fits")
