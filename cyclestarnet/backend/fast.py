@@ -134,6 +134,11 @@ class _JoinPreceding(torch.autograd.Function):
         return out.view(-1, out.shape[2]), None, None, None
 
 
+def _full(x: Tensor) -> Tensor:
+    """The same numbers in float32, or in float64 if they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _convolution(layer: nn.Conv1d, maps: Maps) -> Maps:
     kernel, stride = layer.kernel_size[0], layer.stride[0]
     n_out, n_in, _ = layer.weight.shape
@@ -142,7 +147,7 @@ def _convolution(layer: nn.Conv1d, maps: Maps) -> Maps:
         x = _JoinFollowing.apply(x, ceil(kernel / stride), kernel * n_in)
     matrix = layer.weight.permute(2, 1, 0).reshape(kernel * n_in, n_out)
     if n_out == 1:  # the spectrum itself, in full precision: bf16 would round it to 0.4 %
-        data = (torch.mv(x.float(), matrix[:, 0]) + layer.bias)[:, None]
+        data = (torch.mv(_full(x), matrix[:, 0]) + layer.bias)[:, None]
     else:
         data = torch.addmm(layer.bias.to(x.dtype), x, matrix.to(x.dtype))
     return Maps(data, maps.batch, (maps.length - kernel) // stride + 1)
@@ -160,7 +165,7 @@ def _transposed_convolution(layer: nn.ConvTranspose1d, maps: Maps) -> Maps:
 
 
 def _instance_norm(layer: nn.InstanceNorm1d, maps: Maps) -> Maps:
-    valid = maps.valid().float()
+    valid = _full(maps.valid())
     variance, mean = torch.var_mean(valid, dim=1, keepdim=True, correction=0)
     normalised = (valid - mean) * torch.rsqrt(variance + layer.eps)
-    return from_channels(normalised.transpose(1, 2), maps.padded, torch.float32)
+    return from_channels(normalised.transpose(1, 2), maps.padded, valid.dtype)

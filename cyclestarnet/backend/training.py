@@ -358,7 +358,7 @@ class Trainer:
     def _judge(self, critic: Critic, flux: Tensor, latent: Tensor) -> Tensor:
         x = fast.run(critic.discriminator_x, fast.from_spectra(flux, self._critic_stride, self._dtype))
         z = fast.run(critic.discriminator_z, fast.from_channels(latent, latent.shape[2], self._dtype))
-        features = [maps.channels().float().flatten(1) for maps in (x, z)]
+        features = [maps.channels().to(critic.fc.weight.dtype).flatten(1) for maps in (x, z)]
         return critic.fc(torch.cat(features, dim=1))[:, 0]
 
     # -- the run --------------------------------------------------------------
