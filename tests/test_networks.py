@@ -132,12 +132,12 @@ def test_lengths_that_are_named_do_fit(n_pixels):
 
 
 def test_too_short_a_spectrum_names_the_shortest_length():
-    with pytest.raises(GridError, match="10 pixels do not fit.* shortest length that does is 1535"):
+    with pytest.raises(GridError, match=r"10 pixels do not fit.* shortest length that does is 1535"):
         NetworkSettings(n_pixels=10)
 
 
 def test_a_latent_of_one_position_cannot_be_normalised(tiny_settings):
-    with pytest.raises(GridError, match="127 pixels do not fit.* shortest length that does is 159"):
+    with pytest.raises(GridError, match=r"127 pixels do not fit.* shortest length that does is 159"):
         NetworkSettings(**(tiny_settings.to_dict() | {"n_pixels": 127}))
 
 
