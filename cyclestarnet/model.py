@@ -398,9 +398,13 @@ class CalibratedModel:
         pixels = self._pixels(spectrum)
         velocity = self._check_rest(pixels)
         objective = self._objective(pixels, space, settings)
-        # Cold start: the emulator's own fit is cheap and close.
-        first = minimise(self._objective(pixels, "emulator", settings), settings["start"], max_rounds=3)
-        optimum = minimise(objective, first.labels)
+        begin = settings["start"]
+        if space == "observed":
+            # Cold start: the fits without translation and to the translated spectrum are cheap, and one is close.
+            cheap = [self._objective(pixels, other, settings) for other in ("emulator", "synthetic")]
+            starts = [begin, *(minimise(other, begin, max_rounds=3).labels for other in cheap)]
+            begin = max(starts, key=lambda labels: objective.log_posterior(labels)[0])
+        optimum = minimise(objective, begin)
         if space == "synthetic":
             objective, optimum = self._refit_with_own_error(pixels, settings, objective, optimum)
         result = self._result(spectrum, pixels, objective, optimum, space, settings, velocity)
