@@ -59,17 +59,19 @@ def plot_fit(result, axes=None, *, window=None):
         floor = np.nanmin(np.where(np.isfinite(flux[show]), np.minimum(flux, model)[show], np.nan))
         top.set(xlim=(low, high), ylim=(max(min(floor - 0.05, 0.8), 0), 1.12), ylabel="normalised flux")
         top.tick_params(labelbottom=False)
-        bottom.fill_between(wavelength[show], -sigma[show], sigma[show], color="0.85", lw=0, label="±1σ of the data")
+        bottom.fill_between(wavelength[show], -sigma[show], sigma[show], color="0.75", lw=0, label="±1σ of the data")
         bottom.plot(wavelength[show], residual[show], color="C0", lw=0.7)
         bottom.set(xlim=(low, high), ylim=(-0.1, 0.1), ylabel="residual")
-    axes[0].legend(loc="lower right", ncols=2, frameon=False)
-    axes[1].legend(loc="lower right", frameon=False)
+    handles = [*axes[0].get_legend_handles_labels()[0], *axes[1].get_legend_handles_labels()[0]]
+    axes[0].legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize=9)
     axes[-1].set_xlabel("vacuum wavelength [Å]")
     labels, errors = result.labels, result.uncertainties
     shown = [n for n in ("teff", "logg", "m_h", "alpha_m") if n in labels]
     text = ", ".join(f"{n} = {labels[n].value:.{0 if n == 'teff' else 2}f} ± "
                      f"{errors[n].value:.{0 if n == 'teff' else 2}f}" for n in shown)  # fmt: skip
-    axes[0].set_title(f"{result.meta.get('object', '')}  {text}  (χ²/dof {result.reduced_chi2:.2f})", fontsize=10)
+    axes[0].set_title(
+        f"{result.meta.get('object', '')}  {text}  (χ²/dof {result.reduced_chi2:.2f})", fontsize=10, loc="left"
+    )
     return axes[0].figure
 
 

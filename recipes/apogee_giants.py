@@ -34,6 +34,8 @@ import numpy as np
 import torch
 from astropy.nddata import StdDevUncertainty
 from astropy.table import Table
+from scipy.linalg import sqrtm
+from scipy.optimize import least_squares
 from tqdm.auto import tqdm
 
 from cyclestarnet import CalibratedModel
@@ -41,12 +43,13 @@ from cyclestarnet._version import __version__
 from cyclestarnet.backend.checkpoint import load_state, save_state
 from cyclestarnet.backend.emulator import Emulator, EmulatorSettings, train_emulator
 from cyclestarnet.backend.networks import NetworkSettings, TranslationNetwork
-from cyclestarnet.backend.predictor import Translator
+from cyclestarnet.backend.predictor import EmulatorPredictor, Translator
 from cyclestarnet.backend.training import ObservedSpectra, SyntheticSpectra, Trainer, TrainingSettings
 from cyclestarnet.continuum import ContinuumRecipe
 from cyclestarnet.diagnostics import LatentCloud
 from cyclestarnet.fitting.objective import GaussianPrior
 from cyclestarnet.grid import apogee_grid
+from cyclestarnet.io import read
 from cyclestarnet.labels import LabelSet
 from cyclestarnet.spectra import Spectrum
 
@@ -299,7 +302,7 @@ def train(options):
 def training_settings(seed):
     """The paper's losses; faster rates, an averaged network, and two terms that align the latents sooner."""
     return TrainingSettings(
-        n_iterations=22_000,
+        n_iterations=18_000,
         learning_rate=6e-4,
         critic_learning_rate=4e-4,
         schedule="cosine",
@@ -441,6 +444,207 @@ def model_scatter(results):
     return scatter
 
 
+REPORTED = ("teff", "logg", "m_h", "alpha_m")
+
+
+def reported(model, results):
+    """Values and errors (n, 4) of the labels that the observed-like stars vary."""
+    labels = model.labels
+    transform = np.vstack([np.eye(len(labels)), labels.combination_matrix])
+    names = [*labels.names, *labels.combinations]
+    transform = transform[[names.index(name) for name in REPORTED]]
+    values = np.array([transform @ r["values"] for r in results])
+    errors = np.array([np.sqrt(np.diag(transform @ r["covariance"] @ transform.T)) for r in results])
+    return values, errors
+
+
+def score(model, results, truth, values=None):
+    """Figures of one way to fit: χ², residuals in σ, label bias, scatter and coverage."""
+    fitted, errors = reported(model, results)
+    offset = (fitted if values is None else values) - truth
+    pull = np.concatenate([(r["residual"] / r["sigma"])[np.isfinite(r["residual"])] for r in results])
+    low, middle, high = np.percentile(pull, [16, 50, 84])
+    spread = np.percentile(offset, [16, 84], axis=0)
+    out = {
+        "n": len(results),
+        "chi2": float(np.median([r["chi2"] / r["dof"] for r in results])),
+        "bias_sigma": float(middle),
+        "half_width": float((high - low) / 2),
+        "converged": float(np.mean([r["success"] for r in results])),
+        "flagged": float(np.mean([r["flags"] != 0 for r in results])),
+        "bias": dict(zip(REPORTED, np.median(offset, axis=0).tolist(), strict=True)),
+        "scatter": dict(zip(REPORTED, ((spread[1] - spread[0]) / 2).tolist(), strict=True)),
+    }
+    if values is None:
+        out["coverage"] = dict(zip(REPORTED, (np.abs(offset) < errors).mean(0).tolist(), strict=True))
+    return out
+
+
+def gaussian_transport(source, target):
+    """The affine map that carries a Gaussian with the moments of ``source`` (n, d) to that of ``target``."""
+    root = sqrtm(np.cov(source.T)).real
+    inverse = np.linalg.inv(root)
+    matrix = inverse @ sqrtm(root @ np.cov(target.T) @ root).real @ inverse
+    return lambda values: target.mean(0) + (values - source.mean(0)) @ matrix.T
+
+
+def evaluate(options):
+    """Measure the packed model on held-out observed-like stars and write the tables of the documentation."""
+    torch.set_num_threads(1)
+    model = CalibratedModel.load(options.work / "apogee-giants.safetensors")
+    n, workers, report = options.n_test, options.threads, {}
+    with h5py.File(options.work / "observed.h5") as file:
+        truth, cool_truth = (file[f"labels {split}"][:n].astype(float) for split in ("test", "cool"))
+    stars, cool = (load_stars(options.work, split, n) for split in ("test", "cool"))
+    fits = {
+        "Eq. 9, flat prior": {"space": "emulator", "prior": None},
+        "Eq. 9": {"space": "emulator"},
+        "Eq. 10": {"space": "synthetic"},
+        "Eq. 11": {"space": "observed"},
+    }
+    found = {name: fit_stars(model, stars, workers, **arguments) for name, arguments in fits.items()}
+    report = {name: score(model, results, truth) for name, results in found.items()}
+    # The baseline without a network: the same prior, matched to Eq. 9's labels of *other* stars by their moments.
+    others, _ = reported(model, fit_stars(model, load_stars(options.work, "val", n), workers, space="emulator"))
+    pool = np.load(options.work / "label_pool.npz")["pool"].astype(float)
+    target, _ = reported(model, [{"values": y, "covariance": np.zeros((len(y), len(y)))} for y in pool[:20_000]])
+    moved = gaussian_transport(others, target)(reported(model, found["Eq. 9"])[0])
+    report["Eq. 9 + transport"] = score(model, found["Eq. 9"], truth, moved)
+    for name in ("Eq. 9", "Eq. 11"):
+        report[f"{name}, < 4050 K"] = score(model, fit_stars(model, cool, workers, **fits[name]), cool_truth)
+    report["networks"] = score_networks(model, stars, truth, options)
+    report["real"] = real_stars(model, options.inputs)
+    (options.work / "evaluation.json").write_text(json.dumps(report, indent=1))
+    write_tables(report, json.loads((options.work / "emulator.json").read_text()))
+    log.info(json.dumps(report, indent=1))
+    measured = {key: report[key] for key in ("Eq. 9", "Eq. 11")}
+    final = replace(model, provenance=dict(model.provenance) | {"measured": json.dumps(measured)})
+    final.save(CONTINUUM_FILE.parent / "apogee-giants.safetensors", half=True)
+
+
+def score_networks(model, stars, truth, options):
+    """Autoencoder errors of both domains, and how much of the labels leaks into the split latent."""
+    flux, sigma, good = (np.array(part, dtype=float) for part in zip(*stars, strict=True))
+    filled = np.where(good > 0, flux, 1.0)
+    pull = ((flux - model.translator.reconstruct_obs(filled)) / np.maximum(sigma, 0.005))[good > 0]
+    pool = np.load(options.work / "label_pool.npz")["pool"][-len(stars) :]
+    synthetic = EmulatorPredictor(model.emulator).flux(pool)
+    error = model.translator.reconstruct_synth(synthetic) - synthetic
+    split = model.translator.encode_obs(filled)[1].reshape(len(stars), -1)
+    half = len(stars) // 2
+    design = np.column_stack([split, np.ones(len(split))])
+    probe = np.linalg.lstsq(design[:half], truth[:half], rcond=None)[0]
+    left = (truth[half:] - design[half:] @ probe).var(0) / truth[half:].var(0)
+    return {
+        "observed_chi2": float((pull**2).mean()),
+        "observed_half_width": float(np.diff(np.percentile(pull, [16, 84]))[0] / 2),
+        "synthetic_bias": float(np.median(error)),
+        "synthetic_scatter": float(np.diff(np.percentile(error, [16, 84]))[0] / 2),
+        "split_leak_r2": dict(zip(REPORTED, (1 - left).tolist(), strict=True)),
+    }
+
+
+def cannon_fit(inputs, result):
+    """Labels that the Cannon model of real giants gives the same normalised spectrum, same recipe on both sides."""
+    generator, recipe = observed_domain(inputs), continuum_recipe()
+    cannon, n = generator.CannonModel(), GRID.n_pixels
+    flux, sigma = result.spectrum.flux.value, result.spectrum.uncertainty.array
+    good = ~result.spectrum.mask
+    weight = np.where(good, 1 / np.hypot(np.where(good, sigma, 1.0), cannon.scatter[:n]), 0.0)
+    steps = np.array([100.0, 0.3, 0.1, 0.1])
+
+    def residual(x):
+        model = cannon(cannon.baseline + x * steps)[0, :n].astype(float)
+        return (model / recipe(model, np.where(good, 1 / np.where(good, sigma, 1.0) ** 2, 0.0)) - flux) * weight
+
+    found = least_squares(residual, np.zeros(4))
+    errors = np.sqrt(np.diag(np.linalg.inv(found.jac.T @ found.jac))) * steps
+    return {"labels": (cannon.baseline + found.x * steps).tolist(), "errors": errors.tolist()}
+
+
+def real_stars(model, inputs):
+    """The real stars in all three spaces, beside the Cannon's labels."""
+    folder, report = inputs / "data" / "apogee" / "real", {}
+    for path in sorted(folder.glob("ap*.fits")):
+        star, rows = read(path), {}
+        for space in ("emulator", "synthetic", "observed"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                result = model.fit(star, space=space)
+            rows[space] = {
+                "labels": [float(result.labels[name].value) for name in REPORTED],
+                "errors": [float(result.uncertainties[name].value) for name in REPORTED],
+                "chi2": result.reduced_chi2,
+                "chi2_total": result.reduced_chi2_total,
+                "flags": result.flags.names,
+            }
+        rows["cannon"] = cannon_fit(inputs, result)
+        report[result.meta["object"]] = rows
+    return report
+
+
+def write_tables(report, emulator_report):
+    """Write docs/tables/*.rst."""
+    folder = CONTINUUM_FILE.parents[2] / "docs" / "tables"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def table(header, rows, title):
+        lines = [f".. list-table:: {title}", "   :header-rows: 1", ""]
+        for row in (header, *rows):
+            lines += [f"   {'*' if k == 0 else ' '} - {cell}" for k, cell in enumerate(row)]
+        return "\n".join(lines) + "\n\n"
+
+    def per_cent(value):
+        return f"{100 * value:.3f} %"
+
+    rows = [
+        (k, v["n"], per_cent(v["median"]), per_cent(v["mean"]), per_cent(v["p99"])) for k, v in emulator_report.items()
+    ]
+    text = table(("Teff", "spectra", "median", "mean", "99th percentile"), rows,
+                 "Absolute flux error of the emulator on 10 % of the grid, held out")  # fmt: skip
+    (folder / "emulator.rst").write_text(text)
+
+    formats = {
+        "teff": "{:+.0f} / {:.0f}",
+        "logg": "{:+.3f} / {:.3f}",
+        "m_h": "{:+.3f} / {:.3f}",
+        "alpha_m": "{:+.3f} / {:.3f}",
+    }
+    names = [k for k in report if k.startswith("Eq.")]
+    rows = [
+        (
+            name,
+            f"{r['chi2']:.2f}" if "transport" not in name else "",
+            f"{r['bias_sigma']:+.3f} / {r['half_width']:.2f}" if "transport" not in name else "",
+            *(formats[label].format(r["bias"][label], r["scatter"][label]) for label in REPORTED),
+            " ".join(f"{c:.2f}" for c in r.get("coverage", {}).values()),
+        )
+        for name, r in ((name, report[name]) for name in sorted(names, key=lambda k: ("4050" in k, k)))
+    ]
+    header = ("fit", "χ²/dof", "residual, bias / half-width [σ]", "Teff [K]", "logg", "[M/H]", "[α/M]", "68 % coverage")
+    title = f"{report['Eq. 11']['n']} held-out observed-like stars; labels: median offset / half 16-84 % range"
+    text = table(header, rows, title)
+    networks = report["networks"]
+    leak = ", ".join(f"{name} {value:.2f}" for name, value in networks["split_leak_r2"].items())
+    text += (
+        f"Autoencoder of the observed domain: mean χ² {networks['observed_chi2']:.2f}, half-width "
+        f"{networks['observed_half_width']:.2f} σ; of the synthetic domain: bias {per_cent(networks['synthetic_bias'])}, "
+        f"scatter {per_cent(networks['synthetic_scatter'])}. Labels that a linear probe reads from the split latent "
+        f"(R²): {leak}.\n\n"
+    )
+    rows = []
+    for star, spaces in report["real"].items():
+        for space, r in spaces.items():
+            cells = [
+                f"{v:.0f} ± {e:.0f}" if k == 0 else f"{v:.2f} ± {e:.2f}"
+                for k, (v, e) in enumerate(zip(r["labels"], r["errors"], strict=True))
+            ]
+            rows.append((star, space, *cells, f"{r['chi2']:.2f}" if "chi2" in r else "", ", ".join(r.get("flags", []))))
+    header = ("star", "space", "Teff [K]", "logg", "[M/H]", "[α/M]", "χ²/dof", "flags")
+    text += table(header, rows, "The real stars; cannon: a data-driven model of real giants, fitted to the same pixels")
+    (folder / "evaluation.rst").write_text(text)
+
+
 def build_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=[stage.__name__ for stage in STAGES])
@@ -451,10 +655,11 @@ def build_parser():
     parser.add_argument(
         "--n-scatter", type=int, default=200, help="validation stars that the model's scatter is learnt from"
     )
+    parser.add_argument("--n-test", type=int, default=1000, help="held-out stars of the evaluation")
     return parser
 
 
-STAGES = (continuum, observed, emulator, prior, train, pack)
+STAGES = (continuum, observed, emulator, prior, train, pack, evaluate)
 
 
 def main(argv=None):
