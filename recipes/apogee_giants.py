@@ -604,12 +604,7 @@ def write_tables(report, emulator_report):
                  "Absolute flux error of the emulator on 10 % of the grid, held out")  # fmt: skip
     (folder / "emulator.rst").write_text(text)
 
-    formats = {
-        "teff": "{:+.0f} / {:.0f}",
-        "logg": "{:+.3f} / {:.3f}",
-        "m_h": "{:+.3f} / {:.3f}",
-        "alpha_m": "{:+.3f} / {:.3f}",
-    }
+    formats = {label: "{:+.3f} / {:.3f}" for label in REPORTED} | {"teff": "{:+.0f} / {:.0f}"}
     names = [k for k in report if k.startswith("Eq.")]
     rows = [
         (
