@@ -65,6 +65,10 @@ class CalibratedModel:
         and ``prior_distance`` beyond which fits are flagged.
     provenance : dict
         What the model was made of, and its measured figures.
+    scatter_inflation : dict of float
+        Factor on the variance of ``scatter`` in a fit, per space. The model's
+        errors of neighbouring pixels are alike, so that they average out more
+        slowly than noise does.
 
     Examples
     --------
@@ -87,6 +91,7 @@ class CalibratedModel:
     typical_nuisance: np.ndarray | None
     limits: Mapping[str, float]
     provenance: Mapping = field(default_factory=dict)
+    scatter_inflation: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
         sizes = {
@@ -196,6 +201,7 @@ class CalibratedModel:
             "flux_std": self.translator.flux_std,
             "cloud": {"rest": self.cloud.rest, "threshold": self.cloud.threshold},
             "limits": dict(self.limits),
+            "scatter_inflation": dict(self.scatter_inflation),
             "provenance": dict(self.provenance),
         }
         # The self-test is of what a reader will get: of the rounded weights.
@@ -228,6 +234,7 @@ class CalibratedModel:
             typical_nuisance=arrays.get("typical_nuisance"),
             limits=meta["limits"],
             provenance=meta["provenance"],
+            scatter_inflation=meta["scatter_inflation"],
         )
 
     # -- forward ---------------------------------------------------------------
@@ -544,6 +551,10 @@ class CalibratedModel:
         """Inverse variance with the error floor of training."""
         return np.minimum(pixels.ivar, self.limits["sigma_floor"] ** -2)
 
+    def _total_ivar(self, ivar, space, inflation=1.0):
+        """Inverse variance with the model's own scatter."""
+        return np.where(ivar > 0, 1 / (1 / np.where(ivar > 0, ivar, 1.0) + inflation * self.scatter[space] ** 2), 0.0)
+
     def _check_rest(self, pixels):
         """Velocity of the lines against a mean star; air wavelengths raise."""
         template = self._predictor("synthetic").flux(self.prior.mean)
@@ -602,7 +613,7 @@ class CalibratedModel:
                 "observed" if space == "observed" else "synthetic", None if nuisance is None else nuisance[0]
             )
             flux = pixels.flux
-            ivar = np.where(good, 1 / (1 / np.where(good, ivar, 1.0) + self.scatter[space] ** 2), 0.0)
+            ivar = self._total_ivar(ivar, space, self.scatter_inflation.get(space, 1.0))
         return Objective(
             predictor, flux, ivar, settings["lower"], settings["upper"], settings["free"], settings["prior"]
         )
@@ -622,8 +633,8 @@ class CalibratedModel:
         The residuals of a translated spectrum say little: the translation
         removes most of the noise, and correlates the rest.
         """
-        ivar = self._data_ivar(pixels)
-        sigma = np.where(ivar > 0, np.hypot(1 / np.sqrt(np.where(ivar > 0, ivar, 1.0)), self.scatter["observed"]), 0.0)
+        ivar = self._total_ivar(self._data_ivar(pixels), "observed")
+        sigma = np.where(ivar > 0, 1 / np.sqrt(np.where(ivar > 0, ivar, 1.0)), 0.0)
         noise = np.random.default_rng(0).standard_normal((n_draws, self.grid.n_pixels)) * sigma
         translated = self.translator.obs_to_synth(self._filled(pixels) + noise)
         _, slopes = objective.predictor.jacobian(optimum.labels)
@@ -635,7 +646,8 @@ class CalibratedModel:
         model_flux = objective.predictor.flux(optimum.labels)
         residual = np.where(good, objective.flux - model_flux, 0.0)
         dof = max(int(good.sum()) - int(settings["free"].sum()), 1)
-        chi2, chi2_total = float(residual**2 @ data_ivar), float(residual**2 @ objective.ivar)
+        total_ivar = objective.ivar if space == "synthetic" else self._total_ivar(data_ivar, space)
+        chi2, chi2_total = float(residual**2 @ data_ivar), float(residual**2 @ total_ivar)
         snr = float(np.median((pixels.flux * np.sqrt(pixels.ivar))[good]))
         latent = self.translator.encode_obs(self._filled(pixels)[None])[0]
         distance = float(self.cloud.distance(latent)[0])
