@@ -130,16 +130,11 @@ class ObservedSpectra:
 
     def __init__(self, flux, sigma, mask, settings: TrainingSettings):
         flux, sigma = (torch.as_tensor(a, dtype=torch.float32) for a in (flux, sigma))
-        bad = (
-            torch.as_tensor(mask, dtype=torch.bool)
-            | ~torch.isfinite(flux)
-            | ~(sigma <= settings.sigma_max)
-            | (sigma <= 0)
-        )
-        if flux.ndim != 2 or sigma.shape != flux.shape or bad.shape != flux.shape:
-            raise ValueError(
-                f"flux, sigma and mask must share a shape (n, n_pixels): {flux.shape}, {sigma.shape}, {bad.shape}"
-            )
+        mask = torch.as_tensor(mask, dtype=torch.bool)
+        shapes = [tuple(a.shape) for a in (flux, sigma, mask)]
+        if flux.ndim != 2 or len(set(shapes)) > 1:
+            raise ValueError(f"flux, sigma and mask must share a shape (n, n_pixels), but have {shapes}")
+        bad = mask | ~torch.isfinite(flux) | ~(sigma <= settings.sigma_max) | (sigma <= 0)
         if bad.all(1).any():
             raise ValueError(f"spectrum {int(torch.nonzero(bad.all(1))[0])} has no good pixel")
         # A bad pixel enters the networks as continuum: a wild value there would leak through the convolutions.
@@ -365,28 +360,36 @@ class Trainer:
     def run(self, *, until: int | None = None, progress: bool = True, every: int = 50, checkpoint_every: int = 500):
         """Train up to ``n_iterations`` (or ``until``); return the mean loss terms of every ``every`` iterations.
 
-        An interrupt saves a checkpoint before it is passed on.
+        An interrupt saves a checkpoint before it is passed on. A `FloatingPointError`
+        does not: the weights may be spoilt, and the last checkpoint stays as it was.
         """
-        last = min(until or self.settings.n_iterations, self.settings.n_iterations)
-        history, sums = [], {}
+        last = self.settings.n_iterations if until is None else min(until, self.settings.n_iterations)
+        history, sums, n_summed = [], {}, 0
+        save = self.save if self.folder is not None else lambda: None
         bar = tqdm(total=last, initial=self.iteration, desc="training", disable=not progress)
         try:
             while self.iteration < last:
                 for name, value in self.step().items():
                     sums[name] = sums.get(name, 0.0) + value
+                n_summed += 1
                 bar.update()
                 if self.iteration % every == 0:
-                    row = {"iteration": self.iteration} | {k: v / every for k, v in sums.items()}
+                    row = {"iteration": self.iteration} | {k: v / n_summed for k, v in sums.items()}
                     history.append(row)
-                    sums = {}
+                    sums, n_summed = {}, 0
                     bar.set_postfix({k: f"{row[k]:.3g}" for k in ("rec_obs", "cyc_obs", "gen_obs", "critic_accuracy")})
                     self._log(row)
-                if self.folder is not None and self.iteration % checkpoint_every == 0:
-                    self.save()
+                if self.iteration % checkpoint_every == 0:
+                    save()
+        except FloatingPointError:
+            raise
+        except BaseException:
+            save()
+            raise
+        else:
+            save()
         finally:
             bar.close()
-            if self.folder is not None:
-                self.save()
         return history
 
     def averaged_network(self) -> TranslationNetwork:
