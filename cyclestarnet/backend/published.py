@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy._core.multiarray import _reconstruct
 
 from cyclestarnet.backend.checkpoint import load_state
 from cyclestarnet.backend.emulator import Emulator
 from cyclestarnet.exceptions import ModelFileError
 
 __all__ = ["read_payne_checkpoint", "read_payne_npz"]
+
+# The ranges were saved as numpy arrays. These build arrays and nothing else; numpy 1 and 2 name them differently.
+_ARRAY_PARTS = [
+    (_reconstruct, "numpy.core.multiarray._reconstruct"),
+    (_reconstruct, "numpy._core.multiarray._reconstruct"),
+    (codecs.encode, "_codecs.encode"),
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float32", "float64")),
+]
 
 
 def read_payne_npz(path, *, activation="leaky_relu"):
@@ -34,7 +46,7 @@ def read_payne_npz(path, *, activation="leaky_relu"):
         If arrays are missing or their shapes do not fit.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with Path(path).open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name], dtype=np.float32) for name in file.files}
     except FileNotFoundError:
         raise
@@ -66,13 +78,7 @@ def read_payne_checkpoint(path):
     ModelFileError
         If the file is damaged, holds code, or has another layout.
     """
-    # The ranges were saved as numpy arrays, which need their own constructors.
-    dtypes = [type(np.dtype(kind)) for kind in ("float32", "float64")]
-    try:
-        from numpy._core.multiarray import _reconstruct
-    except ImportError:
-        from numpy.core.multiarray import _reconstruct
-    with torch.serialization.safe_globals([_reconstruct, np.ndarray, np.dtype, *dtypes]):
+    with torch.serialization.safe_globals(_ARRAY_PARTS):
         content = load_state(path)
     if not isinstance(content, dict) or not {"Payne", "y_min", "y_max"} <= set(content):
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
