@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -70,8 +71,9 @@ def load_state(path) -> dict:
 
 def save_arrays(arrays: dict[str, np.ndarray], metadata: dict, path) -> None:
     """Write arrays and plain metadata to one safetensors file, atomically."""
-    header = {"format": FORMAT, "metadata": json.dumps(metadata)}
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    header = {"format": FORMAT, "metadata": json.dumps(metadata)}
+    header["sha256"] = _digest(contiguous, header["metadata"])
     write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata=header))
 
 
@@ -81,7 +83,8 @@ def load_arrays(path) -> tuple[dict[str, np.ndarray], dict]:
     Raises
     ------
     ModelFileError
-        If the file is truncated, no safetensors file, or not one of ours.
+        If the file is truncated, no safetensors file, not one of ours, or
+        was altered since it was written.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no model file {path}")
@@ -95,4 +98,20 @@ def load_arrays(path) -> tuple[dict[str, np.ndarray], dict]:
         raise ModelFileError(
             f"{path} is a safetensors file of another program (format {header.get('format')!r}, expected {FORMAT!r})"
         )
-    return arrays, json.loads(header["metadata"])
+    text = header.get("metadata", "")
+    digest = _digest(arrays, text)
+    if header.get("sha256", digest) != digest:
+        raise ModelFileError(f"{path} was altered or damaged after it was written: its contents do not fit its sha256")
+    try:
+        return arrays, json.loads(text)
+    except ValueError as error:
+        raise ModelFileError(f"the metadata of {path} are damaged: {error}") from error
+
+
+def _digest(arrays: dict[str, np.ndarray], text: str) -> str:
+    """SHA-256 of arrays and metadata, whatever order a file has them in."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}".encode())
+        digest.update(arrays[name].tobytes())
+    return digest.hexdigest()
