@@ -411,10 +411,11 @@ class CalibratedModel:
             cheap = [self._objective(pixels, other, settings) for other in ("emulator", "synthetic")]
             starts = [begin, *(minimise(other, begin, max_rounds=3).labels for other in cheap)]
             begin = max(starts, key=lambda labels: objective.log_posterior(labels)[0])
-        optimum = minimise(objective, begin)
+        scaled, optimum = self._fit_with_scaled_errors(objective, minimise(objective, begin), space)
+        settings["error_scale"] = float(np.sqrt(objective.ivar.max() / scaled.ivar.max()))
         if space == "synthetic":
-            objective, optimum = self._refit_with_own_error(pixels, settings, objective, optimum)
-        result = self._result(spectrum, pixels, objective, optimum, space, settings, velocity)
+            optimum = replace(optimum, covariance=self._propagated(pixels, scaled, optimum))
+        result = self._result(spectrum, pixels, scaled, optimum, space, settings, velocity)
         if not result.success:
             warnings.warn(f"the fit did not converge: {result.message}", FitWarning, stacklevel=2)
         return result
@@ -438,6 +439,7 @@ class CalibratedModel:
         progress : bool, optional
         **options
             ``space``, ``fixed``, ``bounds`` and ``prior`` of `fit`; ``n_walkers``.
+            Eq. 10 (``space="synthetic"``) has no likelihood to sample.
 
         Returns
         -------
@@ -452,13 +454,15 @@ class CalibratedModel:
         if start is None:
             start = self.fit(spectrum, **options)
         space = options.pop("space", start.space)
-        _choice("space", space, SPACES)
-        settings = self._fit_settings(None, options.pop("fixed", None), options.pop("bounds", None),
-                                      options.pop("prior", "training"))  # fmt: skip
+        _choice("space", space, ("observed", "emulator"))
+        settings = self._fit_settings(
+            None, options.pop("fixed", None), options.pop("bounds", None), options.pop("prior", "training")
+        )
         if options:
             raise TypeError(f"unknown options {sorted(options)}; there are space, fixed, bounds, prior, n_walkers")
-        pixels = self._pixels(spectrum)
-        objective = self._objective(pixels, space, settings)
+        objective = self._objective(self._pixels(spectrum), space, settings)
+        if space == start.space:
+            objective = replace(objective, ivar=objective.ivar / start.meta["error_scale"] ** 2)
         centre = np.where(settings["free"], start.values, settings["start"])
         rng = rng if rng is not None else np.random.default_rng(seed)
         chain = sample_posterior(
@@ -618,14 +622,24 @@ class CalibratedModel:
             predictor, flux, ivar, settings["lower"], settings["upper"], settings["free"], settings["prior"]
         )
 
-    def _refit_with_own_error(self, pixels, settings, objective, optimum):
-        """Eq. 10 has no weights: take the error of the translated spectrum from its residuals, and fit again."""
-        good = objective.ivar > 0
-        residual = (objective.flux - objective.predictor.flux(optimum.labels))[good]
-        error = float(np.sqrt((residual**2).sum() / max(good.sum() - settings["free"].sum(), 1)))
-        objective = self._objective(pixels, "synthetic", settings, error=error)
-        optimum = minimise(objective, optimum.labels)
-        return objective, replace(optimum, covariance=self._propagated(pixels, objective, optimum))
+    @staticmethod
+    def _fit_with_scaled_errors(objective, optimum, space):
+        """Scale all errors so that the residuals bear them out, and fit again.
+
+        A spectrum that the model cannot match to within its errors has larger
+        errors than we knew: without this, misfits would overrule the prior and
+        leave tiny error bars. Eq. 10 has no errors of its own: there they
+        shrink as well.
+        """
+        for _ in range(3):
+            good = objective.ivar > 0
+            residual = objective.flux - objective.predictor.flux(optimum.labels)
+            ratio = float(residual**2 @ objective.ivar / max(good.sum() - objective.free.sum(), 1))
+            if 0.9 < ratio < 1.1 or (ratio < 1 and space != "synthetic"):
+                break
+            objective = replace(objective, ivar=objective.ivar / ratio)
+            optimum = minimise(objective, optimum.labels)
+        return objective, optimum
 
     def _propagated(self, pixels, objective, optimum, n_draws=64):
         """Covariance of Eq. 10: noise of the data, sent through the translation and the linearised fit.
@@ -674,6 +688,7 @@ class CalibratedModel:
             "n_evaluations": optimum.n_evaluations,
             "snr": snr,
             "normalised_here": pixels.continuum is not None,
+            "error_scale": settings["error_scale"],
             "velocity": velocity * u.km / u.s,
             "latent_distance": distance,
             "prior_distance": prior_distance,

@@ -558,10 +558,12 @@ def cannon_fit(inputs, result):
     flux, sigma = result.spectrum.flux.value, result.spectrum.uncertainty.array
     good = ~result.spectrum.mask
     weight = np.where(good, 1 / np.hypot(np.where(good, sigma, 1.0), cannon.scatter[:n]), 0.0)
+    coefficients = cannon.coefficients[:, :n].astype(float)
     steps = np.array([100.0, 0.3, 0.1, 0.1])
 
     def residual(x):
-        model = cannon(cannon.baseline + x * steps)[0, :n].astype(float)
+        # in double precision: finite differences of single-precision fluxes are noise
+        model = cannon.design(cannon.baseline + x * steps)[0] @ coefficients
         return (model / recipe(model, np.where(good, 1 / np.where(good, sigma, 1.0) ** 2, 0.0)) - flux) * weight
 
     found = least_squares(residual, np.zeros(4))
