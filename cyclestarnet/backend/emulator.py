@@ -119,6 +119,13 @@ def train_emulator(
         With the weights of the epoch that had the smallest validation loss.
     history : list of dict
         ``epoch``, ``training`` and ``validation`` (mean absolute error of the flux).
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, a value is not finite, or a label does not vary and has no range.
+    FloatingPointError
+        If the training diverges.
     """
     settings = settings or EmulatorSettings()
     labels, flux = np.asarray(labels, dtype=np.float64), np.asarray(flux, dtype=np.float32)
@@ -128,17 +135,23 @@ def train_emulator(
         )
     if not (np.all(np.isfinite(labels)) and np.all(np.isfinite(flux))):
         raise ValueError("labels and flux must be finite")
-    lower = labels.min(0) if lower is None else lower
-    upper = labels.max(0) if upper is None else upper
+    if len(labels) < 2:
+        raise ValueError(f"training needs 2 spectra or more, but got {len(labels)}")
+    lower = labels.min(0) if lower is None else np.asarray(lower, dtype=np.float64)
+    upper = labels.max(0) if upper is None else np.asarray(upper, dtype=np.float64)
+    if lower.shape != labels.shape[1:] or upper.shape != labels.shape[1:] or not np.all(lower < upper):
+        raise ValueError(f"every label needs a range, lower < upper, but these are {lower} and {upper}")
 
     order = np.random.default_rng(settings.seed).permutation(len(labels))
     n_validation = max(1, round(settings.validation_fraction * len(labels)))
     held, used = order[:n_validation], order[n_validation:]
     mean = flux[used].mean(0)
     n_components = min(settings.n_components, len(used), flux.shape[1])
-    _, _, basis = torch.svd_lowrank(
-        torch.from_numpy(flux[used] - mean), q=min(n_components + 20, *flux[used].shape), niter=4
-    )
+    with torch.random.fork_rng(devices=[]):  # the decomposition starts from random directions
+        torch.manual_seed(settings.seed)
+        _, _, basis = torch.svd_lowrank(
+            torch.from_numpy(flux[used] - mean), q=min(n_components + 20, *flux[used].shape), niter=4
+        )
     basis = basis[:, :n_components]  # (n_pixels, n_components), orthonormal: errors of components are errors of pixels
     components = torch.from_numpy(flux - mean) @ basis
     scale = components[used].std()
@@ -178,13 +191,16 @@ def train_emulator(
             elif epoch - best_epoch >= settings.patience:
                 log.info("stopped early at epoch %d; best was %d", epoch + 1, best_epoch + 1)
                 break
+    if best_state is None:
+        raise FloatingPointError("the emulator's loss is not finite; lower the learning_rate")
     reduced.load_state_dict(best_state)
     return _unfold(reduced, basis * scale, torch.from_numpy(mean)), history
 
 
 def _unfold(reduced: Emulator, basis: Tensor, mean: Tensor) -> Emulator:
     """Fold principal components (n_pixels, n_components) into the last linear layer."""
-    emulator = Emulator(reduced.lower, reduced.upper, len(basis), reduced.hidden, reduced.activation)
+    with torch.random.fork_rng(devices=[]):  # its random weights are overwritten
+        emulator = Emulator(reduced.lower, reduced.upper, len(basis), reduced.hidden, reduced.activation)
     state = reduced.state_dict()
     last = f"layers.{len(reduced.layers) - 1}"
     state[f"{last}.weight"] = basis @ state[f"{last}.weight"]
