@@ -106,7 +106,9 @@ class _Differentiable:
         flux = self._forward(leaf)
 
         def pull(cotangent: np.ndarray) -> np.ndarray:
-            (gradient,) = torch.autograd.grad(flux, leaf, torch.tensor(cotangent[None], dtype=self.dtype))
+            (gradient,) = torch.autograd.grad(
+                flux, leaf, torch.tensor(cotangent[None], dtype=self.dtype), retain_graph=True
+            )
             return gradient[0].double().numpy()
 
         return flux[0].detach().double().numpy(), pull
