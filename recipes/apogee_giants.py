@@ -504,7 +504,7 @@ def evaluate(options):
     n, workers, report = options.n_test, options.threads, {}
     with h5py.File(options.work / "observed.h5") as file:
         truth, cool_truth = (file[f"labels {split}"][:n].astype(float) for split in ("test", "cool"))
-    stars, cool = (load_stars(options.work, split, n) for split in ("test", "cool"))
+    stars, cool = load_stars(options.work, "test", n), load_stars(options.work, "cool", n // 10)
     fits = {
         "Eq. 9, flat prior": {"space": "emulator", "prior": None},
         "Eq. 9": {"space": "emulator"},
@@ -513,7 +513,7 @@ def evaluate(options):
     }
     found = {}
     for name, arguments in fits.items():
-        part = stars if name in ("Eq. 9", "Eq. 11") else stars[: n // 3]  # the others are there for comparison
+        part = stars if name in ("Eq. 9", "Eq. 11") else stars[: n // 5]  # the others are there for comparison
         found[name] = fit_stars(model, part, workers, **arguments)
         report[name] = score(model, found[name], truth[: len(part)])
     # The baseline without a network: the same prior, matched to Eq. 9's labels of *other* stars by their moments.
@@ -523,7 +523,7 @@ def evaluate(options):
     moved = gaussian_transport(others, target)(reported(model, found["Eq. 9"])[0])
     report["Eq. 9 + transport"] = score(model, found["Eq. 9"], truth, moved)
     for name in ("Eq. 9", "Eq. 11"):
-        report[f"{name}, < 4050 K"] = score(model, fit_stars(model, cool, workers, **fits[name]), cool_truth)
+        report[f"{name}, < 4050 K"] = score(model, fit_stars(model, cool, workers, **fits[name]), cool_truth[: n // 10])
     report["networks"] = score_networks(model, stars, truth, options)
     report["real"] = real_stars(model, options.inputs)
     (options.work / "evaluation.json").write_text(json.dumps(report, indent=1))
