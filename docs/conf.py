@@ -1,0 +1,31 @@
+"""Settings of the documentation; the common ones come from sphinx-astropy.
+
+Nothing is fetched while the pages are built.
+"""
+
+from sphinx_astropy.conf.v2 import *  # noqa: F403
+from sphinx_astropy.conf.v2 import exclude_patterns, extensions, html_theme_options
+
+from cyclestarnet import __version__
+
+project = "cyclestarnet"
+author = "The cyclestarnet developers"
+copyright = author
+version = release = __version__
+
+# Links into other projects need their inventories from the network.
+intersphinx_mapping = {}
+nitpicky = False
+extensions = [name for name in extensions if not name.startswith("sphinx_astropy.ext.intersphinx")]
+
+# tables/ holds parts that other pages include.
+exclude_patterns = [*exclude_patterns, "tables/*"]
+
+html_title = f"{project} {release}"
+html_static_path = ["_static"]
+html_last_updated_fmt = ""
+html_theme_options = html_theme_options | {"show_nav_level": 1, "navigation_depth": 3}
+
+numpydoc_xref_param_type = False
+automodapi_inheritance_diagram = False
+automodsumm_inherited_members = False
