@@ -1,0 +1,315 @@
+"""Make the figures of these pages and the table of the model's provenance: ``python docs/figures.py [NAME ...]``.
+
+The figures rest on the embedded model and the spectrum that ships with it, so
+they must be made again when the model is replaced. Names: see ``FIGURES``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import cache
+from pathlib import Path
+
+import astropy.units as u
+import matplotlib
+import numpy as np
+import torch
+from astropy.nddata import StdDevUncertainty
+from astropy.utils.data import get_pkg_data_filename
+from matplotlib import pyplot as plt
+
+from cyclestarnet import CalibratedModel, read_apvisit
+from cyclestarnet.spectra import Spectrum
+
+matplotlib.use("Agg")
+HERE = Path(__file__).parent
+STATIC = HERE / "_static"
+MODEL = "apogee-giants"
+SYNTHETIC, OBSERVED, COMMON, GREY = "C0", "C3", "C2", "0.35"
+
+
+@cache
+def model():
+    return CalibratedModel.from_pretrained(MODEL)
+
+
+@cache
+def k_giant():
+    return read_apvisit(get_pkg_data_filename("data/apVisit-r13-9518-57729-104.fits", package="cyclestarnet"))
+
+
+@cache
+def fitted(space="observed"):
+    return model().fit(k_giant(), space=space)
+
+
+# -- plots --------------------------------------------------------------------
+def k_giant_fit():
+    """The K giant and its fit, the middle of each chip."""
+    figure, axes = plt.subplots(6, 1, figsize=(12, 8.2), height_ratios=[3, 1] * 3, layout="constrained")
+    for k, (start, stop) in enumerate(model().grid.chips):
+        middle = model().grid.wavelength[(start + stop) // 2]
+        fitted().plot(axes[2 * k : 2 * k + 2], window=(middle - 60 * u.AA, middle + 60 * u.AA))
+    for axis in axes[2:]:
+        axis.set_title("", loc="left")
+        if axis.get_legend():
+            axis.get_legend().remove()
+    axes[0].set_title(axes[0].get_title(loc="left"), loc="left", fontsize=9)
+    for axis in axes[:-1]:
+        axis.set_xlabel("")
+    figure.savefig(STATIC / "k_giant.png", dpi=90)
+
+
+def gap():
+    """Best fits of the emulator alone (Eq. 9) and of the translated emulator (Eq. 11), and their residuals."""
+    low, high = 15490.0, 15560.0
+    figure, (top, middle, bottom) = plt.subplots(
+        3, 1, figsize=(11, 5.6), sharex=True, height_ratios=[2, 1, 1], layout="constrained"
+    )
+    wavelength = model().grid.wavelength.value
+    show = (wavelength > low) & (wavelength < high)
+    data = np.where(fitted().spectrum.mask, np.nan, fitted().spectrum.flux.value)
+    top.plot(wavelength[show], data[show], color=GREY, lw=2.2, alpha=0.5, label="data")
+    spaces = (("emulator", SYNTHETIC, middle, "Eq. 9"), ("observed", OBSERVED, bottom, "Eq. 11"))
+    for space, colour, axis, equation in spaces:
+        result = fitted(space)
+        text = {"emulator": "emulator alone", "observed": "emulator, translated"}[space] + f" ({equation})"
+        top.plot(wavelength[show], result.model_spectrum.flux.value[show], color=colour, lw=1, label=text)
+        axis.axhline(0, color="0.8", lw=0.8)
+        axis.plot(wavelength[show], result.residual.value[show], color=colour, lw=1)
+        axis.set(ylim=(-0.12, 0.12), ylabel=f"data − model\n({equation})")
+    top.set(xlim=(low, high), ylim=(0.69, 1.05), ylabel="normalised flux")
+    top.legend(frameon=False, ncols=3, loc="lower left")
+    bottom.set_xlabel("vacuum wavelength [Å]")
+    figure.savefig(STATIC / "gap.png", dpi=90)
+
+
+def translation():
+    """The K giant translated to the synthetic domain, beside the emulator at its labels."""
+    low, high = 15490.0, 15560.0
+    figure, axis = plt.subplots(figsize=(11, 3.4), layout="constrained")
+    labels = fitted().labels
+    data = fitted().spectrum
+    spectra = {
+        "data": np.where(data.mask, np.nan, data.flux.value),
+        "data, translated to synthetic": model().to_synthetic(k_giant()).flux.value,
+        "emulator at the labels of the fit": model().predict(labels, domain="synthetic").flux.value,
+    }
+    wavelength = model().grid.wavelength.value
+    show = (wavelength > low) & (wavelength < high)
+    styles = ((GREY, 2.2, "-", 0.5), (COMMON, 1.2, "-", 1), (SYNTHETIC, 1.2, "--", 1))
+    for (text, flux), (colour, width, line, alpha) in zip(spectra.items(), styles, strict=True):
+        axis.plot(wavelength[show], flux[show], color=colour, lw=width, ls=line, alpha=alpha, label=text)
+    axis.set(xlim=(low, high), ylim=(0.69, 1.05), ylabel="normalised flux", xlabel="vacuum wavelength [Å]")
+    axis.legend(frameon=False, ncols=3, loc="lower left")
+    figure.savefig(STATIC / "translation.png", dpi=90)
+
+
+def derivatives():
+    """Derivative spectra of magnesium in both domains (Eq. 8)."""
+    low, high = 15735.0, 15780.0
+    figure, axis = plt.subplots(figsize=(11, 3.4), layout="constrained")
+    labels = fitted().labels
+    for domain, colour in (("synthetic", SYNTHETIC), ("observed", OBSERVED)):
+        like = k_giant() if domain == "observed" else None
+        slope = model().derivative_spectrum(labels, "mg_h", domain=domain, like=like)
+        wavelength = model().grid.wavelength.value
+        show = (wavelength > low) & (wavelength < high)
+        axis.plot(wavelength[show], slope[show].value, color=colour, lw=1.2, label=domain)
+    axis.set(xlim=(low, high), ylabel="∂ flux / ∂ [Mg/H]  [1/dex]", xlabel="vacuum wavelength [Å]")
+    axis.legend(frameon=False, loc="lower left")
+    figure.savefig(STATIC / "derivatives.png", dpi=90)
+
+
+def prior_pull():
+    """What the training prior does to stars with one abundance away from the others.
+
+    The spectra are those that the model predicts itself, without noise, with
+    errors of 1 %: nothing but the prior can move the abundance.
+    """
+    start = fitted().labels
+    base = {name: start[name] for name in model().labels}
+    offsets = np.array([-0.4, -0.2, -0.1, 0.0, 0.1, 0.2, 0.4])
+    elements = {"mg_h": "[Mg/H]", "v_h": "[V/H]"}
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), sharex=True, sharey=True, layout="constrained")
+    for (name, text), axis in zip(elements.items(), axes, strict=True):
+        found = {"training": [], None: []}
+        for offset in offsets:
+            labels = base | {name: base[name] + offset * u.dex}
+            flux = model().predict(labels, like=k_giant()).flux
+            error = StdDevUncertainty(np.full(flux.shape, 0.01))
+            star = Spectrum(flux=flux, spectral_axis=model().grid.wavelength, uncertainty=error)
+            for prior in found:
+                result = model().fit(star, prior=prior)
+                change = (result.labels[name] - base[name]).value
+                found[prior].append((change, result.uncertainties[name].value))
+        axis.plot(offsets, offsets, color="0.8", lw=1, zorder=0)
+        for prior, colour, shift in (("training", OBSERVED, 0.006), (None, SYNTHETIC, -0.006)):
+            value, error = np.array(found[prior]).T
+            axis.errorbar(offsets + shift, value, error, fmt="o", ms=4, capsize=2, color=colour,
+                          label="training prior" if prior else "no prior")  # fmt: skip
+        axis.set(xlabel=f"true offset of {text} [dex]", title=text, xlim=(-0.5, 0.5))
+    axes[0].set(ylabel="offset found [dex]", ylim=(-0.75, 0.75))
+    axes[0].legend(frameon=False)
+    figure.savefig(STATIC / "prior_pull.png", dpi=90)
+
+
+# -- diagrams -----------------------------------------------------------------
+class Diagram:
+    """Boxes and arrows on a plane with one unit per inch."""
+
+    def __init__(self, width, height):
+        self.figure = plt.figure(figsize=(width, height))
+        self.axis = self.figure.add_axes((0, 0, 1, 1))
+        self.axis.set(xlim=(0, width), ylim=(0, height))
+        self.axis.axis("off")
+        self.boxes = {}
+
+    def box(self, name, x, y, text, colour, *, width=1.15, height=0.52, data=False):
+        """Draw a box; rounded and white for data, filled for functions."""
+        self.axis.text(
+            x, y, text, ha="center", va="center", fontsize=9.5, zorder=3, linespacing=1.25,
+        )  # fmt: skip
+        style = "round,pad=0,rounding_size=0.2" if data else "square,pad=0"
+        self.axis.add_patch(
+            matplotlib.patches.FancyBboxPatch(
+                (x - width / 2, y - height / 2), width, height, boxstyle=style, lw=1.2, zorder=2,
+                edgecolor=colour, facecolor="white" if data else matplotlib.colors.to_rgba(colour, 0.18),
+            )
+        )  # fmt: skip
+        self.boxes[name] = (x, y, width, height)
+
+    def arrow(self, start, stop, *, colour="0.45", width=1.1, line="-", text=None, sides=None, shift=0.0):
+        """Draw an arrow between the facing sides of two boxes."""
+        points = []
+        (x0, y0, *_), (x1, y1, *_) = self.boxes[start], self.boxes[stop]
+        across = sides == "across" or (sides is None and abs(x1 - x0) > 0.3)
+        for name, sign in ((start, 1), (stop, -1)):
+            x, y, w, h = self.boxes[name]
+            if across:
+                points.append((x + sign * np.sign(x1 - x0) * w / 2, y))
+            else:
+                points.append((x, y + sign * np.sign(y1 - y0) * h / 2))
+        points[1] = (points[1][0] + shift, points[1][1])
+        self.axis.annotate(
+            "", points[1], points[0], zorder=1,
+            arrowprops={"arrowstyle": "-|>", "color": colour, "lw": width, "ls": line, "shrinkA": 0, "shrinkB": 0,
+                        "mutation_scale": 11},
+        )  # fmt: skip
+        if text:
+            middle = np.mean(points, axis=0)
+            self.axis.text(middle[0], middle[1] + 0.09, text, ha="center", va="bottom", fontsize=8.5, color="0.3")
+
+    def note(self, x, y, text, **options):
+        self.axis.text(x, y, text, **({"ha": "center", "va": "center", "fontsize": 9, "color": "0.3"} | options))
+
+    def save(self, name):
+        # No date and fixed identifiers: the same figure is the same file.
+        with plt.rc_context({"svg.hashsalt": "cyclestarnet", "svg.fonttype": "path"}):
+            self.figure.savefig(STATIC / f"{name}.svg", metadata={"Date": None}, facecolor="white")
+        plt.close(self.figure)
+
+
+def networks():
+    """The networks of both domains, with the way of a fit by Eq. 11 in bold."""
+    d = Diagram(11.6, 4.5)
+    top, shared, bottom, split = 3.75, 2.75, 1.75, 0.75
+    columns = (0.85, 2.25, 3.65, 5.05, 6.45, 7.85, 9.25, 10.75)
+    d.box("labels", columns[0], top, "labels", SYNTHETIC, data=True)
+    d.box("payne", columns[1], top, "emulator", SYNTHETIC)
+    d.box("x_s", columns[2], top, "synthetic\nspectrum", SYNTHETIC, data=True)
+    d.box("x_o", columns[2], bottom, "observed\nspectrum", OBSERVED, data=True)
+    d.box("e_s", columns[3], top, r"encoder $E_\mathrm{synth}$", SYNTHETIC, width=1.25)
+    d.box("e_o", columns[3], bottom, r"encoder $E_\mathrm{obs}$", OBSERVED, width=1.25)
+    d.box("e_sh", columns[4], shared, "encoder\n" r"$E_\mathrm{sh}$", COMMON, width=0.95)
+    d.box("e_sp", columns[4], split, "encoder\n" r"$E_\mathrm{sp}$", OBSERVED, width=0.95)
+    d.box("z_sh", columns[5], shared, "shared latent\n" r"$z_\mathrm{sh}$", COMMON, data=True)
+    d.box("z_sp", columns[5], split, "split latent\n" r"$z_\mathrm{sp}$", OBSERVED, data=True)
+    d.box("d_sh", columns[6], shared, "decoder\n" r"$D_\mathrm{sh}$", COMMON, width=0.95)
+    d.box("d_sp", columns[6], split, "decoder\n" r"$D_\mathrm{sp}$", OBSERVED, width=0.95)
+    d.box("d_s", columns[7], top, "decoder " r"$D_\mathrm{synth}$" "\n→ synthetic", SYNTHETIC, width=1.4)
+    d.box("d_o", columns[7], bottom, "decoder " r"$D_\mathrm{obs}$" "\n→ observed", OBSERVED, width=1.4)
+    bold = {"colour": "black", "width": 2.4}
+    for start, stop in (("labels", "payne"), ("payne", "x_s"), ("x_s", "e_s")):
+        d.arrow(start, stop, **bold)
+    for start, stop in (("e_s", "e_sh"), ("e_sh", "z_sh"), ("z_sh", "d_sh"), ("d_sh", "d_o")):
+        d.arrow(start, stop, **bold)
+    for start, stop in (("x_o", "e_o"), ("e_o", "e_sp"), ("e_sp", "z_sp"), ("z_sp", "d_sp"), ("d_sp", "d_o")):
+        d.arrow(start, stop, colour="black", width=1.6, line="--")
+    d.arrow("e_o", "e_sh")
+    d.arrow("d_sh", "d_s")
+    d.note(0.27, 2.35, "bold: a fit in the observed domain (Eq. 11)", ha="left")
+    d.note(0.27, 2.1, "dashed: the star's own split latent", ha="left")
+    d.note(0.27, 1.2, "rounded: data;  filled: networks", ha="left")
+    d.note(0.27, 0.95, "blue: synthetic domain;  red: observed;", ha="left")
+    d.note(0.27, 0.7, "green: both domains", ha="left")
+    d.save("networks")
+
+
+def data_flow():
+    """The way of a star through the package."""
+    d = Diagram(11.6, 2.7)
+    row, above = 0.95, 2.05
+    columns = (0.85, 2.75, 4.65, 6.55, 8.45, 10.55)
+    texts = ("FITS file", "Spectrum", "Pixels", "Objective", "optimum", "FitResult")
+    for x, text in zip(columns, texts, strict=True):
+        d.box(text, x, row, text, GREY, data=True, width=1.15)
+    d.box("Predictor", columns[3], above, "Predictor\nlabels → flux, ∂ flux", SYNTHETIC, width=1.75)
+    d.box("prior", columns[4] + 0.1, above, "prior,\nbounds, fixed", SYNTHETIC, data=True, width=1.3)
+    d.box(
+        "weights",
+        columns[1] + 0.95,
+        above,
+        "model file: emulator,\ntranslation network",
+        SYNTHETIC,
+        data=True,
+        width=2.0,
+    )
+    rooms = ("io", "spectra", "model", "fitting", "results")
+    for start, stop, room in zip(texts[:-1], texts[1:], rooms, strict=True):
+        d.arrow(start, stop, text=room)
+    d.arrow("weights", "Predictor", text="backend")
+    d.arrow("Predictor", "Objective", shift=-0.1)
+    d.arrow("prior", "Objective", sides="down", shift=0.35)
+    captions = (
+        "flux, error, bits", "units, mask,\nvacuum, at rest", "flux, ivar on the\nmodel's grid,\nnormalised",
+        "log posterior\nand gradient", "labels,\ncovariance", "Quantities, flags,\nχ², residual",
+    )  # fmt: skip
+    for x, text in zip(columns, captions, strict=True):
+        d.note(x, row - 0.36, text, va="top", fontsize=8.5)
+    d.save("data_flow")
+
+
+# -- table --------------------------------------------------------------------
+def provenance():
+    """``tables/provenance.rst``: what the model file says about itself."""
+    said = {key: value for key, value in model().provenance.items() if key != "measured"}  # has its own table
+    rows = {**said, "labels": ", ".join(model().labels), "grid": repr(model().grid)[1:-1]}
+    settings = model().translator.network.settings
+    rows["split latent"] = f"{settings.split_filters} x {settings.latent_length} numbers"
+    rows["shared latent"] = f"{settings.shared_filters} x {settings.latent_length} numbers"
+    rows |= {f"limit: {name}": f"{value:.4g}" for name, value in model().limits.items()}
+    lines = [".. made by docs/figures.py from the model file", "", ".. list-table::", "   :widths: 20 80", ""]
+    for key, value in rows.items():
+        lines += [f"   * - {key}", f"     - {value}"]
+    (HERE / "tables" / "provenance.rst").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+FIGURES = (networks, data_flow, provenance, k_giant_fit, gap, translation, derivatives, prior_pull)
+
+
+def main():
+    names = [figure.__name__ for figure in FIGURES]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; default: all")
+    chosen = parser.parse_args().names or names
+    if unknown := sorted(set(chosen) - set(names)):
+        parser.error(f"no figures {unknown}; there are {', '.join(names)}")
+    torch.set_num_threads(1)
+    for figure in FIGURES:
+        if figure.__name__ in chosen:
+            figure()
+
+
+if __name__ == "__main__":
+    main()
