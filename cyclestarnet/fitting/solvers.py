@@ -18,6 +18,7 @@ from cyclestarnet.fitting.objective import Objective
 __all__ = ["Optimum", "minimise"]
 
 EDGE = 2e-3  # an optimum closer than this fraction of the range is at the bound
+OFF_BOUND = logit(0.95)  # where labels restart that got stuck at a bound
 ROUND = 40  # iterations before the whitening is renewed
 
 
@@ -76,7 +77,7 @@ def minimise(objective: Objective, start: np.ndarray, *, tolerance: float = 1e-2
             value, gradient = objective.value_and_gradient(to_labels(at))
             return value, whiten.T @ (gradient[free] * width * expit(at) * expit(-at))
 
-        options = {"maxiter": ROUND, "ftol": 1e-9, "gtol": 1e-3}
+        options = {"maxiter": ROUND, "ftol": 1e-8, "gtol": 2e-2}
         found = minimize(function, np.zeros_like(v), jac=True, method="L-BFGS-B", options=options)
         n_evaluations += found.nfev
         gain, value = value - found.fun, min(value, found.fun)
@@ -86,8 +87,16 @@ def minimise(objective: Objective, start: np.ndarray, *, tolerance: float = 1e-2
         v = v + whiten @ found.x
         message = str(found.message)
         if gain < tolerance:
-            converged, message = True, "converged"
-            break
+            position, (_, gradient) = expit(v), objective.value_and_gradient(to_labels(v))
+            n_evaluations += 1
+            # At a bound the logistic function is flat, so a label may get stuck there though the slope leads inside.
+            inward = gradient[free] * width * np.where(position > 0.5, EDGE, -EDGE)
+            stuck = (np.minimum(position, 1 - position) < EDGE) & (inward > tolerance)
+            if not stuck.any():
+                converged, message = True, "converged"
+                break
+            v[stuck] = np.where(position > 0.5, OFF_BOUND, -OFF_BOUND)[stuck]
+            value = np.inf
     best = to_labels(v)
     position = (best[free] - low) / width
     at_bound = np.zeros(len(labels), dtype=bool)
@@ -96,10 +105,15 @@ def minimise(objective: Objective, start: np.ndarray, *, tolerance: float = 1e-2
 
 
 def laplace_covariance(objective: Objective, labels: np.ndarray) -> np.ndarray:
-    """Inverse of the Gauss-Newton Hessian over the free labels, zero elsewhere, (n_labels, n_labels)."""
+    """Inverse of the Gauss-Newton Hessian over the free labels, zero elsewhere, (n_labels, n_labels).
+
+    No direction has a larger variance than a flat distribution over the range of the labels.
+    """
     free, width = objective.free, (objective.upper - objective.lower)[objective.free]
     hessian = objective.gauss_newton(labels)[np.ix_(free, free)] * np.outer(width, width)
     covariance = np.zeros((len(labels), len(labels)))
-    # pinv: labels that the data do not constrain at all must not turn the rest into noise
-    covariance[np.ix_(free, free)] = np.linalg.pinv(hessian, hermitian=True) * np.outer(width, width)
+    eigenvalues, directions = np.linalg.eigh(hessian)
+    # What the data do not constrain is as uncertain as its range: 1/12 of the width squared, not infinite or zero.
+    inverse = (directions / eigenvalues.clip(12.0)) @ directions.T
+    covariance[np.ix_(free, free)] = inverse * np.outer(width, width)
     return covariance
