@@ -66,10 +66,16 @@ def sample_posterior(
     sampler = emcee.EnsembleSampler(
         n_walkers, n_free, lambda p: objective.log_posterior(full(p)), vectorize=True, backend=store
     )
-    sampler.random_state = np.random.RandomState(rng.integers(2**32)).get_state()
     done = store.iteration if store is not None and store.initialized else 0
-    state = None if done else _start(objective, centre, covariance, free, n_walkers, rng)
     tau, converged = np.full(n_free, np.nan), False
+    if done:
+        state = sampler.get_last_sample()  # with the state of the random numbers
+        if done >= check_every:
+            tau = sampler.get_autocorr_time(tol=0)
+            converged = bool(done >= max_steps and np.all(done > 50 * tau))
+    else:
+        sampler.random_state = np.random.RandomState(rng.integers(2**32)).get_state()
+        state = _start(objective, centre, covariance, free, n_walkers, rng)
     for _ in sampler.sample(state, iterations=max(max_steps - done, 0), progress=progress):
         if sampler.iteration % check_every:
             continue
