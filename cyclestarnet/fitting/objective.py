@@ -45,7 +45,13 @@ class GaussianPrior:
             raise ValueError(
                 f"a prior needs a mean (n,) and a covariance (n, n), but has {mean.shape}, {covariance.shape}"
             )
-        if not np.allclose(covariance, covariance.T) or np.linalg.eigvalsh(_correlation(covariance)).min() <= 0:
+        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+            raise ValueError("mean and covariance of a prior must be finite; for a flat prior use prior=None")
+        if (
+            not np.allclose(covariance, covariance.T)
+            or np.diag(covariance).min() <= 0
+            or np.linalg.eigvalsh(_correlation(covariance)).min() <= 0
+        ):
             raise ValueError("the covariance of a prior must be symmetric and positive definite")
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "covariance", covariance)
@@ -86,6 +92,12 @@ class Objective:
     upper: np.ndarray
     free: np.ndarray
     prior: GaussianPrior | None = None
+
+    def __post_init__(self):
+        if self.prior is not None and len(self.prior.mean) != self.predictor.n_labels:
+            raise ValueError(
+                f"a prior of {len(self.prior.mean)} labels, but the predictor has {self.predictor.n_labels}"
+            )
 
     def log_likelihood(self, labels: np.ndarray) -> np.ndarray:
         """−χ²/2 of labels (..., n_labels)."""
