@@ -433,7 +433,10 @@ def _fit_star(task):
 
 
 def fit_stars(model, stars, n_processes, **options):
-    """Fit stars in parallel processes of one thread each; a list of plain results."""
+    """Fit stars in parallel processes of one thread each; a list of plain results.
+
+    Set ``OPENBLAS_NUM_THREADS=1``: the threads of NumPy's library in several processes wait for each other.
+    """
     context = multiprocessing.get_context("fork")
     tasks = [(star, options) for star in stars]
     with context.Pool(n_processes, _start_worker, (model,)) as pool:
@@ -525,6 +528,7 @@ def evaluate(options):
     for name in ("Eq. 9", "Eq. 11"):
         report[f"{name}, < 4050 K"] = score(model, fit_stars(model, cool, workers, **fits[name]), cool_truth[: n // 10])
     report["networks"] = score_networks(model, stars, truth, options)
+    report["derivatives"] = derivative_agreement(model)
     report["real"] = real_stars(model, options.inputs)
     (options.work / "evaluation.json").write_text(json.dumps(report, indent=1))
     write_tables(report, json.loads((options.work / "emulator.json").read_text()))
@@ -554,6 +558,17 @@ def score_networks(model, stars, truth, options):
         "synthetic_scatter": float(np.diff(np.percentile(error, [16, 84]))[0] / 2),
         "split_leak_r2": dict(zip(REPORTED, (1 - left).tolist(), strict=True)),
     }
+
+
+def derivative_agreement(model):
+    """Correlation and slope of the observed domain's derivatives against the emulator's, at the mean of the prior."""
+    labels = model.labels.to_quantities(model.prior.mean)
+    observed, synthetic = (model.derivative_spectra(labels, domain=domain) for domain in ("observed", "synthetic"))
+    report = {}
+    for name in model.labels:
+        a, b = synthetic[name].value, observed[name].value
+        report[name] = {"correlation": float(np.corrcoef(a, b)[0, 1]), "slope": float(a @ b / (a @ a))}
+    return report
 
 
 def cannon_fit(inputs, result):
@@ -642,6 +657,9 @@ def write_tables(report, emulator_report):
         f"{networks['observed_half_width']:.2f} σ; of the synthetic domain: bias {bias}, scatter {scatter}. "
         f"Labels that a linear probe reads from the split latent (R²): {leak}.\n\n"
     )
+    rows = [(name, f"{d['correlation']:.2f}", f"{d['slope']:.2f}") for name, d in report["derivatives"].items()]
+    title = "Derivatives in the observed domain against those of the emulator, at the mean of the prior"
+    text += table(("label", "correlation", "slope"), rows, title)
     rows = []
     for star, spaces in report["real"].items():
         for space, r in spaces.items():
@@ -682,7 +700,7 @@ def build_parser():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="threads of the training, processes of the fits")
     parser.add_argument(
-        "--n-scatter", type=int, default=200, help="validation stars that the model's scatter is learnt from"
+        "--n-scatter", type=int, default=120, help="validation stars that the model's scatter is learnt from"
     )
     parser.add_argument("--n-test", type=int, default=1000, help="held-out stars of the evaluation")
     return parser
