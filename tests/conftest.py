@@ -215,7 +215,7 @@ def noisy_objective(predictor, **changes):
 @pytest.fixture(scope="session")
 def make_objective(linear_predictor):
     """Function that makes a `noisy_objective` of the linear predictor."""
-    return lambda **changes: noisy_objective(linear_predictor, **changes)
+    return lambda **changes: noisy_objective(**({"predictor": linear_predictor} | changes))
 
 
 # -- real things -----------------------------------------------------------------

@@ -118,7 +118,7 @@ def test_optimum_at_a_bound_equals_bounded_least_squares(make_objective):
     [
         ({}, [False] * 3),
         ({"upper": np.array([4300.0, 4, 1])}, [True, False, False]),
-        ({"lower": np.array([4000.0, 3.5, -1])}, [False, True, False]),
+        ({"lower": np.array([4000.0, 2.5, -1])}, [False, True, False]),
         ({"upper": np.array([4300.0, 4, 1]), "free": np.array([False, True, True])}, [False] * 3),
     ],
     ids=["none", "upper", "lower", "fixed"],
