@@ -192,17 +192,27 @@ class LabelSet:
         LabelError
             If a label is missing, misspelt, out of range or has a wrong unit.
         """
-        names = getattr(labels, "colnames", None) or list(labels)
-        for name in names:
-            if name not in self.combinations:
-                self.index(name)
-        missing = [name for name in self.names if name not in names]
+        given = self.known(labels)
+        missing = [name for name in self.names if name not in given]
         if missing:
             raise LabelError(f"Labels {missing} are missing; this model needs {', '.join(self.names)}")
-        values = np.stack(np.broadcast_arrays(*[self.value(name, labels[name]) for name in self.names]), axis=-1)
+        values = np.stack(np.broadcast_arrays(*[self.value(name, given[name]) for name in self.names]), axis=-1)
         if check_range:
             self.check_range(values)
         return values
+
+    def known(self, labels):
+        """Labels of the set among given ones, by name.
+
+        Combinations are left out, and so are the other columns of a table
+        (errors, flags); an unknown name in a mapping raises a `LabelError`.
+        """
+        if hasattr(labels, "colnames"):
+            return {name: labels[name] for name in self.names if name in labels.colnames}
+        for name in labels:
+            if name not in self.combinations:
+                self.index(name)
+        return {name: labels[name] for name in labels if name not in self.combinations}
 
     def check_range(self, values):
         """Raise a `LabelError` that names the first label outside the training range."""

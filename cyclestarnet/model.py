@@ -369,7 +369,7 @@ class CalibratedModel:
             Compare synth→obs(emulator) with the data (S1, Eq. 11, default), the
             emulator with obs→synth(data), unweighted (Eq. 10), or the emulator
             with the data (Eq. 9: no translation).
-        start : mapping of str to `~astropy.units.Quantity`, optional
+        start : mapping of str to `~astropy.units.Quantity`, or `~cyclestarnet.FitResult`, optional
             Starting labels; those not given start cold, at the mean of the prior.
         fixed : mapping of str to `~astropy.units.Quantity`, optional
             Labels held at a value.
@@ -412,6 +412,7 @@ class CalibratedModel:
             starts = [begin, *(minimise(other, begin, max_rounds=3).labels for other in cheap)]
             begin = max(starts, key=lambda labels: objective.log_posterior(labels)[0])
         scaled, optimum = self._fit_with_scaled_errors(objective, minimise(objective, begin), space)
+        settings["options"] = {"space": space, "fixed": fixed, "bounds": bounds, "prior": prior}
         settings["error_scale"] = float(np.sqrt(objective.ivar.max() / scaled.ivar.max()))
         if space == "synthetic":
             optimum = replace(optimum, covariance=self._propagated(pixels, scaled, optimum))
@@ -438,7 +439,8 @@ class CalibratedModel:
             HDF5 file that keeps the chain; an existing one is continued.
         progress : bool, optional
         **options
-            ``space``, ``fixed``, ``bounds`` and ``prior`` of `fit`; ``n_walkers``.
+            ``space``, ``fixed``, ``bounds`` and ``prior`` of `fit`, by default
+            those of ``start``; ``n_walkers``.
             Eq. 10 (``space="synthetic"``) has no likelihood to sample.
 
         Returns
@@ -451,22 +453,21 @@ class CalibratedModel:
             If the chain is shorter than 50 autocorrelation times.
         """
         n_walkers = options.pop("n_walkers", None)
+        unknown = sorted(set(options) - {"space", "fixed", "bounds", "prior"})
+        if unknown:
+            raise TypeError(f"unknown options {unknown}; there are space, fixed, bounds, prior, n_walkers")
         if start is None:
             start = self.fit(spectrum, **options)
-        space = options.pop("space", start.space)
+        options = {**start.meta["options"], **options}
+        space = options.pop("space")
         _choice("space", space, ("observed", "emulator"))
-        settings = self._fit_settings(
-            None, options.pop("fixed", None), options.pop("bounds", None), options.pop("prior", "training")
-        )
-        if options:
-            raise TypeError(f"unknown options {sorted(options)}; there are space, fixed, bounds, prior, n_walkers")
+        settings = self._fit_settings(start, **options)
         objective = self._objective(self._pixels(spectrum), space, settings)
         if space == start.space:
             objective = replace(objective, ivar=objective.ivar / start.meta["error_scale"] ** 2)
-        centre = np.where(settings["free"], start.values, settings["start"])
         rng = rng if rng is not None else np.random.default_rng(seed)
         chain = sample_posterior(
-            objective, centre, start.covariance, rng=rng, n_walkers=n_walkers, max_steps=max_steps,
+            objective, settings["start"], start.covariance, rng=rng, n_walkers=n_walkers, max_steps=max_steps,
             backend=backend, progress=progress,
         )  # fmt: skip
         free = tuple(n for n, is_free in zip(self.labels, settings["free"], strict=True) if is_free)
@@ -489,7 +490,8 @@ class CalibratedModel:
         Parameters
         ----------
         spectra : iterable of `~specutils.Spectrum` or path-like
-            Paths are read with `~cyclestarnet.read_apstar`, or as their names tell.
+            Also one of them, or a `~specutils.Spectrum` with a row per star.
+            Files are read as their names tell (``apStar-…``, ``apVisit-…``).
         progress : bool, optional
         **options
             Of `fit`.
@@ -506,6 +508,8 @@ class CalibratedModel:
         from cyclestarnet.io import read
 
         self._fit_settings(*(options.get(k) for k in ("start", "fixed", "bounds")), options.get("prior", "training"))
+        if isinstance(spectra, str | Path) or getattr(getattr(spectra, "flux", None), "ndim", 0) == 1:
+            spectra = [spectra]  # one star; iterating over it would go through its pixels or letters
         rows = []
         for item in tqdm(list(spectra), desc="fitting", disable=not progress):
             name = item.name if isinstance(item, Path) else item if isinstance(item, str) else None
@@ -585,10 +589,9 @@ class CalibratedModel:
             lower[k], upper[k] = max(low, lower[k]), min(high, upper[k])
         begin = self.prior.mean.copy()
         if isinstance(start, FitResult):
-            start = {n: q for n, q in start.labels.items() if n in labels}
-        for source in (start or {}, fixed or {}):
-            for name, value in source.items():
-                begin[labels.index(name)] = float(labels.value(name, value))
+            start = start.labels
+        for name, value in {**labels.known(start or {}), **(fixed or {})}.items():
+            begin[labels.index(name)] = float(labels.value(name, value))
         free[[labels.index(name) for name in fixed or {}]] = False
         labels.check_range(np.where(free, np.clip(begin, labels.lower, labels.upper), begin))
         if not free.any():
@@ -689,6 +692,7 @@ class CalibratedModel:
             "snr": snr,
             "normalised_here": pixels.continuum is not None,
             "error_scale": settings["error_scale"],
+            "options": settings["options"],
             "velocity": velocity * u.km / u.s,
             "latent_distance": distance,
             "prior_distance": prior_distance,

@@ -63,7 +63,7 @@ def plot_fit(result, axes=None, *, window=None):
         bottom.plot(wavelength[show], residual[show], color="C0", lw=0.7)
         bottom.set(xlim=(low, high), ylim=(-0.1, 0.1), ylabel="residual")
     handles = [*axes[0].get_legend_handles_labels()[0], *axes[1].get_legend_handles_labels()[0]]
-    axes[0].legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize=9)
+    axes[-1].legend(handles=handles, loc="upper right", bbox_to_anchor=(1, -0.35), ncols=3, frameon=False, fontsize=9)
     axes[-1].set_xlabel("vacuum wavelength [Å]")
     labels, errors = result.labels, result.uncertainties
     shown = [n for n in ("teff", "logg", "m_h", "alpha_m") if n in labels]

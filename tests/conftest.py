@@ -194,15 +194,15 @@ def linear_predictor():
     return LinearPredictor()
 
 
-def noisy_objective(predictor, **changes):
-    """An objective on noisy data at (4600, 2.2, 0.1); options replace its parts."""
+def noisy_objective(truth, **changes):
+    """An objective on noisy data of the predictor ``truth`` at (4600, 2.2, 0.1); options replace its parts."""
     rng = np.random.default_rng(5)
-    sigma = rng.uniform(0.01, 0.02, predictor.n_pixels)
-    flux = rng.normal(predictor.flux(np.array([4600.0, 2.2, 0.1])), sigma)
+    sigma = rng.uniform(0.01, 0.02, truth.n_pixels)
+    flux = rng.normal(truth.flux(np.array([4600.0, 2.2, 0.1])), sigma)
     ivar = sigma**-2
     ivar[::7] = 0  # pixels that are not used
     parts = {
-        "predictor": predictor,
+        "predictor": truth,
         "flux": flux,
         "ivar": ivar,
         "lower": np.array([4000.0, 0.0, -1.0]),
@@ -215,7 +215,7 @@ def noisy_objective(predictor, **changes):
 @pytest.fixture(scope="session")
 def make_objective(linear_predictor):
     """Function that makes a `noisy_objective` of the linear predictor."""
-    return lambda **changes: noisy_objective(**({"predictor": linear_predictor} | changes))
+    return lambda **changes: noisy_objective(linear_predictor, **changes)
 
 
 # -- real things -----------------------------------------------------------------
