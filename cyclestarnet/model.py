@@ -69,6 +69,10 @@ class CalibratedModel:
         Factor on the variance of ``scatter`` in a fit, per space. The model's
         errors of neighbouring pixels are alike, so that they average out more
         slowly than noise does.
+    label_error : array, shape (n_labels, n_labels), optional
+        Covariance of the labels' errors that residuals do not show, because a
+        wrong label can hide in the translation; learnt on validation stars of
+        known labels, and added to the covariance of fits in the observed space.
 
     Examples
     --------
@@ -92,6 +96,7 @@ class CalibratedModel:
     limits: Mapping[str, float]
     provenance: Mapping = field(default_factory=dict)
     scatter_inflation: Mapping[str, float] = field(default_factory=dict)
+    label_error: np.ndarray | None = None
 
     def __post_init__(self):
         sizes = {
@@ -188,8 +193,9 @@ class CalibratedModel:
             "cloud.variance": self.cloud.variance,
             "selftest.labels": self.prior.mean,
         }
-        if self.typical_nuisance is not None:
-            arrays["typical_nuisance"] = self.typical_nuisance
+        for name in ("typical_nuisance", "label_error"):
+            if getattr(self, name) is not None:
+                arrays[name] = getattr(self, name)
         meta = {
             "name": self.name,
             "labels": self.labels.to_dict(),
@@ -235,6 +241,7 @@ class CalibratedModel:
             limits=meta["limits"],
             provenance=meta["provenance"],
             scatter_inflation=meta["scatter_inflation"],
+            label_error=arrays.get("label_error"),
         )
 
     # -- forward ---------------------------------------------------------------
@@ -416,6 +423,9 @@ class CalibratedModel:
         settings["error_scale"] = float(np.sqrt(objective.ivar.max() / scaled.ivar.max()))
         if space == "synthetic":
             optimum = replace(optimum, covariance=self._propagated(pixels, scaled, optimum))
+        elif space == "observed" and self.label_error is not None:
+            own = np.where(np.outer(settings["free"], settings["free"]), self.label_error, 0.0)
+            optimum = replace(optimum, covariance=optimum.covariance + own)
         result = self._result(spectrum, pixels, scaled, optimum, space, settings, velocity)
         if not result.success:
             warnings.warn(f"the fit did not converge: {result.message}", FitWarning, stacklevel=2)

@@ -9,6 +9,7 @@ Stages, in order; each reads the files of the earlier ones in ``--work`` and can
     python recipes/apogee_giants.py prior     --inputs INPUTS --work WORK
     python recipes/apogee_giants.py train     --inputs INPUTS --work WORK
     python recipes/apogee_giants.py pack      --inputs INPUTS --work WORK
+    python recipes/apogee_giants.py calibrate --inputs INPUTS --work WORK
     python recipes/apogee_giants.py evaluate  --inputs INPUTS --work WORK
 
 ``INPUTS`` holds ``data/moog_grid`` (a grid of MOOG spectra with 20 labels), ``data/apogee`` (a Cannon
@@ -371,6 +372,36 @@ def pack(options):
     model.save(options.work / "apogee-giants.safetensors", half=True)
 
 
+def calibrate(options):
+    """Learn the error of labels that residuals do not show, from validation stars of known labels.
+
+    Single elements have no known values: they are held to follow m_h and
+    alpha_m. C, N, micro-turbulence and broadening get no such term.
+    """
+    torch.set_num_threads(1)
+    path = options.work / "apogee-giants.safetensors"
+    model = replace(CalibratedModel.load(path), label_error=None)
+    stars = load_stars(options.work, "val", options.n_scatter)
+    with h5py.File(options.work / "observed.h5") as file:
+        truth = file["labels val"][: len(stars)].astype(float)
+    results = fit_stars(model, stars, options.threads)
+    design = tied_design(model.labels)
+    known = ~np.isin(model.labels.names, ("c_h", "n_h", "vmicro", "vbroad"))
+    offset = (np.array([r["values"] for r in results]) - truth @ design[:4])[:, known]
+    # outliers would widen the error bars of everyone: clip at 3 robust σ
+    low, middle, high = np.percentile(offset, [16, 50, 84], axis=0)
+    kept = (np.abs(offset - middle) < 1.5 * (high - low)).all(1)
+    offset = offset[kept]
+    reported_covariance = np.mean([r["covariance"] for r in results], axis=0)[np.ix_(known, known)]
+    scale = np.sqrt(np.diag(reported_covariance))
+    excess = (offset.T @ offset / len(offset) - reported_covariance) / np.outer(scale, scale)
+    values, vectors = np.linalg.eigh(excess)
+    error = np.zeros((len(known), len(known)))
+    error[np.ix_(known, known)] = (vectors * values.clip(0)) @ vectors.T * np.outer(scale, scale)
+    log.info("label errors: %s", dict(zip(model.labels, np.sqrt(np.diag(error)).round(3).tolist(), strict=True)))
+    replace(model, label_error=error).save(path, half=True)
+
+
 def provenance(options, state):
     """What goes on the model card."""
     saved = np.load(options.work / "label_pool.npz")
@@ -706,7 +737,7 @@ def build_parser():
     return parser
 
 
-STAGES = (continuum, observed, emulator, prior, train, pack, evaluate)
+STAGES = (continuum, observed, emulator, prior, train, pack, calibrate, evaluate)
 
 
 def main(argv=None):
