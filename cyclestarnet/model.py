@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -104,7 +105,7 @@ class CalibratedModel:
             "emulator": self.emulator.n_pixels,
             "translation network": self.translator.network.settings.n_pixels,
             "continuum recipe": self.recipe.grid.n_pixels,
-        }
+        } | {f"scatter ({space})": len(array) for space, array in self.scatter.items()}
         if len(set(sizes.values())) > 1:
             raise GridError(f"the parts of a model must have the same number of pixels, but have {sizes}")
         if len(self.labels) != self.emulator.n_labels:
@@ -154,14 +155,11 @@ class CalibratedModel:
         arrays, meta = load_arrays(path)
         try:
             model = cls._from_arrays(arrays, meta)
+            test_labels, expected = arrays["selftest.labels"], {d: arrays[f"selftest.{d}"] for d in DOMAINS}
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ModelFileError(f"{path} does not hold a complete model: {error}") from error
-        test_labels = arrays["selftest.labels"]
-        for domain, expected in (
-            ("synthetic", arrays["selftest.synthetic"]),
-            ("observed", arrays["selftest.observed"]),
-        ):
-            difference = np.abs(model._predictor(domain).flux(test_labels) - expected).max()
+        for domain in reversed(DOMAINS):
+            difference = np.abs(model._predictor(domain).flux(test_labels) - expected[domain]).max()
             if not difference < 1e-4:
                 raise ModelFileError(
                     f"{path} fails its self-test: the {domain} spectrum differs by {difference:.2g} "
@@ -517,7 +515,11 @@ class CalibratedModel:
 
         from cyclestarnet.io import read
 
+        unknown = sorted(set(options) - set(inspect.signature(self.fit).parameters))
+        if unknown:
+            raise TypeError(f"unknown options {unknown}; fit_many takes those of fit")
         self._fit_settings(*(options.get(k) for k in ("start", "fixed", "bounds")), options.get("prior", "training"))
+        _choice("space", options.get("space", "observed"), SPACES)
         if isinstance(spectra, str | Path) or getattr(getattr(spectra, "flux", None), "ndim", 0) == 1:
             spectra = [spectra]  # one star; iterating over it would go through its pixels or letters
         rows = []
