@@ -100,7 +100,7 @@ def load_arrays(path) -> tuple[dict[str, np.ndarray], dict]:
         )
     text = header.get("metadata", "")
     digest = _digest(arrays, text)
-    if header.get("sha256", digest) != digest:
+    if header.get("sha256") != digest:
         raise ModelFileError(f"{path} was altered or damaged after it was written: its contents do not fit its sha256")
     try:
         return arrays, json.loads(text)
