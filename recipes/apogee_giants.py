@@ -564,9 +564,22 @@ def evaluate(options):
     (options.work / "evaluation.json").write_text(json.dumps(report, indent=1))
     write_tables(report, json.loads((options.work / "emulator.json").read_text()))
     log.info(json.dumps(report, indent=1))
-    measured = {key: report[key] for key in ("Eq. 9", "Eq. 11")}
-    final = replace(model, provenance=dict(model.provenance) | {"measured": json.dumps(measured)})
+    final = replace(model, provenance=dict(model.provenance) | {"measured": measured_text(report)})
     final.save(CONTINUUM_FILE.parent / "apogee-giants.safetensors", half=True)
+
+
+def measured_text(report):
+    """One sentence for the model card."""
+    plain, translated = report["Eq. 9"], report["Eq. 11"]
+    labels = ", ".join(
+        f"{name} {translated['bias'][name]:+.3g} / {translated['scatter'][name]:.3g} "
+        f"(coverage {translated['coverage'][name]:.2f})"
+        for name in REPORTED
+    )
+    return (
+        f"{translated['n']} held-out simulated stars: median reduced chi2 {plain['chi2']:.2f} with the emulator alone "
+        f"(Eq. 9), {translated['chi2']:.2f} translated (Eq. 11); offset / scatter and 68 % coverage of Eq. 11: {labels}"
+    )
 
 
 def score_networks(model, stars, truth, options):
