@@ -173,6 +173,22 @@ def test_masked_pixels_do_not_matter_to_a_translation(model, star):
     np.testing.assert_array_equal(one.flux.value, other.flux.value)
 
 
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_pixels_with_large_errors_do_not_matter_to_a_translation(model, star, value):
+    """They enter the networks as continuum, as masked ones do and as in training."""
+    poor = np.arange(N) % 11 == 0
+    ivar = np.where(poor, 0.2, SIGMA) ** -2
+    given = to_spectrum(np.where(poor, value, star.flux.value), model.grid, ivar=ivar)
+    masked = spectrum(model, star.flux.value, mask=poor)
+    np.testing.assert_array_equal(model.to_synthetic(given).flux.value, model.to_synthetic(masked).flux.value)
+
+
+def test_pixels_of_a_noisy_spectrum_are_kept(model, star):
+    """Where all errors are above the limit of training."""
+    one, other = (model.to_synthetic(spectrum(model, star.flux.value, sigma=sigma)) for sigma in (SIGMA, 0.07))
+    np.testing.assert_array_equal(one.flux.value, other.flux.value)
+
+
 # -- derivatives ---------------------------------------------------------------------------------
 @pytest.mark.parametrize("domain", DOMAINS)
 @pytest.mark.parametrize(
@@ -416,6 +432,13 @@ def test_errors_grow_with_the_noise(model, star, result):
     noisy = model.fit(spectrum(model, star.flux.value, sigma=4 * SIGMA))
     for name in model.labels:
         assert 3 < noisy.uncertainties[name] / result.uncertainties[name] < 4.5
+
+
+def test_errors_are_floored_as_in_training(model, star, result):
+    fit = model.fit(spectrum(model, star.flux.value, sigma=SIGMA / 10))
+    assert_same_labels(result, fit)
+    assert fit.chi2 == pytest.approx(result.chi2, rel=1e-9)
+    assert fit.uncertainties == result.uncertainties
 
 
 def test_scatter_of_the_model_adds_to_the_errors(model, tiny_model, star, result):

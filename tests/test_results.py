@@ -1,0 +1,101 @@
+"""Results built by hand: combinations of labels, errors, tables and texts against sums written here."""
+
+from types import SimpleNamespace
+
+import astropy.units as u
+import numpy as np
+import pytest
+from astropy.table import QTable
+
+from cyclestarnet import FitFlag, FitResult, LabelError, LabelSet, Posterior
+
+COVARIANCE = np.array([[900.0, 0.3, 0.0], [0.3, 0.0016, 0.0006], [0.0, 0.0006, 0.0025]])
+
+
+@pytest.fixture
+def labels():
+    combinations = {"m_h": {"fe_h": 1}, "alpha_m": {"mg_h": 1, "fe_h": -1}}
+    return LabelSet(["teff", "fe_h", "mg_h"], [3500, -2, -2], [6000, 1, 1], combinations)
+
+
+@pytest.fixture
+def result(labels):
+    flux = SimpleNamespace(flux=np.array([1.0, 0.9, 0.8]) * u.one, mask=np.array([False, True, False]))
+    model = SimpleNamespace(flux=np.array([0.99, 0.9, 0.83]) * u.one)
+    return FitResult(
+        label_set=labels, values=np.array([4800.0, -0.3, 0.1]), covariance=COVARIANCE, chi2=120.0, chi2_total=90.0,
+        dof=100, success=True, message="converged", flags=FitFlag.AT_BOUND | FitFlag.LOW_SNR, spectrum=flux,
+        model_spectrum=model, space="observed", meta={"object": "star 1", "fixed": ("mg_h",), "snr": 19.0},
+    )  # fmt: skip
+
+
+def test_labels_have_units_and_combinations(result):
+    assert result.labels["teff"] == 4800 * u.K
+    assert result.labels["m_h"] == -0.3 * u.dex
+    assert result.labels["alpha_m"].value == pytest.approx(0.4)
+
+
+def test_errors_of_combinations_follow_the_covariance(result):
+    """var(mg - fe) = var(mg) + var(fe) - 2 cov."""
+    assert result.uncertainties["teff"] == 30 * u.K
+    assert result.uncertainties["m_h"] == 0.04 * u.dex
+    assert result.uncertainties["alpha_m"].value == pytest.approx(np.sqrt(0.0025 + 0.0016 - 2 * 0.0006))
+
+
+def test_correlation_by_name(result):
+    assert result.correlation("fe_h", "mg_h") == pytest.approx(0.0006 / (0.04 * 0.05))
+
+
+def test_reduced_chi2(result):
+    assert (result.reduced_chi2, result.reduced_chi2_total) == (1.2, 0.9)
+
+
+def test_residual_of_masked_pixels_is_nan(result):
+    np.testing.assert_allclose(result.residual.value, [0.01, np.nan, -0.03])
+
+
+def test_table_has_every_label_with_its_error(result):
+    table = result.to_table()
+    assert len(table) == 1
+    for name in ("teff", "fe_h", "mg_h", "m_h", "alpha_m"):
+        assert table[name][0] == result.labels[name]
+        assert table[f"{name}_err"][0] == result.uncertainties[name]
+    assert table["flag_names"][0] == "AT_BOUND,LOW_SNR"
+    assert FitFlag(int(table["flags"][0])) == result.flags
+
+
+def test_summary_shows_fixed_labels(result):
+    summary = {row["label"]: (row["value"], row["uncertainty"], row["unit"]) for row in result.summary()}
+    assert summary["teff"] == ("4800", "30", "K")
+    assert summary["alpha_m"] == ("0.400", "0.054", "dex")
+    assert summary["mg_h"][1] == "fixed"
+
+
+@pytest.mark.parametrize("method", ["__repr__", "_repr_html_"])
+def test_text_names_object_and_flags(result, method):
+    text = getattr(result, method)()
+    assert all(word in text for word in ("star 1", "AT_BOUND, LOW_SNR", "teff", "alpha_m", "1.20 (0.90"))
+
+
+# -- samples ---------------------------------------------------------------------------------
+@pytest.fixture
+def posterior(rng):
+    samples = QTable({"teff": rng.normal(4800, 30, 20000) * u.K, "log_posterior": np.zeros(20000)})
+    return Posterior(samples, 0.4, np.array([40.0]), True, ("teff",), 5000)
+
+
+def test_posterior_gives_median_and_half_width(posterior):
+    assert posterior.labels["teff"].to_value(u.K) == pytest.approx(4800, abs=1)
+    assert posterior.uncertainties["teff"].to_value(u.K) == pytest.approx(30, rel=0.03)
+
+
+def test_posterior_knows_its_labels(posterior):
+    with pytest.raises(LabelError, match="Label 'logg' was not sampled; sampled: teff"):
+        posterior._column("logg")
+
+
+def test_text_of_a_posterior(posterior):
+    text = repr(posterior)
+    assert all(
+        word in text for word in ("20000 samples of 1 labels", "acceptance 0.40", "40 steps (converged)")
+    )
