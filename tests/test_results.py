@@ -96,6 +96,4 @@ def test_posterior_knows_its_labels(posterior):
 
 def test_text_of_a_posterior(posterior):
     text = repr(posterior)
-    assert all(
-        word in text for word in ("20000 samples of 1 labels", "acceptance 0.40", "40 steps (converged)")
-    )
+    assert all(word in text for word in ("20000 samples of 1 labels", "acceptance 0.40", "40 steps (converged)"))
