@@ -180,8 +180,9 @@ def test_bounds_cannot_be_changed(labels):
 
 def test_caller_keeps_its_own_bounds():
     lower = np.zeros(1)
-    LabelSet(["teff"], lower, [1])
+    labels = LabelSet(["teff"], lower, [1])
     lower[0] = 0.5  # still writeable
+    assert labels.lower[0] == 0
 
 
 def test_table_shows_units_and_ranges(labels):

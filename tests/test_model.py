@@ -226,9 +226,15 @@ def test_derivatives_are_those_of_one_star(model):
 
 # -- files -----------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def saved(tiny_model, tmp_path_factory):
+def whole(tiny_model):
+    """The tiny model with all that a model may have."""
+    return replace(tiny_model, scatter_inflation={"observed": 2.0}, label_error=np.diag([100.0, 0.01, 0.001]))
+
+
+@pytest.fixture(scope="module")
+def saved(whole, tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    tiny_model.save(path)
+    whole.save(path)
     return path
 
 
@@ -243,19 +249,20 @@ def test_loaded_model_predicts_the_same_numbers(tiny_model, loaded, domain):
     np.testing.assert_array_equal(*flux)
 
 
-def test_loaded_model_has_the_same_parts(tiny_model, loaded):
-    assert loaded.name == tiny_model.name
-    assert loaded.labels == tiny_model.labels
-    assert loaded.grid == tiny_model.grid
-    assert loaded.limits == tiny_model.limits
-    assert loaded.provenance == tiny_model.provenance
-    assert loaded.scatter_inflation == tiny_model.scatter_inflation
-    np.testing.assert_array_equal(loaded.prior.covariance, tiny_model.prior.covariance)
-    np.testing.assert_array_equal(loaded.recipe.pixels, tiny_model.recipe.pixels)
+def test_loaded_model_has_the_same_parts(whole, loaded):
+    assert loaded.name == whole.name
+    assert loaded.labels == whole.labels
+    assert loaded.grid == whole.grid
+    assert loaded.limits == whole.limits
+    assert loaded.provenance == whole.provenance
+    assert loaded.scatter_inflation == whole.scatter_inflation
+    np.testing.assert_array_equal(loaded.prior.covariance, whole.prior.covariance)
+    np.testing.assert_array_equal(loaded.label_error, whole.label_error)
+    np.testing.assert_array_equal(loaded.recipe.pixels, whole.recipe.pixels)
 
 
-def test_loaded_model_fits_the_same_labels(tiny_model, loaded, star):
-    one, other = tiny_model.fit(star), loaded.fit(star)
+def test_loaded_model_fits_the_same_labels(whole, loaded, star):
+    one, other = whole.fit(star), loaded.fit(star)
     assert_same_labels(one, other, 0.01)
     assert other.chi2_total == pytest.approx(one.chi2_total, rel=1e-4)
     assert other.meta["latent_distance"] == pytest.approx(one.meta["latent_distance"], rel=1e-4)
@@ -445,6 +452,22 @@ def test_scatter_of_the_model_adds_to_the_errors(model, tiny_model, star, result
     wide = tiny_model.fit(star)
     assert all(wide.uncertainties[name] > result.uncertainties[name] for name in model.labels)
     assert wide.reduced_chi2_total < result.reduced_chi2_total
+
+
+def test_hidden_error_of_labels_is_added(model, star, result):
+    """To the covariance of labels that are free, in the observed space."""
+    hidden = np.diag([1600.0, 0.01, 0.0025])
+    careful = replace(model, label_error=hidden)
+    np.testing.assert_allclose(careful.fit(star).covariance, result.covariance + hidden, rtol=1e-9)
+    assert careful.fit(star, fixed={"logg": 2.0}).uncertainties["logg"].value == 0
+    plain = model.fit(star, space="emulator").covariance
+    np.testing.assert_array_equal(careful.fit(star, space="emulator").covariance, plain)
+
+
+def test_inflated_scatter_makes_larger_errors_and_the_same_chi2(tiny_model, star):
+    fits = [replace(tiny_model, scatter_inflation=extra).fit(star) for extra in ({}, {"observed": 4.0})]
+    assert all(fits[1].uncertainties[name] > 1.2 * fits[0].uncertainties[name] for name in tiny_model.labels)
+    assert fits[1].chi2_total == pytest.approx(fits[0].chi2_total, rel=0.1)
 
 
 def test_misfit_makes_larger_errors(model, star, result, rng):
