@@ -1,4 +1,4 @@
-"""The networks' functions by matrix products, for training on many-core or bf16 processors.
+"""The networks' functions by matrix products, for training in bfloat16.
 
 Arrays are position-major: (batch * padded positions, channels), so that a
 strided convolution is one product of joined neighbouring rows with a matrix,

@@ -1,7 +1,7 @@
 """The translation networks: plain `torch.nn` modules, as the paper describes them.
 
 This is the readable truth. `cyclestarnet.backend.fast` computes the same
-functions by matrix products, several times faster, and is tested against it.
+functions by matrix products, which pays in bfloat16, and is tested against it.
 
 Arrays are (batch, channels, positions). Sub-networks are `torch.nn.Sequential`
 numbered by layer, activations included, as in the published checkpoints.
