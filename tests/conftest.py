@@ -119,6 +119,7 @@ def tiny_model(line_family, tiny_settings, tiny_emulator):
         critic_learning_rate=6e-4,
         schedule="cosine",
         warmup=20,
+        weight_latent=30.0,  # without it, some initial weights end in a translation of strong lines to weak ones
         average_decay=0.98,
         flux_mean=0.92,
         flux_std=0.11,
