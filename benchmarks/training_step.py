@@ -18,7 +18,9 @@ import torch
 
 from cyclestarnet.backend import losses
 from cyclestarnet.backend.networks import NetworkSettings
-from cyclestarnet.backend.training import ObservedSpectra, SyntheticSpectra, Trainer, TrainingSettings
+from cyclestarnet.backend.settings import TrainingSettings
+from cyclestarnet.backend.sources import ObservedSpectra, SyntheticSpectra
+from cyclestarnet.backend.training import Trainer
 
 
 class PlainTrainer(Trainer):

@@ -45,7 +45,9 @@ from cyclestarnet.backend.checkpoint import load_state, save_state
 from cyclestarnet.backend.emulator import Emulator, EmulatorSettings, train_emulator
 from cyclestarnet.backend.networks import NetworkSettings, TranslationNetwork
 from cyclestarnet.backend.predictor import EmulatorPredictor, Translator
-from cyclestarnet.backend.training import ObservedSpectra, SyntheticSpectra, Trainer, TrainingSettings
+from cyclestarnet.backend.settings import TrainingSettings
+from cyclestarnet.backend.sources import ObservedSpectra, SyntheticSpectra
+from cyclestarnet.backend.training import Trainer
 from cyclestarnet.continuum import ContinuumRecipe
 from cyclestarnet.diagnostics import LatentCloud
 from cyclestarnet.fitting.objective import GaussianPrior

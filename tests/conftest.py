@@ -12,7 +12,9 @@ from cyclestarnet import CalibratedModel, ContinuumRecipe, GaussianPrior, LabelS
 from cyclestarnet.backend.emulator import EmulatorSettings, train_emulator
 from cyclestarnet.backend.networks import NetworkSettings
 from cyclestarnet.backend.predictor import ObservedPredictor, Translator
-from cyclestarnet.backend.training import ObservedSpectra, SyntheticSpectra, Trainer, TrainingSettings
+from cyclestarnet.backend.settings import TrainingSettings
+from cyclestarnet.backend.sources import ObservedSpectra, SyntheticSpectra
+from cyclestarnet.backend.training import Trainer
 from cyclestarnet.diagnostics import LatentCloud
 from cyclestarnet.fitting.objective import Objective
 

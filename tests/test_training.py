@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from cyclestarnet.backend.networks import NetworkSettings
-from cyclestarnet.backend.training import ObservedSpectra, SyntheticSpectra, Trainer, TrainingSettings
+from cyclestarnet.backend.settings import TrainingSettings
+from cyclestarnet.backend.sources import ObservedSpectra, SyntheticSpectra
+from cyclestarnet.backend.training import Trainer
 
 N_PIXELS = 415
 # Beyond the paper: the optional terms, a clipped gradient, a schedule that acts within two steps.

@@ -1,0 +1,96 @@
+"""Every number of the training in one place."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+__all__ = ["TrainingSettings"]
+
+SCHEDULES = ("steps", "cosine")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Every number of the training; the defaults are the paper's.
+
+    Parameters
+    ----------
+    n_iterations, batch_size : int
+        Iterations, and spectra per domain in each.
+    learning_rate, critic_learning_rate : float
+        Of Adam, with ``betas``.
+    schedule : {"steps", "cosine"}
+        Times ``step_factor`` at each of ``steps``; or warm up over
+        ``warmup`` iterations, then a half cosine down to 2 %.
+    weight_synth, weight_obs, weight_adversarial : float
+        λ of the reconstruction and cycle losses per domain and of the adversarial loss.
+    weight_latent, weight_labels : float
+        Beyond the paper, 0 = off: energy distance between both domains' shared
+        latents, and the error of a small head that reads the labels of
+        synthetic spectra from their shared latents.
+    gradient_clip : float or None
+        Largest norm of the autoencoders' gradient.
+    average_decay : float
+        Decay of the exponential moving average of the weights, which is what
+        is kept in the end; 0 keeps the last weights.
+    flux_mean, flux_std : float
+        Spectra are standardised by these scalars.
+    synthetic_sigma, sigma_floor, sigma_max : float
+        Error of synthetic spectra, smallest error of observed ones, and the
+        error above which an observed pixel is masked.
+    mixed_precision : bool
+        Matrix products in bfloat16.
+    seed : int
+    """
+
+    n_iterations: int = 350_000
+    batch_size: int = 8
+    learning_rate: float = 1e-4
+    critic_learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.5, 0.999)
+    schedule: str = "steps"
+    steps: tuple[int, ...] = (50_000, 100_000, 150_000, 200_000)
+    step_factor: float = 0.7
+    warmup: int = 100
+    weight_synth: float = 3.0
+    weight_obs: float = 9.0
+    weight_adversarial: float = 1.0
+    weight_latent: float = 0.0
+    weight_labels: float = 0.0
+    gradient_clip: float | None = None
+    average_decay: float = 0.0
+    flux_mean: float = 0.97746492
+    flux_std: float = 0.05180881
+    synthetic_sigma: float = 0.005
+    sigma_floor: float = 0.005
+    sigma_max: float = 0.05
+    mixed_precision: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "betas", tuple(self.betas))
+        object.__setattr__(self, "steps", tuple(self.steps))
+        positive = ("n_iterations", "batch_size", "learning_rate", "critic_learning_rate", "step_factor", "flux_std")
+        positive += ("synthetic_sigma", "sigma_floor", "sigma_max")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, but is {getattr(self, name)}")
+        for name in ("weight_synth", "weight_obs", "weight_adversarial", "weight_latent", "weight_labels", "warmup"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {SCHEDULES}, but is {self.schedule!r}")
+        if not 0 <= self.average_decay < 1:
+            raise ValueError(f"average_decay must be in [0, 1), but is {self.average_decay}")
+        if self.sigma_floor >= self.sigma_max:
+            raise ValueError(f"sigma_floor ({self.sigma_floor}) must be below sigma_max ({self.sigma_max})")
+
+    def rate_factor(self, iteration: int) -> float:
+        """Factor on both learning rates at an iteration (from 0)."""
+        if self.schedule == "steps":
+            return self.step_factor ** sum(iteration >= step for step in self.steps)
+        if iteration < self.warmup:
+            return (iteration + 1) / self.warmup
+        progress = (iteration - self.warmup) / max(self.n_iterations - self.warmup, 1)
+        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
