@@ -107,15 +107,18 @@ def pixel_edges(centres):
     return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
 
 
-def apogee_grid(n_pixels=7167):
-    """Return the APOGEE grid of Cycle-StarNet: ASPCAP's DR12 pixels, cut at the red end.
+def apogee_grid(n_pixels=7167, *, cut="red"):
+    """Return the APOGEE grid of Cycle-StarNet: ASPCAP's DR12 pixels, cut at one end.
 
     Parameters
     ----------
     n_pixels : int, optional
-        The first ``n_pixels`` of the 7214 pixels are kept. Default: 7167, the
-        length that the paper's network takes (its Appendix A drops 47 pixels
-        of the red chip).
+        So many of the 7214 pixels are kept. Default: 7167, the length that
+        the paper's network takes.
+    cut : {"red", "blue"}, optional
+        The end at which pixels are dropped: the red one as in the paper (its
+        Appendix A drops 47 pixels of the red chip), or the blue one as in its
+        authors' repository, with which the published weights were trained.
 
     Returns
     -------
@@ -125,19 +128,26 @@ def apogee_grid(n_pixels=7167):
     ------
     GridError
         If there are not that many pixels, or a chip is left with fewer than 2.
+    ValueError
+        If ``cut`` is neither end.
 
     Examples
     --------
     >>> from cyclestarnet.grid import apogee_grid
     >>> apogee_grid()
     <WavelengthGrid 15168.1-16925.8 Angstrom (vacuum), 7167 pixels, 3 chips>
+    >>> apogee_grid(cut="blue")
+    <WavelengthGrid 15178.0-16936.7 Angstrom (vacuum), 7167 pixels, 3 chips>
     """
     index = np.concatenate([np.arange(a, b) for a, b in APSTAR_CHIPS])
     if not 2 <= n_pixels <= len(index):
         raise GridError(f"n_pixels must be between 2 and {len(index)}, but is {n_pixels}")
-    index = index[:n_pixels]
-    lengths = np.cumsum([0] + [b - a for a, b in APSTAR_CHIPS])
-    chips = [(a, min(b, n_pixels)) for a, b in pairwise(lengths.tolist()) if a < n_pixels]
+    if cut not in ("red", "blue"):
+        raise ValueError(f"cut must be 'red' or 'blue', but is {cut!r}")
+    first = 0 if cut == "red" else len(index) - n_pixels
+    index = index[first : first + n_pixels]
+    edges = np.cumsum([0] + [b - a for a, b in APSTAR_CHIPS]) - first
+    chips = [(a, b) for a, b in pairwise(edges.clip(0, n_pixels).tolist()) if a < b]
     return WavelengthGrid(10 ** (APSTAR_LOG10_START + APSTAR_LOG10_STEP * index) * u.AA, tuple(chips))
 
 

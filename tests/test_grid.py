@@ -92,6 +92,21 @@ def test_apogee_grid_of_the_blue_chip_only():
     assert apogee_grid(2000).chips == ((0, 2000),)
 
 
+def test_apogee_grid_cut_at_the_blue_end():
+    grid = apogee_grid(cut="blue")
+    np.testing.assert_array_equal(grid.wavelength.value, apogee_grid(7214).wavelength.value[47:])
+    assert grid.chips == ((0, 2873), (2873, 5273), (5273, 7167))
+
+
+def test_apogee_grid_of_the_red_chip_only():
+    assert apogee_grid(1894, cut="blue").chips == ((0, 1894),)
+
+
+def test_apogee_grid_has_two_ends():
+    with pytest.raises(ValueError, match="cut must be 'red' or 'blue', but is 'green'"):
+        apogee_grid(cut="green")
+
+
 @pytest.mark.parametrize("n_pixels", [0, 1, -5, 7215])
 def test_apogee_grid_of_impossible_length(n_pixels):
     with pytest.raises(GridError, match="between 2 and 7214"):
