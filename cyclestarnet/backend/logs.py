@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
+from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 
 import numpy as np
 
-from cyclestarnet.backend.checkpoint import write_atomically
+from cyclestarnet.backend.checkpoint import load_state, write_atomically
 
-__all__ = ["LossLog", "read_log"]
+__all__ = ["LossLog", "RunRecord", "read_log", "read_run"]
 
 
 class LossLog:
@@ -149,6 +150,50 @@ def read_log(path) -> dict[str, np.ndarray]:
     if "iteration" in table:
         table["iteration"] = table["iteration"].astype(int)
     return table
+
+
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """What the folder of a training tells.
+
+    Parameters
+    ----------
+    losses, scores : dict of array
+        Tables of `read_log`; empty where there is none.
+    iteration : int or None
+        Of the checkpoint; None before the first.
+    settings : dict
+        The checkpoint's `TrainingSettings` as plain data, those of the network under ``network``.
+    """
+
+    losses: dict[str, np.ndarray]
+    scores: dict[str, np.ndarray]
+    iteration: int | None
+    settings: dict
+
+
+def read_run(folder) -> RunRecord:
+    """Read logs and settings of a training.
+
+    Parameters
+    ----------
+    folder : path-like
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder has neither log nor checkpoint.
+    ModelFileError
+        If the checkpoint is damaged.
+    """
+    folder = Path(folder)
+    tables = [folder / f"{name}.csv" for name in ("losses", "scores")]
+    checkpoint = folder / "checkpoint.pt"
+    if not (tables[0].exists() or checkpoint.exists()):
+        raise FileNotFoundError(f"{folder} is no folder of a training: it has neither losses.csv nor checkpoint.pt")
+    state = load_state(checkpoint) if checkpoint.exists() else {}
+    losses, scores = (read_log(path) if path.exists() else {} for path in tables)
+    return RunRecord(losses, scores, state.get("iteration"), state.get("settings", {}))
 
 
 def _rows(path) -> list[dict[str, str]]:
