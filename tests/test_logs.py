@@ -52,6 +52,11 @@ def test_half_a_line_of_a_killed_process_is_dropped(tmp_path, half):
     assert log.path.read_bytes() == before
 
 
+def test_a_run_that_begins_anew_replaces_the_log(tmp_path):
+    filled(tmp_path, 50, 100, 150)  # killed before the first checkpoint
+    assert filled(tmp_path, 50, 100).path.read_bytes() == filled(tmp_path / "whole", 50, 100).path.read_bytes()
+
+
 def test_rewind_before_the_first_row_is_no_error(tmp_path):
     log = LossLog(tmp_path)
     log.rewind(0)

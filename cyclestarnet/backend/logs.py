@@ -53,7 +53,7 @@ class LossLog:
     def __init__(self, folder, tensorboard: bool = False, *, name: str = "losses"):
         self.folder, self.name = Path(folder), name
         self._writer_class = _summary_writer() if tensorboard else None
-        self._writer, self._purge = None, None
+        self._writer, self._purge, self._begun = None, None, False
 
     @property
     def path(self) -> Path:
@@ -63,6 +63,9 @@ class LossLog:
     def write(self, row: Mapping[str, float | str | None]) -> None:
         """Append a row.
 
+        The first row that an object writes takes the place of rows of the same
+        or later iterations.
+
         Parameters
         ----------
         row : mapping
@@ -70,6 +73,8 @@ class LossLog:
             digits; None leaves a cell empty. A name that the file has no
             column for yet gets one.
         """
+        if not self._begun:  # an earlier run without a checkpoint may have left rows
+            self.rewind(int(row["iteration"]) - 1)
         cells = {name: _cell(name, value) for name, value in row.items()}
         columns = self._columns()
         if columns is None or not set(cells) <= set(columns):
@@ -86,7 +91,7 @@ class LossLog:
         if columns is not None:
             self._rewrite(columns, [row for row in _rows(self.path) if int(row["iteration"]) <= iteration])
         self.close()
-        self._purge = iteration + 1
+        self._purge, self._begun = iteration + 1, True
 
     def close(self) -> None:
         """Write out what TensorBoard still holds; the CSV file is always complete."""
