@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import warnings
 from collections.abc import Mapping
@@ -12,19 +13,26 @@ from pathlib import Path
 import astropy.units as u
 import numpy as np
 import torch
-from astropy.table import QTable, vstack
+from astropy.table import QTable, Table, vstack
 
 from cyclestarnet.backend.checkpoint import load_arrays, save_arrays
 from cyclestarnet.backend.emulator import Emulator
 from cyclestarnet.backend.networks import NetworkSettings, TranslationNetwork
 from cyclestarnet.backend.predictor import EmulatorPredictor, ObservedPredictor, Translator
+from cyclestarnet.backend.published import (
+    PAYNE_LABELS,
+    adapt_emulator,
+    read_payne_checkpoint,
+    read_published_checkpoint,
+)
+from cyclestarnet.backend.settings import TrainingSettings
 from cyclestarnet.continuum import ContinuumRecipe
 from cyclestarnet.diagnostics import LatentCloud, line_shift
 from cyclestarnet.exceptions import CycleStarNetError, FitWarning, GridError, LabelError, ModelFileError
 from cyclestarnet.fitting.objective import GaussianPrior, Objective
 from cyclestarnet.fitting.sampling import sample_posterior
 from cyclestarnet.fitting.solvers import minimise
-from cyclestarnet.grid import WavelengthGrid
+from cyclestarnet.grid import APSTAR_CHIPS, WavelengthGrid, apogee_grid
 from cyclestarnet.labels import LabelSet, difference_unit
 from cyclestarnet.results import FitFlag, FitResult, Posterior
 from cyclestarnet.spectra import Pixels, to_pixels, to_spectrum
@@ -36,6 +44,7 @@ DOMAINS = ("observed", "synthetic")
 AIR_SHIFT = (-92.0, -72.0)  # km/s: where lines appear if air wavelengths are taken for vacuum
 REST = 10.0  # km/s
 ROUGH_ERROR = 0.01  # of a translated spectrum, before its own residuals tell
+CUTS = {"paper": "red", "repository": "blue"}  # end of the APOGEE grid that the spectra of a preset lack
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -166,6 +175,109 @@ class CalibratedModel:
                     "from the one stored; the file was altered"
                 )
         return model
+
+    @classmethod
+    def from_published(cls, checkpoint, emulator, *, preset="paper", labels=None, template=None):
+        """Join the public files of Cycle-StarNet to a model.
+
+        The files hold networks and the ranges of the labels, no more. What
+        they lack is assumed, and ``provenance`` says so:
+
+        - prior: a Gaussian in the middle of each label's range, σ half the
+          range, instead of the training labels;
+        - model error: 1 % in every pixel;
+        - no spectrum is called unfamiliar and no labels outside of training;
+          a reduced χ² above 2, model error included, is a poor fit;
+        - typical split latent: zero, the mean of a normalised latent;
+        - continuum: this package's continuum pixels as far as they lie on
+          the grid, not those that normalised the training spectra.
+
+        Parameters
+        ----------
+        checkpoint : path-like
+            Such as ``kurucz_to_apogee_1.pth.tar``; see
+            `~cyclestarnet.backend.published.read_published_checkpoint`.
+        emulator : path-like
+            Such as ``PAYNE.pth.tar``, on the 7214 pixels of
+            ``apogee_grid(7214)`` or on those of the network alone.
+        preset : {"paper", "repository"}, optional
+            Which pixels the network takes, and the scaling of its flux. The
+            paper drops the 47 reddest pixels. The authors' repository, and so
+            the weights that they published, drops the 47 bluest.
+        labels : sequence of str, optional
+            Names in the order of the emulator. Default: the 25 of the paper.
+            A ``"teff"`` in units of 1000 K becomes one in K.
+        template : `~cyclestarnet.backend.networks.NetworkSettings`, optional
+            Pixels, strides, slope and ``latent_norm`` of the network. Default:
+            the paper's.
+
+        Returns
+        -------
+        `CalibratedModel`
+
+        Raises
+        ------
+        ModelFileError
+            If a file is damaged, holds code or has another layout, or the
+            networks were trained with another emulator.
+        LabelError
+            If the names of the labels are not as many as the emulator takes.
+        GridError
+            If the emulator has other pixels, or if the network knows the
+            emulator's spectra on the pixels of the other preset.
+
+        Examples
+        --------
+        ::
+
+            model = CalibratedModel.from_published(
+                "kurucz_to_apogee_1.pth.tar", "PAYNE.pth.tar", preset="repository"
+            )
+            model.save("kurucz_to_apogee_1.safetensors")
+        """
+        settings = TrainingSettings.from_preset(preset)
+        payne = read_payne_checkpoint(emulator)
+        network, _ = read_published_checkpoint(checkpoint, template=template, emulator=payne)
+        translator = Translator(network, settings.flux_mean, settings.flux_std)
+        n_pixels, sizes = network.settings.n_pixels, network.settings
+        grid = apogee_grid(n_pixels, cut=CUTS[preset])
+        names = _published_labels(labels, payne.n_labels)
+        scale = np.ones(len(names))
+        if "teff" in names and payne.upper[names.index("teff")] < 100:
+            scale[names.index("teff")] = 1000
+        pixels = _published_pixels(payne, translator, preset)
+        payne = adapt_emulator(payne, pixels=pixels, label_scale=scale)
+        label_set = LabelSet(names, payne.lower.double().numpy(), payne.upper.double().numpy())
+        n_latent = sizes.shared_filters * sizes.latent_length
+        files = {"checkpoint": Path(checkpoint), "emulator": Path(emulator)}
+        return cls(
+            name=files["checkpoint"].name.removesuffix(".tar").removesuffix(".pth"),
+            labels=label_set,
+            grid=grid,
+            emulator=payne,
+            translator=translator,
+            recipe=_apogee_recipe(grid),
+            prior=GaussianPrior((label_set.lower + label_set.upper) / 2, np.diag(label_set.scale**2 / 4)),
+            scatter={space: np.full(n_pixels, 0.01) for space in ("observed", "emulator")},
+            cloud=LatentCloud(np.zeros(n_latent), np.zeros((0, n_latent)), np.zeros(0), 1.0, np.inf),
+            typical_nuisance=np.zeros((sizes.split_filters, sizes.latent_length)) if network.has_split else None,
+            limits={
+                "sigma_floor": settings.sigma_floor,
+                "sigma_max": settings.sigma_max,
+                "reduced_chi2_total": 2.0,
+                "prior_distance": np.inf,
+            },
+            provenance={
+                "made from": "the public files of Cycle-StarNet (O'Briain et al. 2021)",
+                "preset": preset,
+                "assumed": "prior, model error, limits, typical split latent and continuum pixels; "
+                "see CalibratedModel.from_published",
+            }
+            | {
+                key: f"{path.name}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
+                for key, path in files.items()
+            },
+        )
 
     def save(self, path, *, half=False):
         """Write the model to one safetensors file, atomically.
@@ -751,6 +863,50 @@ class CalibratedModel:
 def _choice(argument, value, choices):
     if value not in choices:
         raise ValueError(f"{argument} must be one of {', '.join(map(repr, choices))}, but is {value!r}")
+
+
+def _published_labels(labels, n_labels):
+    if labels is None and n_labels != len(PAYNE_LABELS):
+        raise LabelError(
+            f"the emulator takes {n_labels} labels, not the paper's {len(PAYNE_LABELS)}; name them by `labels`"
+        )
+    names = PAYNE_LABELS if labels is None else tuple(labels)
+    if len(names) != n_labels:
+        raise LabelError(f"labels names {len(names)} labels, but the emulator takes {n_labels}: {', '.join(names)}")
+    return names
+
+
+def _published_pixels(emulator, translator, preset):
+    """Pixels of a published emulator that its network takes; the wrong end raises."""
+    n_all, n_pixels = sum(b - a for a, b in APSTAR_CHIPS), translator.network.settings.n_pixels
+    if emulator.n_pixels == n_pixels:
+        return slice(None)
+    if emulator.n_pixels != n_all:
+        raise GridError(
+            f"the emulator has {emulator.n_pixels} pixels, but must have {n_all}, or the network's {n_pixels}"
+        )
+    pixels = {"paper": slice(n_pixels), "repository": slice(n_all - n_pixels, None)}
+    flux = EmulatorPredictor(emulator).flux((emulator.lower + emulator.upper) / 2)
+    # A trained network knows its pixels: displaced spectra come back with errors many times larger.
+    errors = {
+        name: np.sqrt(np.mean((translator.reconstruct_synth(flux[None, part])[0] - flux[part]) ** 2))
+        for name, part in pixels.items()
+    }
+    best = min(errors, key=errors.get)
+    if errors[preset] > 2 * errors[best]:
+        raise GridError(
+            f"the network returns the emulator's spectrum with an error of {errors[preset]:.2g} on the pixels of "
+            f"preset={preset!r}, but {errors[best]:.2g} on those of preset={best!r}; use that one"
+        )
+    return pixels[preset]
+
+
+def _apogee_recipe(grid):
+    """Recipe with the continuum pixels of this package that lie on a grid."""
+    with resources.as_file(resources.files("cyclestarnet.data") / "apogee_continuum_pixels.ecsv") as path:
+        listed = Table.read(path)["wavelength"]
+    near = np.isclose(grid.wavelength.value[:, None], np.asarray(listed), rtol=0, atol=0.02)
+    return ContinuumRecipe(grid, near.any(1))
 
 
 def _std(sigma):
