@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from cyclestarnet import ModelFileError
-from cyclestarnet.backend.published import read_payne_checkpoint, read_payne_npz
+from cyclestarnet.backend.published import adapt_emulator, read_payne_checkpoint, read_payne_npz
 
 N_LABELS, N_HIDDEN, N_PIXELS = 3, 5, 11
 
@@ -87,6 +87,15 @@ def test_checkpoint_gives_the_published_formula(arrays, tmp_path):
     labels = np.array([5200.0, 3.5, 0.1])
     flux = emulator(torch.tensor(labels, dtype=torch.float32)).numpy()
     np.testing.assert_allclose(flux, payne(arrays, labels, leaky_relu), rtol=1e-4, atol=1e-5)
+
+
+def test_adapted_emulator_has_other_units_and_fewer_pixels(arrays, tmp_path):
+    save_checkpoint(arrays, tmp_path / "PAYNE.pth.tar")
+    scale = np.array([1e-3, 1.0, 2.0])
+    emulator = adapt_emulator(read_payne_checkpoint(tmp_path / "PAYNE.pth.tar"), pixels=slice(2, 9), label_scale=scale)
+    labels = np.array([5200.0, 3.5, 0.1])
+    flux = emulator(torch.tensor(labels * scale, dtype=torch.float32)).numpy()
+    np.testing.assert_allclose(flux, payne(arrays, labels, leaky_relu)[2:9], rtol=1e-4, atol=1e-5)
 
 
 def test_checkpoint_of_something_else(tmp_path):
