@@ -1,11 +1,21 @@
-"""Readers of spectrum files: each returns a `~specutils.Spectrum` with its mask, in vacuum and at rest."""
+"""Readers of spectrum files, each to a `~specutils.Spectrum` with its mask, in vacuum and at rest; training files."""
 
 from pathlib import Path
 
 from cyclestarnet.exceptions import FileFormatError
 from cyclestarnet.io.apogee import APOGEE_BAD_BITS, read_apstar, read_apvisit, read_aspcapstar
+from cyclestarnet.io.training_set import Selection, TrainingSet, write_training_set
 
-__all__ = ["APOGEE_BAD_BITS", "read", "read_apstar", "read_apvisit", "read_aspcapstar"]
+__all__ = [
+    "APOGEE_BAD_BITS",
+    "Selection",
+    "TrainingSet",
+    "read",
+    "read_apstar",
+    "read_apvisit",
+    "read_aspcapstar",
+    "write_training_set",
+]
 
 # SDSS names its files; "asStar" and "asVisit" are those of the southern telescope.
 _READERS = {
