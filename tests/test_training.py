@@ -283,59 +283,6 @@ def test_cosine_of_the_learning_rate(iteration, factor):
     assert settings.rate_factor(iteration) == pytest.approx(factor)
 
 
-# -- data ------------------------------------------------------------------------------------
-def observed(sigma, flux=None, mask=None, **changes):
-    sigma = np.atleast_2d(sigma)
-    flux = np.full(sigma.shape, 0.9) if flux is None else flux
-    return ObservedSpectra(flux, sigma, np.zeros(sigma.shape, bool) if mask is None else mask,
-                           TrainingSettings(**changes))  # fmt: skip
-
-
-def test_large_and_impossible_errors_mask_pixels():
-    weight = observed([0.01, 0.05, 0.0501, np.nan, np.inf, 0.0, -0.01]).weight
-    assert (weight[0] > 0).tolist() == [True, True, False, False, False, False, False]
-
-
-def test_errors_are_floored_and_standardised():
-    weight = observed([0.001, 0.005, 0.02], flux_std=0.1).weight[0].numpy()
-    np.testing.assert_allclose(weight, [20, 20, 5], rtol=1e-6)
-
-
-def test_flux_is_standardised():
-    data = observed([0.01, 0.01], flux=np.array([[0.9, 1.1]]), flux_mean=0.95, flux_std=0.1)
-    np.testing.assert_allclose(data.flux[0].numpy(), [-0.5, 1.5], rtol=1e-5)
-
-
-@pytest.mark.parametrize("value", [0.0, 1e10, -3.0, np.nan])
-def test_masked_flux_does_not_matter(value):
-    """Neither to the networks' inputs nor to the weights of the losses."""
-    mask = np.array([[False, True, False]])
-    clean, spoilt = (observed([0.01] * 3, flux=np.array([[0.9, v, 0.8]]), mask=mask) for v in (1.0, value))
-    assert torch.equal(clean.flux, spoilt.flux)
-    assert torch.equal(clean.weight, spoilt.weight)
-    assert spoilt.weight[0, 1] == 0
-
-
-def test_spectrum_without_good_pixels_is_named():
-    with pytest.raises(ValueError, match="spectrum 1 has no good pixel"):
-        observed(np.array([[0.01, 0.01], [0.06, 0.06]]))
-
-
-@pytest.mark.parametrize("name", ["flux", "mask"])
-def test_shapes_must_agree(name):
-    with pytest.raises(ValueError, match="must share a shape"):
-        observed([0.01] * 3, **{name: np.zeros((1, 4), bool)})
-
-
-def test_synthetic_spectra_are_standardised(line_family, rng):
-    settings, pool = TrainingSettings(flux_mean=0.9, flux_std=0.1), line_family.draw(20, rng)
-    emulator = lambda labels: torch.from_numpy(line_family(labels))  # noqa: E731
-    flux, labels = SyntheticSpectra(emulator, pool, settings).draw(50, torch.Generator().manual_seed(1))
-    drawn = labels.numpy() * pool.std(0, ddof=1) + pool.mean(0)
-    assert np.abs(drawn[:, None] - pool).max(2).min(1).max() < 1e-3  # each is one of the pool
-    np.testing.assert_allclose(flux.numpy(), (line_family(drawn) - 0.9) / 0.1, atol=1e-4)
-
-
 # -- the run: checkpoints, interrupts, failures ------------------------------------------------
 def state(trainer):
     """Everything that the next iteration depends on, flat."""
