@@ -337,7 +337,7 @@ def test_training_goes_on_as_the_paper_says(tmp_path, template, layout):
         getattr(trainer, name).load_state_dict(part.state_dict())
         getattr(trainer, name).double()
     trainer.average = {name: array.double() for name, array in network.state_dict().items()}
-    trainer._dtype = torch.float64
+    trainer._dtype = getattr(trainer, "parts", trainer).dtype = torch.float64
 
     truth = Truth(layout, layout.state())
     leaves = {name: array.requires_grad_() for name, array in truth.arrays.items()}
