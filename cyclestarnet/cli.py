@@ -1,4 +1,4 @@
-"""Command line: ``cyclestarnet demo``, ``fit`` and ``info``."""
+"""Command line: ``cyclestarnet demo``, ``fit``, ``info`` and ``train``."""
 
 from __future__ import annotations
 
@@ -64,13 +64,80 @@ def fit(options):
 
 
 def info(options):
-    """Print what a model is made of."""
+    """Print what a model is made of, or how far a training is."""
+    if Path(options.model).is_dir():
+        return _info_of_run(Path(options.model))
     model = _model(options.model)
     print(repr(model))
     print("\n".join(model.labels.to_table().pformat(max_lines=-1, max_width=-1)))
     for key, value in model.provenance.items():
         print(f"{key}: {value}")
     return 0
+
+
+def _info_of_run(folder):
+    """Print iteration, last losses and last scores of a training."""
+    from cyclestarnet.backend.logs import read_run
+
+    record = read_run(folder)
+    last = record.settings.get("n_iterations")
+    print(
+        f"{folder}: no checkpoint yet"
+        if record.iteration is None
+        else f"{folder}: checkpoint of iteration {record.iteration:,} of {last:,}"
+    )
+    for title, table in (("losses", record.losses), ("scores", record.scores)):
+        if len(table.get("iteration", ())):
+            print(f"{title} at iteration {table['iteration'][-1]:,}:")
+            for name, column in table.items():
+                if name != "iteration" and column[-1] == column[-1] and column[-1] != "":  # NaN is not itself
+                    shown = column[-1] if column.dtype.kind == "U" else f"{column[-1]:.4g}"
+                    print(f"  {name:20}{shown}")
+    return 0
+
+
+def train(options):
+    """Train a model as a TOML file says; run again, it goes on where it was."""
+    from cyclestarnet.config import example_config, read_config
+
+    if options.example:
+        print(example_config(), end="")
+        return 0
+    if options.config is None:
+        raise ValueError("give the file of the training; cyclestarnet train --example prints one to begin with")
+    from cyclestarnet.runs import finish, prepare
+
+    config, progress = read_config(options.config), sys.stderr.isatty()
+    again = f"run the same command again to go on: cyclestarnet train {options.config}"
+    try:
+        run = prepare(config, progress=progress)
+        print(run.summary(), flush=True)
+        trainer, log = run.trainer, config.log
+        trainer.run(until=options.until, progress=progress, every=log.every, checkpoint_every=log.checkpoint_every)
+        _progress_figure(config.run.folder)
+        if trainer.iteration < config.training.n_iterations:
+            print(f"stopped at iteration {trainer.iteration:,} of {config.training.n_iterations:,}; {again}")
+            return 0
+        print("trained; fits of validation stars now tell the model's own errors", flush=True)
+        print(f"model: {finish(run, progress=progress)}")
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; what is done is saved in {config.run.folder}. To go on, {again}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _progress_figure(folder):
+    """Write ``progress.png``, if there is anything to draw and to draw with."""
+    from cyclestarnet.plotting import plot_training
+
+    if not (folder / "losses.csv").exists():
+        return
+    try:
+        figure = plot_training(folder)[0].figure
+    except ImportError:
+        return  # a training must not fail for want of a figure
+    figure.savefig(folder / "progress.png", dpi=120)
+    print(f"progress: {folder / 'progress.png'}")
 
 
 def _parser():
@@ -95,8 +162,16 @@ def _parser():
     sub.set_defaults(run=fit)
 
     sub = commands.add_parser("info", help=info.__doc__)
-    sub.add_argument("model", nargs="?", default="apogee-giants", help="embedded model or .safetensors file")
+    sub.add_argument(
+        "model", nargs="?", default="apogee-giants", help="embedded model, .safetensors file, or folder of a training"
+    )
     sub.set_defaults(run=info)
+
+    sub = commands.add_parser("train", help=train.__doc__)
+    sub.add_argument("config", nargs="?", type=Path, help="TOML file that describes the training")
+    sub.add_argument("--until", type=int, metavar="N", help="stop at iteration N, for now")
+    sub.add_argument("--example", action="store_true", help="print a file with all settings, to begin with")
+    sub.set_defaults(run=train)
     return parser
 
 
@@ -117,7 +192,7 @@ def main(argv=None):
         with warnings.catch_warnings():
             warnings.simplefilter("default", FitWarning)
             return options.run(options)
-    except (CycleStarNetError, OSError, ValueError, ImportError) as error:
+    except (CycleStarNetError, OSError, ValueError, ImportError, FloatingPointError) as error:
         print(f"cyclestarnet: {error}", file=sys.stderr)
         return 2
 

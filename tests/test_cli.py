@@ -1,6 +1,7 @@
 """The command line, on the embedded model and the shipped star."""
 
 import shutil
+import tomllib
 from importlib import resources
 
 import astropy.units as u
@@ -61,3 +62,38 @@ def test_unknown_model_is_one_line_that_lists_those_that_exist(capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "apogee-giants" in error
+
+
+def test_train_prints_an_example_that_is_toml(capsys):
+    assert main(["train", "--example"]) == 0
+    assert tomllib.loads(capsys.readouterr().out)["observed"]["path"] == "observed.h5"
+
+
+def test_train_without_a_file_says_where_to_get_one(capsys):
+    assert main(["train"]) == 2
+    assert "cyclestarnet train --example" in capsys.readouterr().err
+
+
+def test_train_names_a_file_that_is_not_there(tmp_path, capsys):
+    assert main(["train", str(tmp_path / "run.toml")]) == 2
+    assert capsys.readouterr().err == f"cyclestarnet: no configuration file {tmp_path / 'run.toml'}\n"
+
+
+def test_info_shows_the_last_losses_and_scores_of_a_folder(tmp_path, capsys):
+    (tmp_path / "losses.csv").write_text("iteration,rec_obs,latent\n50,3.5,\n100,1.25,\n")
+    (tmp_path / "scores.csv").write_text("iteration,c2st,verdict\n100,0.75,the split latent knows the labels\n")
+    assert main(["info", str(tmp_path)]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        f"{tmp_path}: no checkpoint yet",
+        "losses at iteration 100:",
+        "rec_obs 1.25",
+        "scores at iteration 100:",
+        "c2st 0.75",
+        "verdict the split latent knows the labels",
+    ]
+
+
+def test_info_names_a_folder_that_is_no_training(tmp_path, capsys):
+    assert main(["info", str(tmp_path)]) == 2
+    assert "is no folder of a training" in capsys.readouterr().err

@@ -1,0 +1,303 @@
+"""A training from HDF5 files to a saved model, by the command line; and what goes into it."""
+
+import shutil
+from dataclasses import replace
+
+import astropy.units as u
+import h5py
+import numpy as np
+import pytest
+import torch
+from astropy.table import QTable, Table
+
+from cyclestarnet import CalibratedModel, LabelSet
+from cyclestarnet.backend.checkpoint import save_state
+from cyclestarnet.backend.logs import read_log
+from cyclestarnet.backend.sources import StoredSynthetic, StreamedSpectra, StreamedSynthetic, SyntheticSpectra
+from cyclestarnet.backend.training import Trainer
+from cyclestarnet.cli import main
+from cyclestarnet.config import ConfigError, read_config
+from cyclestarnet.exceptions import FileFormatError, GridError, LabelError, ModelFileError
+from cyclestarnet.runs import load_emulator, prepare, read_labels, save_emulator
+
+WAVELENGTH = 10 ** (4.18 + 6e-6 * np.r_[0:200, 260:475])
+CONFIG = """
+[run]
+folder = "run"
+name = "tiny"
+[observed]
+path = "observed.h5"
+{observed}
+[synthetic]
+{synthetic}
+[labels]
+{labels}
+[training]
+n_iterations = 40
+learning_rate = 2e-3
+flux_mean = 0.92
+flux_std = 0.11
+{training}
+[network]
+domain = [[8, 7, 4]]
+shared = [[16, 7, 4], [24, 7, 2]]
+split = [[4, 7, 4], [4, 7, 2]]
+shared_filters = 8
+split_filters = 2
+critic_spectrum = [[4, 7, 4], [8, 7, 4]]
+critic_latent = [[8, 1, 1], [8, 1, 1]]
+[emulator]
+hidden = [24, 24]
+n_components = 12
+batch_size = 64
+learning_rate = 0.01
+n_epochs = 60
+[model]
+n_validation = 4
+[log]
+every = 10
+checkpoint_every = 20
+"""
+
+
+def write_config(folder, *, synthetic='path = "synthetic.h5"', observed="", labels="", training=""):
+    text = CONFIG.format(synthetic=synthetic, observed=observed, labels=labels, training=training)
+    (folder / "run.toml").write_text(text)
+    return folder / "run.toml"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, line_family, tiny_emulator):
+    """Folder with observed and synthetic spectra of the line family, and its emulator."""
+    folder, rng, labels = tmp_path_factory.mktemp("files"), np.random.default_rng(12), line_family.labels
+    with h5py.File(folder / "observed.h5", "w") as file:
+        file["wavelength"] = WAVELENGTH
+        for split, n in (("train", 60), ("val", 5)):
+            clean = line_family(line_family.draw(n, rng), width=rng.uniform(2.0, 2.4, n), depth=1.1)
+            file[f"spectra {split}"] = rng.normal(clean, 0.005).astype("f4")
+            file[f"spectra_err {split}"] = np.full(clean.shape, 0.005, "f4")
+            file[f"spectra_msk {split}"] = np.ones(clean.shape, "u1")
+            file[f"snr {split}"] = np.full(n, 200, "f4")
+    with h5py.File(folder / "synthetic.h5", "w") as file:
+        values = rng.uniform(labels.lower, labels.upper, (200, 3))
+        file["wavelength"], file.attrs["label_names"] = WAVELENGTH, list(labels.names)
+        file["spectra train"], file["labels train"] = line_family(values).astype("f4"), values.astype("f4")
+    save_emulator(tiny_emulator, labels, folder / "emulator.pt")
+    return folder
+
+
+@pytest.fixture
+def folder(files, tmp_path):
+    """A copy of the files, for one test."""
+    return shutil.copytree(files, tmp_path / "copy")
+
+
+# -- the whole way -----------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def trained(files, tmp_path_factory):
+    """Folder of a training that was stopped half way and called again."""
+    folder = shutil.copytree(files, tmp_path_factory.mktemp("trained") / "copy")
+    config = str(write_config(folder))
+    assert main(["train", config, "--until", "25"]) == 0
+    assert main(["train", config]) == 0
+    return folder
+
+
+def test_training_ends_in_a_model_that_fits(trained, line_family):
+    model = CalibratedModel.load(trained / "run" / "tiny.safetensors")
+    assert model.labels.names == line_family.labels.names
+    star = model.predict(model.labels.to_quantities(model.prior.mean))
+    assert star.flux.shape == (415,)
+    assert "60 spectra" in model.provenance["observed domain"]
+
+
+def test_a_stopped_and_resumed_training_is_that_of_one_go(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoint*", "*.csv"))
+    prepare(read_config(folder / "run.toml"), progress=False).trainer.run(progress=False, every=10)
+    whole, resumed = (path / "run" / "losses.csv" for path in (folder, trained))
+    assert list(read_log(whole)["iteration"]) == [10, 20, 30, 40]
+    assert whole.read_bytes() == resumed.read_bytes()
+
+
+def test_training_leaves_a_figure(trained):
+    assert (trained / "run" / "progress.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_info_tells_how_far_a_training_is(trained, capsys):
+    assert main(["info", str(trained / "run")]) == 0
+    printed = capsys.readouterr().out
+    assert "checkpoint of iteration 40 of 40" in printed
+    assert f"{read_log(trained / 'run' / 'losses.csv')['rec_obs'][-1]:.4g}" in printed
+
+
+def test_stopping_says_how_to_go_on_and_what_differs_from_the_paper(folder, capsys):
+    assert main(["train", str(write_config(folder)), "--until", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert "stopped at iteration 3 of 40" in printed
+    assert "learning_rate = 0.002" in printed
+    assert "weight_obs" not in printed
+
+
+def test_ctrl_c_says_how_to_go_on(folder, capsys, monkeypatch):
+    def interrupted(self, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "run", interrupted)
+    assert main(["train", str(write_config(folder))]) == 130
+    assert "To go on, run the same command again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training": "weight_ob = 3"}, "[training] has no key 'weight_ob'; did you mean 'weight_obs'?"),
+        ({"observed": 'validation = "test"'}, "[observed] in"),
+        ({"observed": "pixels = [0, 400]"}, "choose [observed] pixels"),
+        ({"labels": 'names = ["teff", "logg"]'}, "names must be 3, but are 2: teff, logg"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_before_the_first_step(folder, capsys, changes, message):
+    assert main(["train", str(write_config(folder, **changes))]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "run.toml" in error
+    assert not (folder / "run" / "checkpoint.pt").exists()
+
+
+# -- what goes into it -------------------------------------------------------------------
+def prepared(folder, **changes):
+    return prepare(read_config(write_config(folder, **changes)), progress=False)
+
+
+WITH_EMULATOR = 'emulator = "emulator.pt"\n'
+
+
+def test_the_grid_comes_from_the_file_and_chips_end_at_leaps(folder):
+    run = prepared(folder, synthetic=WITH_EMULATOR + "labels = {}")
+    np.testing.assert_array_equal(run.grid.wavelength.value, WAVELENGTH)
+    assert run.grid.chips == ((0, 200), (200, 415))
+
+
+def test_labels_are_drawn_from_ranges_and_else_from_the_whole_range(folder, line_family):
+    run = prepared(folder, synthetic=WITH_EMULATOR + "labels = {teff = [4500, 4600]}\nn_drawn = 5000")
+    assert isinstance(run.trainer.synthetic, SyntheticSpectra)
+    lower, upper = np.array([4500, 0.5, -1.0]), np.array([4600, 3.5, 0.5])
+    assert np.all((run.label_pool >= lower) & (run.label_pool <= upper))
+    np.testing.assert_allclose(run.label_pool.std(0), (upper - lower) / np.sqrt(12), rtol=0.05)
+
+
+def test_the_same_seed_draws_the_same_labels(folder):
+    first, second = (prepared(folder, synthetic=WITH_EMULATOR + "labels = {}").label_pool for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_labels_of_a_file_are_the_prior_as_far_as_they_are_in_range(folder, line_family):
+    values = np.array([[4500, 2.0, 0.0], [4700, 3.0, -0.5], [9000, 2.0, 0.0]])
+    np.savez(folder / "pool.npz", pool=values)
+    run = prepared(folder, synthetic=WITH_EMULATOR + 'labels = "pool.npz"')
+    np.testing.assert_array_equal(run.label_pool, values[:2])
+
+
+def test_stored_spectra_within_the_range_are_trained_on(folder):
+    shutil.copy(folder / "emulator.pt", folder / "given.pt")
+    run = prepared(
+        folder,
+        synthetic='path = "synthetic.h5"\nemulator = "given.pt"',
+        labels='names = ["teff", "logg", "mg_h"]\nlower = [4500, 0.5, -1.0]\nupper = [5500, 3.5, 0.5]',
+    )
+    with h5py.File(folder / "synthetic.h5") as file:
+        warm = file["labels train"][:, 0] >= 4500
+    assert isinstance(run.trainer.synthetic, StoredSynthetic)
+    assert len(run.trainer.synthetic) == len(run.label_pool) == warm.sum()
+
+
+def test_streamed_spectra_are_not_held_in_memory(folder):
+    run = prepared(
+        folder,
+        observed='memory = "streamed"',
+        synthetic='path = "synthetic.h5"\nmemory = "streamed"\nemulator = "emulator.pt"',
+    )
+    assert isinstance(run.trainer.observed, StreamedSpectra)
+    assert isinstance(run.trainer.synthetic, StreamedSynthetic)
+
+
+def test_a_cut_holds_for_spectra_and_emulator(folder, tiny_emulator):
+    n = 415 - 32  # one position of the latent less
+    run = prepared(folder, observed=f"pixels = [16, {16 + n}]", synthetic=WITH_EMULATOR + 'path = "synthetic.h5"')
+    labels = torch.tensor([[4700.0, 2.0, 0.0]])
+    assert run.grid.chips == ((0, 184), (184, n))
+    torch.testing.assert_close(run.emulator(labels), tiny_emulator(labels)[:, 16 : 16 + n])
+    assert run.trainer.synthetic.n_pixels == run.trainer.observed.n_pixels == n
+
+
+def test_an_emulator_of_other_settings_in_the_folder_is_refused(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "copy")
+    text = (folder / "run.toml").read_text()
+    (folder / "run.toml").write_text(text.replace("n_epochs = 60", "n_epochs = 61"))
+    with pytest.raises(ConfigError, match=r"emulator\.pt was made with other settings"):
+        prepare(read_config(folder / "run.toml"), progress=False)
+
+
+def test_a_selection_that_nothing_passes_is_named(folder):
+    with pytest.raises(ConfigError, match=r"\[observed\] in .*run\.toml: no spectrum of .* passes"):
+        prepared(folder, observed="[observed.selection]\nsnr = [300, 400]")
+
+
+# -- emulators and labels ------------------------------------------------------------------
+def test_an_emulator_without_its_layout_is_read_all_the_same(tmp_path, tiny_emulator, line_family):
+    state = {"emulator": tiny_emulator.state_dict(), "labels": line_family.labels.to_dict()}
+    save_state(state, tmp_path / "emulator.pt")
+    emulator, labels = load_emulator(tmp_path / "emulator.pt")
+    values = torch.tensor([[4700.0, 2.0, 0.0]])
+    torch.testing.assert_close(emulator(values), tiny_emulator(values))
+    assert labels == line_family.labels
+
+
+def test_the_emulator_of_a_model_is_for_its_own_wavelengths(tmp_path, tiny_model):
+    tiny_model.save(tmp_path / "model.safetensors")
+    emulator, labels = load_emulator(tmp_path / "model.safetensors", grid=tiny_model.grid)
+    assert labels == tiny_model.labels
+    assert emulator.n_pixels == 415
+    other = replace(tiny_model.grid, wavelength=tiny_model.grid.wavelength * 1.001)
+    with pytest.raises(GridError, match=r"the emulator of .* is for"):
+        load_emulator(tmp_path / "model.safetensors", grid=other)
+
+
+def test_a_file_without_an_emulator_is_named(tmp_path):
+    save_state({"iteration": 3}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ModelFileError, match=r"checkpoint\.pt holds no emulator"):
+        load_emulator(tmp_path / "checkpoint.pt")
+
+
+PAIR = LabelSet(["teff", "mg_h"], [3000, -2], [8000, 1])
+
+
+@pytest.mark.parametrize("name", ["labels.ecsv", "labels.csv", "labels.fits", "labels.npz", "labels.h5"])
+def test_labels_come_by_name_and_in_their_units(tmp_path, name):
+    path, teff, mg_h = tmp_path / name, np.array([4000.0, 5000.0]), np.array([0.1, -0.2])
+    if path.suffix == ".npz":
+        np.savez(path, mg_h=mg_h, teff=teff / 1000)  # kK, as in the public files
+    elif path.suffix == ".h5":
+        with h5py.File(path, "w") as file:
+            file["spectra train"], file.attrs["label_names"] = np.ones((2, 5)), ["mg_h", "teff"]
+            file["labels train"] = np.stack([mg_h, teff], axis=1)
+    elif path.suffix == ".csv":
+        Table({"snr": [10, 20], "mg_h": mg_h, "teff": teff}).write(path)
+    else:
+        QTable({"mg_h": mg_h, "teff": (teff * u.K).to(u.mK)}).write(path)
+    np.testing.assert_allclose(read_labels(path, PAIR), np.stack([teff, mg_h], axis=1), rtol=1e-6)
+
+
+def test_labels_that_are_missing_are_named(tmp_path):
+    Table({"teff": [4000.0], "fe_h": [0.0]}).write(tmp_path / "labels.csv")
+    with pytest.raises(LabelError, match=r"labels\.csv lacks the labels mg_h; it has teff, fe_h"):
+        read_labels(tmp_path / "labels.csv", PAIR)
+    np.savez(tmp_path / "labels.npz", labels=np.ones((4, 3)))
+    with pytest.raises(LabelError, match=r"must have the shape \(n, 2\), but have \(4, 3\)"):
+        read_labels(tmp_path / "labels.npz", PAIR)
+
+
+def test_a_file_that_is_no_table_is_named(tmp_path):
+    (tmp_path / "labels.npz").write_bytes(b"nothing")
+    with pytest.raises(FileFormatError, match=r"labels\.npz cannot be read as a table of labels"):
+        read_labels(tmp_path / "labels.npz", PAIR)
