@@ -125,9 +125,9 @@ def plot_training(run, *, scores=None, weights=None, axes=None):
 
     Panels against the iteration: weighted reconstruction and cycle losses of
     both domains, generator and critic losses, accuracy of the critics, further
-    terms and label-free scores where there are any. Pale lines are the rows of
-    the log, strong ones their running means. Dotted lines mark critics that
-    can only guess.
+    terms, and label-free scores where there are any. Pale lines are the rows of
+    the log, strong ones their running means, dots are held-out spectra. Dotted
+    lines mark judges that can only guess; a vertical line marks the best score.
 
     Parameters
     ----------
@@ -140,7 +140,7 @@ def plot_training(run, *, scores=None, weights=None, axes=None):
         λ of the terms: ``synth``, ``obs``, ``adversarial``. Default: those in
         the folder's checkpoint, or else 1.
     axes : sequence of `~matplotlib.axes.Axes`, optional
-        One per panel: 4, one more for further terms, one more for scores.
+        One per panel: 4, one for further terms, and up to 3 for scores.
         Default: a new figure.
 
     Returns
@@ -171,27 +171,30 @@ def plot_training(run, *, scores=None, weights=None, axes=None):
     if "iteration" not in run:
         raise ValueError(f"the log must have a column 'iteration', but has {sorted(run)}")
     weights = {"synth": 1.0, "obs": 1.0, "adversarial": 1.0} | dict(weights or {})
+    scores = scores if scores is not None and len(scores.get("iteration", ())) else {}
     panels = {
-        "Reconstruction": lambda ax: _autoencoder_panel(ax, run, weights, "rec"),
-        "Cycle": lambda ax: _autoencoder_panel(ax, run, weights, "cyc"),
+        "Reconstruction": lambda ax: _autoencoder_panel(ax, run, scores, weights, "rec"),
+        "Cycle": lambda ax: _autoencoder_panel(ax, run, scores, weights, "cyc"),
         "Adversarial": lambda ax: _adversarial_panel(ax, run, weights["adversarial"]),
         "Critics": lambda ax: _accuracy_panel(ax, run),
     }
     further = [name for name in run if name not in USUAL_TERMS]
     if further:
         panels["Further terms"] = lambda ax: _columns_panel(ax, run, further, "loss, unweighted")
-    if scores is not None and len(scores.get("iteration", ())):
-        shown = [
-            name for name, column in scores.items() if name != "iteration" and np.asarray(column).dtype.kind == "f"
-        ]
-        panels["Label-free scores"] = lambda ax: _columns_panel(ax, scores, shown, "score")
+    panels |= _score_panels(scores)
     if axes is None:
         axes = _panel_axes(plt, len(panels))
     axes = list(np.ravel(axes))[: len(panels)]
     if len(axes) < len(panels):
         raise ValueError(f"{len(panels)} axes are needed, for {', '.join(panels)}, but got {len(axes)}")
+    best = None
+    if np.isfinite(scores.get("score", np.nan)).any():
+        best = scores["iteration"][np.nanargmin(scores["score"])]
     for ax, (title, draw) in zip(axes, panels.items(), strict=True):
         draw(ax)
+        if best is not None:
+            label = "best score" if title == "Label-free score" else None
+            ax.axvline(best, color=NEUTRAL, lw=1, alpha=0.4, zorder=0, label=label)
         ax.set_title(title, loc="left", fontsize=10, fontweight="bold")
         ax.set(xlabel="iteration", xlim=(0, max(int(np.max(run["iteration"], initial=1)), 1)))
         ax.xaxis.set_major_formatter(plt.FuncFormatter(_short_number))
@@ -251,10 +254,13 @@ def _log_scale(ax):
             ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _autoencoder_panel(ax, table, weights, kind):
+def _autoencoder_panel(ax, table, scores, weights, kind):
     for domain, (name, color) in DOMAIN_STYLES.items():
-        weight = weights[domain]
-        _curve(ax, table, f"{kind}_{domain}", factor=weight, color=color, label=f"{name}, λ = {weight:g}")
+        column, weight = f"{kind}_{domain}", weights[domain]
+        _curve(ax, table, column, factor=weight, color=color, label=f"{name}, λ = {weight:g}")
+        if column in scores:
+            held_out = weight * np.asarray(scores[column], dtype=float)
+            ax.plot(scores["iteration"], held_out, "o", color=color, ms=3.5, mec="black", mew=0.5, label="held out")
     _log_scale(ax)
     ax.set_ylabel("λ × loss")
 
@@ -270,23 +276,50 @@ def _adversarial_panel(ax, table, weight):
     ax.set_ylabel("loss" if weight == 1 else f"λ × loss, λ = {weight:g}")
 
 
-def _guess(ax, value, text):
-    """Dotted line of critics that can only guess."""
+def _guess(ax, value, text, *, below=False):
+    """Dotted line of judges that can only guess."""
     ax.axhline(value, color=NEUTRAL, lw=1, ls=":", zorder=1)
     ax.annotate(
-        text, (1, value), (0, 2), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right",
-        fontsize=7, color=NEUTRAL,
+        text, (1, value), (0, -8 if below else 2), xycoords=("axes fraction", "data"), textcoords="offset points",
+        ha="right", fontsize=7, color=NEUTRAL,
     )  # fmt: skip
 
 
 def _accuracy_panel(ax, table):
     _curve(ax, table, "critic_accuracy", color=NEUTRAL, label=None)
-    _guess(ax, 0.5, "guess")
+    _guess(ax, 0.5, "guess", below=True)
     ax.set(ylim=(0.4, 1.01), ylabel="fraction judged right")
+
+
+def _score_panels(scores):
+    """Functions that draw the panels of a table of scores, by title."""
+    numbers = [
+        name for name, column in scores.items() if name != "iteration" and np.asarray(column).dtype.kind in "fiu"
+    ]
+    judges = [name for name in numbers if name.startswith("c2st_") and name != "c2st_error"]
+    distances = [name for name in numbers if name.startswith("sw_")]
+    panels = {}
+    if judges:
+        panels["Classifiers"] = lambda ax: _judges_panel(ax, scores, judges)
+    if distances:
+        panels["Distances"] = lambda ax: _columns_panel(ax, scores, distances, "sliced Wasserstein")
+    others = ["score"] if "score" in numbers else [] if panels else numbers
+    if others:
+        panels["Label-free score"] = lambda ax: _columns_panel(ax, scores, others, "score, less is better")
+    return panels
+
+
+def _judges_panel(ax, scores, names):
+    _columns_panel(ax, scores, names, "fraction judged right")
+    _guess(ax, 0.5, "guess", below=True)
+    ax.set_yscale("linear")
+    ax.set_ylim(0.4, 1.01)
 
 
 def _columns_panel(ax, table, names, ylabel):
     for name, color in zip(names, cycle(OTHERS), strict=False):
-        _curve(ax, table, name, color=color, label=name.replace("_", " "))
+        place = name.partition("_")[2]  # of c2st_obs, sw_latent, ...
+        label, color = {"latent": ("latents", color), **DOMAIN_STYLES}.get(place, (name.replace("_", " "), color))
+        _curve(ax, table, name, color=color, label=label)
     _log_scale(ax)
     ax.set_ylabel(ylabel)

@@ -76,13 +76,38 @@ def test_infinite_and_negative_losses_are_shown_without_complaint(tmp_path):
     assert axes[1].get_yscale() == "linear"
 
 
+SCORES = {
+    "iteration": np.array([500, 1000, 1500]),
+    "rec_obs": np.array([4.0, 3.0, 3.5]),
+    "c2st_latent": np.array([0.9, 0.6, 0.7]),
+    "c2st_error": np.full(3, 0.03),
+    "sw_obs": np.array([0.3, 0.1, 0.2]),
+    "score": np.array([2.0, np.nan, 1.0]),
+    "verdict": np.array(["ok", "ok", "stalled"]),
+}
+
+
 def test_further_terms_and_scores_have_panels_of_their_own():
-    scores = {
-        "iteration": np.array([500, 1000]), "c2st": np.array([0.9, 0.6]), "verdict": np.array(["ok", "ok"])
-    }  # fmt: skip
-    axes = plot_training(log_of(20, latent=np.ones(20)), scores=scores)
-    assert [ax.get_title("left") for ax in axes[4:]] == ["Further terms", "Label-free scores"]
-    np.testing.assert_array_equal(curve(axes[5], "c2st"), [[500, 1000], [0.9, 0.6]])
+    axes = plot_training(log_of(30, latent=np.ones(30)), scores=SCORES)
+    titles = ["Further terms", "Classifiers", "Distances", "Label-free score"]
+    assert [ax.get_title("left") for ax in axes[4:]] == titles
+    np.testing.assert_array_equal(curve(axes[5], "latents"), [SCORES["iteration"], SCORES["c2st_latent"]])
+    np.testing.assert_array_equal(curve(axes[6], "observed")[1], SCORES["sw_obs"])
+
+
+def test_any_other_table_of_scores_is_shown_in_one_panel():
+    axes = plot_training(log_of(3), scores={"iteration": np.array([50, 100]), "mmd": np.array([0.9, 0.6])})
+    np.testing.assert_array_equal(curve(axes[4], "mmd"), [[50, 100], [0.9, 0.6]])
+
+
+def test_held_out_spectra_are_dots_with_the_weight_of_the_loss():
+    axes = plot_training(log_of(30), scores=SCORES, weights={"obs": 9})
+    np.testing.assert_allclose(curve(axes[0], "held out"), [SCORES["iteration"], 9 * SCORES["rec_obs"]])
+
+
+def test_the_best_score_is_marked_in_every_panel():
+    for ax in plot_training(log_of(30), scores=SCORES):
+        assert [1500, 1500] in [list(line.get_xdata()) for line in ax.lines]
 
 
 def test_a_folder_is_read(tmp_path):
