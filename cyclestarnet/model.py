@@ -177,7 +177,7 @@ class CalibratedModel:
         return model
 
     @classmethod
-    def from_published(cls, checkpoint, emulator, *, preset="paper", labels=None, template=None):
+    def from_published(cls, checkpoint, emulator, *, preset="repository", labels=None, template=None):
         """Join the public files of Cycle-StarNet to a model.
 
         The files hold networks and the ranges of the labels, no more. What
@@ -203,7 +203,8 @@ class CalibratedModel:
         preset : {"paper", "repository"}, optional
             Which pixels the network takes, and the scaling of its flux. The
             paper drops the 47 reddest pixels. The authors' repository, and so
-            the weights that they published, drops the 47 bluest.
+            the weights that they published, drops the 47 bluest. Default:
+            ``"repository"``.
         labels : sequence of str, optional
             Names in the order of the emulator. Default: the 25 of the paper.
             A ``"teff"`` in units of 1000 K becomes one in K.

@@ -30,7 +30,7 @@ PARTS = [f"{kind}_{domain}" for kind in ("encoder", "decoder") for domain in ("s
 
 
 def case(settings, part, dtype):
-    """A sub-network, an input of the right shape with junk beyond its valid rows, as array and as maps."""
+    """A sub-network, and an input of the right shape, as array and as maps."""
     torch.manual_seed(6)
     layers = getattr(TranslationNetwork(settings), part).to(dtype)
     for parameter in layers.parameters():
@@ -41,10 +41,7 @@ def case(settings, part, dtype):
     for _, kernel, stride in [(), settings.domain, settings.domain + settings.shared][position]:
         length, padded = (length - kernel) // stride + 1, padded // stride
     x = torch.randn(3, layers[0].in_channels, length, dtype=dtype, requires_grad=True)
-    maps = fast.from_channels(x, padded, dtype)
-    junk = 10 * torch.randn(3, padded, x.shape[1], dtype=dtype)
-    junk[:, :length] = 0
-    return layers, x, fast.Maps(maps.data + junk.view(maps.data.shape), 3, length)
+    return layers, x, fast.RowMaps.from_channels(x, padded, dtype)
 
 
 def total_stride(settings):
@@ -67,7 +64,7 @@ def assert_close(found, expected, tolerance):
 class TestRun:
     def test_values(self, settings, part, dtype, tolerance):
         layers, x, maps = case(settings, part, dtype)
-        assert_close(fast.run(layers, maps).channels(), layers(x), tolerance)
+        assert_close(fast.run(layers, maps, {}).channels(), layers(x), tolerance)
 
     def test_gradients_of_inputs_and_weights(self, settings, part, dtype, tolerance):
         layers, x, maps = case(settings, part, dtype)
@@ -75,7 +72,7 @@ class TestRun:
         expected = layers(x)
         cotangent = torch.randn_like(expected)
         wanted = torch.autograd.grad(expected, variables, cotangent)
-        found = torch.autograd.grad(fast.run(layers, maps).channels(), variables, cotangent)
+        found = torch.autograd.grad(fast.run(layers, maps, {}).channels(), variables, cotangent)
         scale = max(gradient.abs().max() for gradient in wanted)
         for a, b in zip(found, wanted, strict=True):  # a bias before a normalisation has a gradient of 0
             assert (a - b).abs().max() <= tolerance * max(b.abs().max(), 0.1 * scale)
@@ -83,59 +80,66 @@ class TestRun:
 
 def test_result_is_in_the_dtype_of_the_maps():
     layers, _, maps = case(SETTINGS["no padding"], "decoder_synth", torch.float64)
-    assert fast.run(layers, maps).data.dtype == torch.float64
+    assert fast.run(layers, maps, {}).data.dtype == torch.float64
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_bfloat16_is_within_two_percent_of_float32(part):
     """Root mean square over the values; a product of bfloat16 is good to 0.4 %."""
     layers, x, maps = case(SETTINGS["the paper's layers, one row of padding"], part, torch.float32)
-    rounded = fast.Maps(maps.data.bfloat16(), maps.batch, maps.length)
+    rounded = fast.RowMaps(maps.data.bfloat16(), maps.batch, maps.length)
     expected = layers(x)
-    difference = fast.run(layers, rounded).channels().float() - expected
+    difference = fast.run(layers, rounded, {}).channels().float() - expected
     assert 0 < difference.square().mean() < 0.02**2 * expected.square().mean()
 
 
 # -- the joined rows ---------------------------------------------------------------
-def test_join_following_puts_the_next_rows_beside():
-    x = torch.arange(10.0).view(5, 2)
-    found = fast._JoinFollowing.apply(x, 2, 3)
+def test_joined_puts_the_next_rows_beside():
+    found = fast._joined(torch.arange(10.0).view(5, 2), 3)
     assert found.tolist() == [[0, 1, 2], [2, 3, 4], [4, 5, 6], [6, 7, 8], [8, 9, 0]]
 
 
-def test_join_preceding_stays_within_each_spectrum():
-    x = torch.arange(1.0, 9.0).view(8, 1)  # two spectra of 4 rows, 3 of them valid
-    found = fast._JoinPreceding.apply(x, 2, 2, 3)
-    assert found.tolist() == [[1, 0], [2, 1], [3, 2], [0, 3], [5, 0], [6, 5], [7, 6], [0, 7]]
-
-
-@pytest.mark.parametrize(("n", "width"), [(1, 3), (2, 5), (2, 6), (3, 7)])
-def test_gradient_of_join_following(n, width):
-    x = torch.randn(8, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: fast._JoinFollowing.apply(x, n, width), x)
-
-
-@pytest.mark.parametrize(("n", "length"), [(1, 4), (2, 3), (2, 4), (3, 3), (3, 2)])
-def test_gradient_of_join_preceding(n, length):
-    x = torch.randn(8, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: fast._JoinPreceding.apply(x, n, 2, length), x)
+@pytest.mark.parametrize(("n_joined", "starts"), [(3, [0]), (7, [0, 3, 6]), (6, [0, 3])])
+def test_reaches_cover_all_columns(n_joined, starts):
+    reaches = fast._reaches(n_joined, 3)
+    assert [columns.start for _, columns in reaches] == starts
+    assert [c for _, columns in reaches for c in range(n_joined)[columns]] == list(range(n_joined))
 
 
 # -- maps --------------------------------------------------------------------------
 def test_spectra_survive_the_layout():
     flux = torch.randn(3, 415)
-    maps = fast.from_spectra(flux, 32)
+    maps = fast.RowMaps.from_spectra(flux, 32, torch.float32)
     assert maps.padded == 416
     assert torch.equal(maps.spectra(), flux)
 
 
-def test_join_and_slice_are_inverse():
-    first, second = (fast.from_channels(torch.randn(n, 4, 10), 12) for n in (2, 3))
-    joined = fast.join(first, second)
+@pytest.mark.parametrize("layout", [fast.ChannelMaps, fast.RowMaps])
+def test_join_and_slice_are_inverse(layout):
+    first, second = (layout.from_channels(torch.randn(n, 4, 10), 12, torch.float32) for n in (2, 3))
+    joined = layout.join(first, second)
     assert torch.equal(joined[:2].channels(), first.channels())
     assert torch.equal(joined[2:].channels(), second.channels())
 
 
+@pytest.mark.parametrize("part", PARTS)
+def test_rows_beyond_the_valid_ones_are_zero(part):
+    layers, _, maps = case(SETTINGS["the paper's layers, one row of padding"], part, torch.float32)
+    found = fast.run(layers[:-1], maps, {})
+    assert found.padded > found.length
+    assert found.data.view(found.batch, found.padded, -1)[:, found.length :].abs().max() == 0
+
+
+def test_layers_used_twice_add_their_gradients():
+    layers, x, maps = case(SETTINGS["no padding"], "encoder_sh", torch.float64)
+    other, matrices = fast.RowMaps(-0.5 * maps.data, maps.batch, maps.length), {}
+    found = fast.run(layers, maps, matrices).channels().square().sum()
+    found = found + fast.run(layers, other, matrices).channels().square().mean()
+    expected = layers(x).square().sum() + layers(-0.5 * x).square().mean()
+    for a, b in zip(*(torch.autograd.grad(y, list(layers.parameters())) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_unknown_layer_is_refused():
     with pytest.raises(TypeError, match="no fast form of Dropout"):
-        fast.run(nn.Sequential(nn.Dropout()), fast.from_spectra(torch.ones(1, 8), 4))
+        fast.run(nn.Sequential(nn.Dropout()), fast.RowMaps.from_spectra(torch.ones(1, 8), 4, torch.float32), {})

@@ -477,7 +477,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(files):
-    return CalibratedModel.from_published(files.checkpoint, files.emulator)
+    return CalibratedModel.from_published(files.checkpoint, files.emulator, preset="paper")
 
 
 def star(model, scaled=0.1):
@@ -531,7 +531,7 @@ def test_temperatures_in_units_of_1000_kelvin(model, files, tmp_path):
     state, lower, upper = files.arrays
     in_kilokelvin = torch.tensor([1e-3, *[1] * 24])
     path = save_payne(tmp_path / "PAYNE.pth.tar", state, lower * in_kilokelvin, upper * in_kilokelvin)
-    other = CalibratedModel.from_published(files.checkpoint, path)
+    other = CalibratedModel.from_published(files.checkpoint, path, preset="paper")
     np.testing.assert_allclose(other.labels.upper, model.labels.upper, rtol=1e-6)
     labels = star(model) | {"teff": 5500 * u.K}
     np.testing.assert_allclose(other.predict(labels).flux.value, model.predict(labels).flux.value, atol=1e-5)
@@ -602,7 +602,7 @@ def small(files):
     state = layout.state(seed=11)
     checkpoint = save(files.folder / "mock.pth.tar", state)
     emulator = save_payne(files.folder / "mock_PAYNE.pth.tar", *arrays)
-    model = CalibratedModel.from_published(checkpoint, emulator, labels=["teff", "logg", "vmicro"])
+    model = CalibratedModel.from_published(checkpoint, emulator, preset="paper", labels=["teff", "logg", "vmicro"])
     return SimpleNamespace(
         model=model, truth=Truth(layout, state), arrays=arrays, checkpoint=checkpoint, emulator=emulator
     )
@@ -632,12 +632,12 @@ def test_fit_in_the_synthetic_space_runs(small):
 
 def test_other_emulators_need_names_of_labels(small):
     with pytest.raises(LabelError, match="takes 3 labels, not the paper's 25; name them by `labels`"):
-        CalibratedModel.from_published(small.checkpoint, small.emulator)
+        CalibratedModel.from_published(small.checkpoint, small.emulator, preset="paper")
 
 
 def test_names_of_labels_must_be_as_many(files):
     with pytest.raises(LabelError, match="labels names 2 labels, but the emulator takes 25: teff, logg"):
-        CalibratedModel.from_published(files.checkpoint, files.emulator, labels=["teff", "logg"])
+        CalibratedModel.from_published(files.checkpoint, files.emulator, preset="paper", labels=["teff", "logg"])
 
 
 def test_unknown_preset(files):
@@ -649,7 +649,7 @@ def test_emulator_on_the_pixels_of_the_network(small, tmp_path):
     state, lower, upper = small.arrays
     cut = state | {name: state[name][:7167] for name in ("4.weight", "4.bias")}
     emulator = save_payne(tmp_path / "PAYNE.pth.tar", cut, lower, upper)
-    model = CalibratedModel.from_published(small.checkpoint, emulator, labels=small.model.labels.names)
+    model = CalibratedModel.from_published(small.checkpoint, emulator, preset="paper", labels=small.model.labels.names)
     labels = star(model)
     np.testing.assert_array_equal(model.predict(labels).flux.value, small.model.predict(labels).flux.value)
 
@@ -657,13 +657,13 @@ def test_emulator_on_the_pixels_of_the_network(small, tmp_path):
 def test_emulator_of_other_pixels(small, tmp_path):
     emulator = save_payne(tmp_path / "PAYNE.pth.tar", *payne_arrays(3, n_pixels=7200))
     with pytest.raises(GridError, match="has 7200 pixels, but must have 7214, or the network's 7167"):
-        CalibratedModel.from_published(small.checkpoint, emulator, labels=small.model.labels.names)
+        CalibratedModel.from_published(small.checkpoint, emulator, preset="paper", labels=small.model.labels.names)
 
 
 def test_emulator_that_the_network_was_not_trained_with(files, tmp_path):
     emulator = save_payne(tmp_path / "PAYNE.pth.tar", *payne_arrays(seed=6))
     with pytest.raises(ModelFileError, match="trained with another emulator than the one given"):
-        CalibratedModel.from_published(files.checkpoint, emulator)
+        CalibratedModel.from_published(files.checkpoint, emulator, preset="paper")
 
 
 def test_network_that_knows_the_pixels_of_the_other_preset(files, tmp_path):

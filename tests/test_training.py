@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cyclestarnet.backend import fast
 from cyclestarnet.backend.networks import NetworkSettings
 from cyclestarnet.backend.settings import TrainingSettings
 from cyclestarnet.backend.sources import ObservedSpectra, SyntheticSpectra
@@ -26,7 +27,7 @@ VARIANTS = {
 def make_trainer(tiny_settings, line_family):
     """A trainer on 24 noisy spectra per domain; ``double`` makes everything float64."""
 
-    def make(folder=None, *, double=False, split_filters=2, emulator=None, **changes):
+    def make(folder=None, *, double=False, layout=None, split_filters=2, emulator=None, **changes):
         rng = np.random.default_rng(8)
         settings = TrainingSettings(
             **({"n_iterations": 100, "batch_size": 3, "flux_mean": 0.92, "flux_std": 0.11} | changes)
@@ -41,12 +42,11 @@ def make_trainer(tiny_settings, line_family):
         sizes = NetworkSettings(**(tiny_settings.to_dict() | {"split_filters": split_filters}))
         trainer = Trainer(sizes, settings, synthetic, observed, folder)
         if double:
-            for part in filter(None, (trainer.network, trainer.critic_synth, trainer.critic_obs, trainer.label_head)):
-                part.double()
+            trainer.parts.double()
+            trainer.parts.dtype, trainer.parts.maps = torch.float64, layout or trainer.parts.maps
             trainer.average = {name: array.double() for name, array in trainer.average.items()}
             synthetic.label_mean, synthetic.label_std = synthetic.label_mean.double(), synthetic.label_std.double()
             observed.flux, observed.weight = observed.flux.double(), observed.weight.double()
-            trainer._dtype = torch.float64
         return trainer
 
     return make
@@ -174,10 +174,11 @@ def test_terms_equal_the_definitions(make_trainer, variant):
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("layout", [fast.ChannelMaps, fast.RowMaps])
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_two_steps_equal_the_plain_training(make_trainer, variant):
+def test_two_steps_equal_the_plain_training(make_trainer, variant, layout):
     """In float64: Adam turns the rounding of a gradient that is zero into a step of full size."""
-    trainer = make_trainer(double=True, learning_rate=1e-3, critic_learning_rate=2e-3, **variant)
+    trainer = make_trainer(double=True, layout=layout, learning_rate=1e-3, critic_learning_rate=2e-3, **variant)
     oracle = Oracle(trainer)
     for _ in range(2):
         assert trainer.step() == pytest.approx(oracle.step(), rel=1e-6)
@@ -414,12 +415,14 @@ def test_history_holds_means(make_trainer):
     assert [row["rec_obs"] for row in history] == pytest.approx([np.mean(steps[:2]), np.mean(steps[2:])])
 
 
-def test_history_after_a_resume_holds_means(make_trainer, tmp_path):
-    """Of the iterations since the resume, not a part of a sum."""
-    make_trainer(tmp_path).run(until=3, every=2, progress=False)
-    (row,) = make_trainer(tmp_path).run(until=4, every=2, progress=False)
-    twin = make_trainer()
-    assert row["rec_obs"] == pytest.approx([twin.step() for _ in range(4)][-1]["rec_obs"])
+def test_log_after_a_resume_is_that_of_an_uninterrupted_run(make_trainer, tmp_path):
+    """Means over rows that began before the resume, too; rows later than the checkpoint are replaced."""
+    make_trainer(tmp_path / "whole").run(until=6, every=2, progress=False)
+    trainer = make_trainer(tmp_path / "cut")
+    trainer.run(until=3, every=2, progress=False)
+    trainer._log.write({"iteration": 4, "rec_obs": 1e9})  # and dies before the next checkpoint
+    make_trainer(tmp_path / "cut").run(until=6, every=2, progress=False)
+    assert (tmp_path / "cut" / "losses.csv").read_text() == (tmp_path / "whole" / "losses.csv").read_text()
 
 
 def test_losses_are_logged_once_per_row(make_trainer, tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from cyclestarnet.backend.losses import ADVERSARIAL
+
 __all__ = ["TrainingSettings"]
 
 SCHEDULES = ("steps", "cosine")
@@ -36,6 +38,21 @@ class TrainingSettings:
         Beyond the paper, 0 = off: energy distance between both domains' shared
         latents, and the error of a small head that reads the labels of
         synthetic spectra from their shared latents.
+    adversarial : {"cross_entropy", "least_squares"}
+        The paper's adversarial loss, or that of LSGAN.
+    adversarial_ramp : int
+        Iterations over which λ of the adversarial loss rises from 0 to its value.
+    critic_penalty : float
+        Weight of the R1 penalty on the critics' gradients; 0 = off.
+    warm_start : int
+        First iterations that train the synthetic autoencoder alone; the
+        observed branch then begins as a copy of the synthetic one.
+    weight_anchors : float
+        λ of the distance between translated synthetic spectra and observed
+        ones of the same, known labels; 0 = off.
+    prior_rate : float
+        Learning rate of a shift of the synthetic labels, in standard deviations
+        of their pool, that follows the adversarial and latent terms; 0 = off.
     gradient_clip : float or None
         Largest norm of the autoencoders' gradient.
     average_decay : float
@@ -48,6 +65,10 @@ class TrainingSettings:
         error above which an observed pixel is masked.
     mixed_precision : bool
         Matrix products in bfloat16.
+    micro_batches : int
+        Parts of a batch that go through the networks one after the other, which
+        bounds the memory. The paper's terms do not change by it; the energy
+        distance is then the mean of those within each part.
     seed : int
     """
 
@@ -65,6 +86,12 @@ class TrainingSettings:
     weight_adversarial: float = 1.0
     weight_latent: float = 0.0
     weight_labels: float = 0.0
+    adversarial: str = "cross_entropy"
+    adversarial_ramp: int = 0
+    critic_penalty: float = 0.0
+    warm_start: int = 0
+    weight_anchors: float = 0.0
+    prior_rate: float = 0.0
     gradient_clip: float | None = None
     average_decay: float = 0.0
     flux_mean: float = 0.97746492
@@ -73,21 +100,28 @@ class TrainingSettings:
     sigma_floor: float = 0.005
     sigma_max: float = 0.05
     mixed_precision: bool = False
+    micro_batches: int = 1
     seed: int = 0
 
     def __post_init__(self):
         object.__setattr__(self, "betas", tuple(self.betas))
         object.__setattr__(self, "steps", tuple(self.steps))
         positive = ("n_iterations", "batch_size", "learning_rate", "critic_learning_rate", "step_factor", "flux_std")
-        positive += ("synthetic_sigma", "sigma_floor", "sigma_max")
+        positive += ("synthetic_sigma", "sigma_floor", "sigma_max", "micro_batches")
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, but is {getattr(self, name)}")
-        for name in ("weight_synth", "weight_obs", "weight_adversarial", "weight_latent", "weight_labels", "warmup"):
+        not_negative = [name for name in vars(self) if name.startswith("weight_")]
+        not_negative += ["warmup", "warm_start", "adversarial_ramp", "critic_penalty", "prior_rate"]
+        for name in not_negative:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {SCHEDULES}, but is {self.schedule!r}")
+        if self.adversarial not in ADVERSARIAL:
+            raise ValueError(f"adversarial must be one of {ADVERSARIAL}, but is {self.adversarial!r}")
+        if self.batch_size % self.micro_batches:
+            raise ValueError(f"micro_batches ({self.micro_batches}) must divide batch_size ({self.batch_size})")
         if not 0 <= self.average_decay < 1:
             raise ValueError(f"average_decay must be in [0, 1), but is {self.average_decay}")
         if self.sigma_floor >= self.sigma_max:
@@ -138,3 +172,7 @@ class TrainingSettings:
             return (iteration + 1) / self.warmup
         progress = (iteration - self.warmup) / max(self.n_iterations - self.warmup, 1)
         return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+    def adversarial_factor(self, iteration: int) -> float:
+        """Factor on λ of the adversarial loss at an iteration (from 0)."""
+        return min((iteration + 1) / self.adversarial_ramp, 1.0) if self.adversarial_ramp else 1.0

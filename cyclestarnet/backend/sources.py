@@ -302,6 +302,11 @@ class ObservedSpectra(_Stateless):
         rows = torch.randint(len(self), (n,), generator=generator).to(self.flux.device)
         return self.flux[rows], self.weight[rows]
 
+    def rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Given spectra (n, n_pixels) and their weights."""
+        rows = rows.to(self.flux.device)
+        return self.flux[rows], self.weight[rows]
+
     def to(self, device) -> ObservedSpectra:
         """Move all spectra to a device."""
         self.flux, self.weight = self.flux.to(device), self.weight.to(device)
@@ -434,9 +439,14 @@ class SyntheticSpectra(_Stateless):
         else:
             rows = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         labels = self.label_pool[rows.to(self.label_pool.device)]
+        standardised = (labels - self.label_mean) / self.label_std
         with torch.no_grad():
-            flux = (self.emulator(labels) - self.settings.flux_mean) / self.settings.flux_std
-        return flux, (labels - self.label_mean) / self.label_std
+            return self.render(standardised), standardised
+
+    def render(self, labels: Tensor) -> Tensor:
+        """Standardised spectra (n, n_pixels) of standardised labels (n, n_labels), differentiable."""
+        flux = self.emulator(self.label_mean + labels * self.label_std)
+        return (flux - self.settings.flux_mean) / self.settings.flux_std
 
     def to(self, device) -> SyntheticSpectra:
         """Draw on a device: with a copy of the emulator there, if it is a module."""

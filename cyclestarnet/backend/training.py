@@ -8,280 +8,340 @@ checkpoint as if it had not been.
 
 from __future__ import annotations
 
-import csv
 import logging
-import math
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from cyclestarnet.backend import fast, losses
+from cyclestarnet.backend.adaptation import Adaptation, Transfers
 from cyclestarnet.backend.checkpoint import load_state, save_state
-from cyclestarnet.backend.networks import Critic, NetworkSettings, TranslationNetwork
+from cyclestarnet.backend.logs import LossLog
+from cyclestarnet.backend.networks import NetworkSettings, TranslationNetwork
 from cyclestarnet.backend.settings import TrainingSettings
 
-__all__ = ["Trainer"]
+__all__ = ["Anchors", "Trainer"]
 
 log = logging.getLogger(__name__)
 
+ANCHORS_AT_ONCE = 4
 
-@dataclass
-class _Transfers:
-    """What the critic step needs from the autoencoder step, detached."""
 
-    true_synth: Tensor
-    fake_synth: Tensor
-    true_obs: Tensor
-    fake_obs: Tensor
-    z_synth: Tensor
-    z_obs: Tensor
-    split_true: Tensor | None
-    split_fake: Tensor | None
+@dataclass(frozen=True, eq=False)
+class Anchors:
+    """A few observed spectra of known labels, which tie down the labels' zero points.
+
+    Parameters
+    ----------
+    observed : source of observed spectra, such as `~cyclestarnet.backend.sources.ObservedSpectra`
+        In memory, in the order of ``labels``.
+    labels : tensor, shape (n, n_labels)
+        In the units of the emulator.
+    """
+
+    observed: object
+    labels: Tensor
+
+    def __post_init__(self):
+        object.__setattr__(self, "labels", torch.as_tensor(self.labels, dtype=torch.float32))
+        if len(self.observed) != len(self.labels):
+            raise ValueError(f"{len(self.observed)} anchor spectra, but {len(self.labels)} rows of labels")
 
 
 class Trainer:
-    """Trains a `TranslationNetwork` on unpaired spectra of two domains.
+    """Trains a `~cyclestarnet.backend.networks.TranslationNetwork` on unpaired spectra of two domains.
+
+    Under ``torchrun`` each process works on its share of every batch; the first
+    writes the files.
 
     Parameters
     ----------
     network_settings : `NetworkSettings`
     settings : `TrainingSettings`
-    synthetic : `SyntheticSpectra`
-    observed : `ObservedSpectra`
+    synthetic, observed : sources of `cyclestarnet.backend.sources`
     folder : path-like, optional
         Where checkpoints and ``losses.csv`` go. An existing checkpoint there is resumed.
+    anchors : `Anchors`, optional
+        Needed if ``weight_anchors`` is not 0.
+    device : str, optional
+        Default: ``"cpu"``.
+    tensorboard : bool, optional
+        Log to TensorBoard, too.
+
+    Raises
+    ------
+    ValueError
+        If sources and settings do not fit each other, or the folder's
+        checkpoint was made with other settings.
     """
 
-    def __init__(self, network_settings: NetworkSettings, settings: TrainingSettings, synthetic, observed, folder=None):
-        self.settings, self.synthetic, self.observed = settings, synthetic, observed
+    def __init__(
+        self,
+        network_settings: NetworkSettings,
+        settings: TrainingSettings,
+        synthetic,
+        observed,
+        folder=None,
+        *,
+        anchors: Anchors | None = None,
+        device: str = "cpu",
+        tensorboard: bool = False,
+    ):
+        self.settings, self.synthetic, self.observed, self.anchors = settings, synthetic, observed, anchors
+        if bool(settings.weight_anchors) != (anchors is not None):
+            raise ValueError("anchors need weight_anchors, and weight_anchors needs anchors")
+        self.device = torch.device(device)
+        self.rank, self.n_processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        if settings.batch_size % (self.n_processes * settings.micro_batches):
+            raise ValueError(
+                f"batch_size ({settings.batch_size}) must be a multiple of "
+                f"{self.n_processes} processes x {settings.micro_batches} micro_batches"
+            )
         self.folder = Path(folder) if folder is not None else None
         self.iteration = 0
         self.generator = torch.Generator().manual_seed(settings.seed)
-        n_shared, n_split = network_settings.shared_filters, network_settings.split_filters
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            self.network = TranslationNetwork(network_settings)
-            self.critic_synth = Critic(network_settings, n_shared)
-            self.critic_obs = Critic(network_settings, n_shared + n_split)
-            self.label_head = None
-            if settings.weight_labels:
-                n_latent = n_shared * network_settings.latent_length
-                self.label_head = nn.Sequential(
-                    nn.Flatten(), nn.Linear(n_latent, 128), nn.LeakyReLU(0.1), nn.Linear(128, len(synthetic.label_mean))
-                )
+        n_labels = 0 if synthetic.label_mean is None else len(synthetic.label_mean)
+        self.parts = Adaptation(network_settings, settings, n_labels).to(self.device)
+        self.network, self.label_head = self.parts.network, self.parts.label_head
+        self.critic_synth, self.critic_obs = self.parts.critic_synth, self.parts.critic_obs
         self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
-        critics = [*self.critic_synth.parameters(), *self.critic_obs.parameters()]
-        self.autoencoder_parameters = [
-            *self.network.parameters(),
-            *(self.label_head.parameters() if self.label_head else ()),
-        ]
-        self.critic_parameters = critics
-        self.optimizer = torch.optim.Adam(
-            self.autoencoder_parameters, settings.learning_rate, settings.betas, fused=True
-        )
-        self.critic_optimizer = torch.optim.Adam(critics, settings.critic_learning_rate, settings.betas, fused=True)
-        s = network_settings
-        self._stride = math.prod(layer[2] for layer in s.domain + s.shared)
-        self._critic_stride = math.prod(layer[2] for layer in s.critic_spectrum)
-        self._dtype = torch.bfloat16 if settings.mixed_precision else torch.float32
+        self.optimizer = self._adam(self.parts.autoencoder_parameters(), settings.learning_rate)
+        self.critic_optimizer = self._adam(self.parts.critic_parameters(), settings.critic_learning_rate)
+        self.prior_optimizer = None
+        if self.parts.prior_shift is not None:
+            self.prior_optimizer = self._adam([self.parts.prior_shift], settings.prior_rate)
+        self._sums, self._n_summed = {}, 0
+        self._log = LossLog(self.folder, tensorboard) if self.folder is not None and self.rank == 0 else None
         if self.folder is not None and self._checkpoint.exists():
             self._load()
 
-    # -- the two steps -------------------------------------------------------
+    def _adam(self, parameters: list[nn.Parameter], rate: float) -> torch.optim.Adam:
+        return torch.optim.Adam(parameters, rate, self.settings.betas, fused=True)
+
+    # -- one iteration -------------------------------------------------------
     def step(self) -> dict[str, float]:
-        """Do one iteration and return its loss terms, unweighted."""
-        s, n = self.settings, self.settings.batch_size
-        x_synth, labels = self.synthetic.draw(n, self.generator)
-        x_obs, weight_obs = self.observed.draw(n, self.generator)
+        """Do one iteration and return its loss terms, unweighted, as means over all processes."""
+        s = self.settings
         for optimizer, rate in ((self.optimizer, s.learning_rate), (self.critic_optimizer, s.critic_learning_rate)):
             for group in optimizer.param_groups:
                 group["lr"] = rate * s.rate_factor(self.iteration)
-
-        for parameter in self.critic_parameters:
-            parameter.requires_grad_(False)
-        terms, transfers = self.autoencoder_terms(x_synth, x_obs, weight_obs, labels)
-        total = (
-            s.weight_synth * (terms["rec_synth"] + terms["cyc_synth"])
-            + s.weight_obs * (terms["rec_obs"] + terms["cyc_obs"])
-            + s.weight_adversarial * (terms["gen_synth"] + terms["gen_obs"])
-            + s.weight_latent * terms.get("latent", 0.0)
-            + s.weight_labels * terms.get("labels", 0.0)
-        )
-        if not torch.isfinite(total):
-            bad = [name for name, term in terms.items() if not torch.isfinite(term)]
-            raise FloatingPointError(f"loss terms {bad} are not finite at iteration {self.iteration}")
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        if s.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(self.autoencoder_parameters, s.gradient_clip)
-        self.optimizer.step()
-
-        for parameter in self.critic_parameters:
-            parameter.requires_grad_(True)
-        critic_terms = self.critic_terms(transfers)
-        self.critic_optimizer.zero_grad(set_to_none=True)
-        (s.weight_adversarial * (critic_terms["critic_synth"] + critic_terms["critic_obs"])).backward()
-        self.critic_optimizer.step()
-
+        if self.iteration == s.warm_start and s.warm_start:
+            self.parts.copy_synth_to_obs()
+            self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+        batch = self._draw()
+        terms = self._warm_start_step(batch) if self.iteration < s.warm_start else self._step(batch)
         with torch.no_grad():
             current = self.network.state_dict()
             decay = min(s.average_decay, (1 + self.iteration) / (10 + self.iteration)) if s.average_decay else 0.0
             torch._foreach_lerp_(list(self.average.values()), [current[k] for k in self.average], 1 - decay)
         self.iteration += 1
-        return {name: term.item() for name, term in (terms | critic_terms).items()}
+        return terms
 
-    def autoencoder_terms(self, x_synth, x_obs, weight_obs, labels=None) -> tuple[dict[str, Tensor], _Transfers]:
-        """Loss terms of the autoencoder step, each sub-network run once on both domains' spectra."""
-        net, n, dtype = self.network, len(x_synth), self._dtype
+    def _draw(self) -> dict[str, Tensor]:
+        """The batch of this process: all draw the same spectra and take their share."""
+        n = self.settings.batch_size
+        x_synth, labels = self.synthetic.draw(n, self.generator)
+        x_obs, weight_obs = self.observed.draw(n, self.generator)
+        batch = {"x_synth": x_synth, "x_obs": x_obs, "weight_obs": weight_obs, "labels": labels}
+        share = slice(self.rank, None, self.n_processes)
+        batch = {name: tensor[share].to(self.device) for name, tensor in batch.items() if tensor is not None}
+        if self.anchors is not None:
+            batch["anchors"] = torch.randint(len(self.anchors.labels), (ANCHORS_AT_ONCE,), generator=self.generator)
+        return batch
 
-        def encode(synth_like: Tensor, obs_like: Tensor):
-            hidden_s = fast.run(net.encoder_synth, fast.from_spectra(synth_like, self._stride, dtype))
-            hidden_o = fast.run(net.encoder_obs, fast.from_spectra(obs_like, self._stride, dtype))
-            latent = fast.run(net.encoder_sh, fast.join(hidden_s, hidden_o))
-            return latent, fast.run(net.encoder_sp, hidden_o) if net.has_split else None
+    def _micro_batches(self, batch: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        n_parts = self.settings.micro_batches
+        for k in range(n_parts):
+            yield {name: tensor.chunk(n_parts)[k] for name, tensor in batch.items() if name != "anchors"}
 
-        def decode(decoder, latent: fast.Maps) -> fast.Maps:
-            return fast.run(decoder, fast.Maps(latent.data.to(dtype), latent.batch, latent.length))
+    def _warm_start_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        self.optimizer.zero_grad(set_to_none=True)
+        collected = []
+        for part in self._micro_batches(batch):
+            terms = self.parts.warm_start_terms(part["x_synth"])
+            (terms["rec_synth"] / self.settings.micro_batches).backward()
+            collected.append(terms)
+        return self._finish_step(self.optimizer, self._mean(collected), batch)
 
-        def observed(hidden: fast.Maps, hidden_split: fast.Maps | None) -> fast.Maps:
-            data = hidden.data if hidden_split is None else torch.cat([hidden.data, hidden_split.data], 1)
-            return fast.run(net.decoder_obs, fast.Maps(data, hidden.batch, hidden.length))
-
-        z, z_split = encode(x_synth, x_obs)  # of (synth, obs)
-        hidden = decode(net.decoder_sh, z)
-        hidden_split = decode(net.decoder_sp, z_split) if net.has_split else None
-        twice = fast.join(hidden_split, hidden_split) if net.has_split else None
-        synth_like = fast.run(net.decoder_synth, hidden).spectra()
-        obs_like = observed(hidden, twice).spectra()
-        rec_synth, obs_to_synth = synth_like[:n], synth_like[n:]
-        synth_to_obs, rec_obs = obs_like[:n], obs_like[n:]
-
-        z_back, z_split_back = encode(obs_to_synth, synth_to_obs)  # of (obs -> synth, synth -> obs)
-        hidden_back = decode(net.decoder_sh, z_back)
-        cyc_obs = observed(hidden_back[:n], hidden_split).spectra()  # with the original split latent
-        cyc_synth = fast.run(net.decoder_synth, hidden_back[n:]).spectra()
-
-        weight_synth = self.settings.flux_std / self.settings.synthetic_sigma
-        z_shared = z.channels()
-        split = (z_split.channels(), z_split_back.channels()) if net.has_split else (None, None)
-        transfers = _Transfers(rec_synth, obs_to_synth, rec_obs, synth_to_obs, z_shared[:n], z_shared[n:], *split)
-        terms = {
-            "rec_synth": losses.distance(rec_synth, x_synth, weight_synth),
-            "rec_obs": losses.distance(rec_obs, x_obs, weight_obs),
-            "cyc_synth": losses.distance(cyc_synth, x_synth, weight_synth),
-            "cyc_obs": losses.distance(cyc_obs, x_obs, weight_obs),
-            "gen_synth": losses.generator_loss(self._judge(self.critic_synth, obs_to_synth, z_shared[n:])),
-            "gen_obs": losses.generator_loss(
-                self._judge(self.critic_obs, synth_to_obs, _joined(z_shared[:n], transfers.split_fake))
-            ),
+    def _step(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        s = self.settings
+        weights = {
+            "rec_synth": s.weight_synth,
+            "cyc_synth": s.weight_synth,
+            "rec_obs": s.weight_obs,
+            "cyc_obs": s.weight_obs,
+            "gen_synth": s.weight_adversarial * s.adversarial_factor(self.iteration),
+            "gen_obs": s.weight_adversarial * s.adversarial_factor(self.iteration),
+            "latent": s.weight_latent,
+            "labels": s.weight_labels,
         }
-        if self.settings.weight_latent:
-            terms["latent"] = losses.energy_distance(z_shared[:n].flatten(1), z_shared[n:].flatten(1))
-        if self.label_head is not None:
-            terms["labels"] = (self.label_head(z_shared[:n]) - labels).square().mean()
-        detached = {name: None if t is None else t.detach() for name, t in vars(transfers).items()}
-        return terms, _Transfers(**detached)
+        transfers: list[Transfers] = []
+        collected, shift_gradient = [], 0.0
+        for parameter in self.parts.critic_parameters():
+            parameter.requires_grad_(False)
+        self.optimizer.zero_grad(set_to_none=True)
+        for part in self._micro_batches(batch):
+            if self.parts.prior_shift is not None:
+                part["labels"] = part["labels"] + self.parts.prior_shift.detach()
+                part["x_synth"] = self.synthetic.render(
+                    part["labels"] + (self.parts.prior_shift - self.parts.prior_shift.detach())
+                )
+            terms, transfer = self.parts.autoencoder_terms(**part)
+            if self.parts.prior_shift is not None:
+                # what is easy to reconstruct must not draw the labels: only what tells the domains apart
+                telling = sum(weights[name] * terms[name] for name in ("gen_obs", "latent") if name in terms)
+                shift_gradient += torch.autograd.grad(telling, self.parts.prior_shift, retain_graph=True)[0]
+            (sum(weights[name] * term for name, term in terms.items()) / s.micro_batches).backward()
+            collected.append(terms)
+            transfers.append(transfer)
+        terms = self._mean(collected)
+        if self.anchors is not None:
+            anchor_terms = self._anchor_terms(batch["anchors"])
+            (s.weight_anchors * anchor_terms["anchors"]).backward()
+            terms |= {name: term.detach() for name, term in anchor_terms.items()}
+        found = self._finish_step(self.optimizer, terms, batch)
+        if self.prior_optimizer is not None:
+            self.parts.prior_shift.grad = shift_gradient / s.micro_batches
+            self._average([self.parts.prior_shift.grad])
+            self.prior_optimizer.step()
 
-    def critic_terms(self, t: _Transfers) -> dict[str, Tensor]:
-        """Losses of both critics and the fraction they get right, on detached tensors."""
-        n = len(t.true_synth)
-        synth = self._judge(self.critic_synth, torch.cat([t.true_synth, t.fake_synth]), torch.cat([t.z_synth, t.z_obs]))
-        obs = self._judge(
-            self.critic_obs,
-            torch.cat([t.true_obs, t.fake_obs]),
-            torch.cat([_joined(t.z_obs, t.split_true), _joined(t.z_synth, t.split_fake)]),
-        )
-        right = torch.cat([synth[:n] > 0, synth[n:] < 0, obs[:n] > 0, obs[n:] < 0]).float().mean()
-        return {
-            "critic_synth": losses.critic_loss(synth[:n], synth[n:]),
-            "critic_obs": losses.critic_loss(obs[:n], obs[n:]),
-            "critic_accuracy": right,
-        }
+        for parameter in self.parts.critic_parameters():
+            parameter.requires_grad_(True)
+        self.critic_optimizer.zero_grad(set_to_none=True)
+        collected = []
+        for transfer in transfers:
+            terms = self.parts.critic_terms(transfer)
+            loss = s.weight_adversarial * (terms["critic_synth"] + terms["critic_obs"])
+            loss = loss + s.critic_penalty * terms.get("penalty", 0.0)
+            (loss / s.micro_batches).backward()
+            collected.append(terms)
+        return found | self._finish_step(self.critic_optimizer, self._mean(collected), batch)
 
-    def _judge(self, critic: Critic, flux: Tensor, latent: Tensor) -> Tensor:
-        x = fast.run(critic.discriminator_x, fast.from_spectra(flux, self._critic_stride, self._dtype))
-        z = fast.run(critic.discriminator_z, fast.from_channels(latent, latent.shape[2], self._dtype))
-        features = [maps.channels().to(critic.fc.weight.dtype).flatten(1) for maps in (x, z)]
-        return critic.fc(torch.cat(features, dim=1))[:, 0]
+    def _anchor_terms(self, rows: Tensor) -> dict[str, Tensor]:
+        flux, weight = (a.to(self.device) for a in self.anchors.observed.rows(rows))
+        labels = self.anchors.labels[rows].to(self.synthetic.label_mean)
+        with torch.no_grad():
+            x_synth = self.synthetic.render((labels - self.synthetic.label_mean) / self.synthetic.label_std)
+        return self.parts.anchor_terms(x_synth.to(self.device), flux, weight)
+
+    @staticmethod
+    def _mean(collected: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: torch.stack([terms[name].detach() for terms in collected]).mean() for name in collected[0]}
+
+    def _average(self, tensors: list[Tensor]) -> None:
+        """Replace tensors by their means over all processes."""
+        if self.n_processes == 1:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        flat /= self.n_processes
+        for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+    def _finish_step(self, optimizer, terms: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, float]:
+        """Average gradients and terms over the processes, and let the optimizer step if all terms are finite."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        values = list(terms.values())
+        self._average([*(p.grad for p in parameters), *(v.unsqueeze(0) for v in values)])
+        found = dict(zip(terms, torch.stack(values).tolist(), strict=True))
+        bad = [name for name, value in found.items() if not abs(value) < float("inf")]
+        if bad:
+            where = ""
+            if self.folder is not None and self.rank == 0:
+                where = f"; the batch is in {self.folder / 'bad_batch.pt'}"
+                save_state({name: tensor.cpu() for name, tensor in batch.items()}, self.folder / "bad_batch.pt")
+            raise FloatingPointError(f"loss terms {bad} are not finite at iteration {self.iteration}{where}")
+        if optimizer is self.optimizer and self.settings.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip)
+        optimizer.step()
+        return found
 
     # -- the run --------------------------------------------------------------
     def run(self, *, until: int | None = None, progress: bool = True, every: int = 50, checkpoint_every: int = 500):
         """Train up to ``n_iterations`` (or ``until``); return the mean loss terms of every ``every`` iterations.
 
-        An interrupt saves a checkpoint before it is passed on. A `FloatingPointError`
-        does not: the weights may be spoilt, and the last checkpoint stays as it was.
+        Ctrl-C and SIGTERM let the iteration end and save a checkpoint before
+        they are passed on. A `FloatingPointError` does not: the weights may be
+        spoilt, and the last checkpoint stays as it was.
         """
         last = self.settings.n_iterations if until is None else min(until, self.settings.n_iterations)
-        history, sums, n_summed = [], {}, 0
-        save = self.save if self.folder is not None else lambda: None
-        bar = tqdm(total=last, initial=self.iteration, desc="training", disable=not progress)
-        try:
+        history = []
+        bar = tqdm(total=last, initial=self.iteration, desc="training", disable=not progress or self.rank > 0)
+        with _delayed_signals() as caught, bar:
             while self.iteration < last:
                 for name, value in self.step().items():
-                    sums[name] = sums.get(name, 0.0) + value
-                n_summed += 1
+                    self._sums[name] = self._sums.get(name, 0.0) + value
+                self._n_summed += 1
                 bar.update()
                 if self.iteration % every == 0:
-                    row = {"iteration": self.iteration} | {k: v / n_summed for k, v in sums.items()}
-                    history.append(row)
-                    sums, n_summed = {}, 0
-                    bar.set_postfix({k: f"{row[k]:.3g}" for k in ("rec_obs", "cyc_obs", "gen_obs", "critic_accuracy")})
-                    self._log(row)
-                if self.iteration % checkpoint_every == 0:
-                    save()
-        except FloatingPointError:
-            raise
-        except BaseException:
-            save()
-            raise
-        else:
-            save()
-        finally:
-            bar.close()
+                    history.append(self._report(bar))
+                signal_number = self._agree(caught[0] if caught else 0)
+                if self.iteration % checkpoint_every == 0 or self.iteration == last or signal_number:
+                    self.save()
+                if signal_number == signal.SIGINT:
+                    raise KeyboardInterrupt
+                if signal_number:
+                    raise SystemExit(128 + signal_number)
         return history
 
+    def _report(self, bar) -> dict[str, float]:
+        row = {"iteration": self.iteration} | {name: value / self._n_summed for name, value in self._sums.items()}
+        self._sums, self._n_summed = {}, 0
+        shown = ("rec_obs", "cyc_obs", "gen_obs", "critic_accuracy")
+        bar.set_postfix({name: f"{row[name]:.3g}" for name in shown if name in row})
+        if self._log is not None:
+            self._log.write(row)
+        return row
+
+    def _agree(self, signal_number: int) -> int:
+        """The largest number of all processes, so that they stop at the same iteration."""
+        if self.n_processes == 1:
+            return signal_number
+        number = torch.tensor(signal_number, device=self.device)
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+        return int(number)
+
     def averaged_network(self) -> TranslationNetwork:
-        """The network with the averaged weights, in evaluation mode."""
+        """The network with the averaged weights, in evaluation mode, on the CPU."""
         network = TranslationNetwork(self.network.settings)
         network.load_state_dict(self.average)
         return network.eval().requires_grad_(False)
 
+    # -- checkpoints -----------------------------------------------------------
     @property
     def _checkpoint(self) -> Path:
         return self.folder / "checkpoint.pt"
 
-    def _log(self, row: dict) -> None:
-        if self.folder is None:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "losses.csv"
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
-            if new:
-                writer.writeheader()
-            writer.writerow({k: v if k == "iteration" else f"{v:.5g}" for k, v in row.items()})
-
-    def _stateful(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+    def _stateful(self) -> dict:
+        """All objects whose state the next iteration depends on."""
         parts = {
-            "network": self.network,
-            "critic_synth": self.critic_synth,
-            "critic_obs": self.critic_obs,
+            "parts": self.parts,
             "optimizer": self.optimizer,
             "critic_optimizer": self.critic_optimizer,
+            "prior_optimizer": self.prior_optimizer,
+            "synthetic": self.synthetic,
+            "observed": self.observed,
         }
-        return parts | ({"label_head": self.label_head} if self.label_head else {})
+        return {name: part for name, part in parts.items() if part is not None}
 
     def save(self) -> None:
-        """Write a checkpoint with everything that the next iteration depends on."""
+        """Write a checkpoint with everything that the next iteration depends on; without a folder, do nothing."""
+        if self.folder is None or self.rank > 0:
+            return
         state = {name: part.state_dict() for name, part in self._stateful().items()}
         state |= {
             "iteration": self.iteration,
             "average": self.average,
             "generator": self.generator.get_state(),
+            "sums": self._sums,
+            "n_summed": self._n_summed,
             "settings": asdict(self.settings) | {"network": self.network.settings.to_dict()},
         }
         save_state(state, self._checkpoint)
@@ -296,10 +356,30 @@ class Trainer:
             )
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
-        self.average, self.iteration = state["average"], state["iteration"]
+        self.average = {name: tensor.to(self.device) for name, tensor in state["average"].items()}
+        self.iteration, self._sums, self._n_summed = state["iteration"], state["sums"], state["n_summed"]
         self.generator.set_state(state["generator"])
+        if self._log is not None:
+            self._log.rewind(self.iteration)
         log.info("resumed %s at iteration %d", self._checkpoint, self.iteration)
 
 
-def _joined(z_shared: Tensor, z_split: Tensor | None) -> Tensor:
-    return z_shared if z_split is None else torch.cat([z_shared, z_split], dim=1)
+@contextmanager
+def _delayed_signals():
+    """Collect SIGINT and SIGTERM instead of letting them cut an iteration; a second one is not delayed."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught  # only the main thread may handle signals
+        return
+
+    def handle(number, frame):
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
