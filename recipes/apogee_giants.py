@@ -67,6 +67,7 @@ COMBINATIONS = {
 }
 N_TRAIN, N_VALIDATION, N_TEST, N_COOL_TEST = 22_000, 1_000, 1_000, 200
 COOL_FRACTION, COOL_LIMIT = 0.15, 4050.0
+N_TREND, ELEMENT_SCATTER = 1_200, 0.02
 
 
 # -- inputs -----------------------------------------------------------------
@@ -246,15 +247,17 @@ def prior(options):
     """Make the pool of synthetic labels, which is the label prior of the model.
 
     (teff, logg, m_h, alpha_m) are drawn as for the observed stars. Elements
-    follow m_h and alpha_m with a scatter of 0.05 dex. What those four do not
-    fix (C, N, micro-turbulence, broadening) is centred on the medians of Eq. 9
-    fits with tied labels to 400 *training* stars, with their scatter.
+    follow m_h and alpha_m with a small scatter. C, N, micro-turbulence and
+    broadening follow the four with the trends and the scatter of Eq. 9 fits
+    with tied labels to *training* stars: giants that rise on their branch
+    change all of these together, and if synthetic stars did not, the
+    translation would have to undo it by wrong labels.
     """
     network, label_set = load_emulator(options.work)
     design = torch.tensor(tied_design(label_set), dtype=torch.float32)
     with h5py.File(options.work / "observed.h5") as file:
-        flux, sigma = (torch.tensor(file[f"{key} train"][:400]) for key in ("spectra", "spectra_err"))
-        weight = torch.tensor(file["spectra_msk train"][:400]) / (sigma**2 + 0.03**2)  # 0.03: size of the gap
+        flux, sigma = (torch.tensor(file[f"{key} train"][:N_TREND]) for key in ("spectra", "spectra_err"))
+        weight = torch.tensor(file["spectra_msk train"][:N_TREND]) / (sigma**2 + 0.03**2)  # 0.03: size of the gap
     tied = torch.tensor([4500.0, 2.2, -0.2, 0.1, 0.0, 0.1, 1.5, 5.0]).repeat(len(flux), 1)
     size = torch.tensor([100.0, 0.3, 0.1, 0.1, 0.1, 0.1, 0.3, 1.0])
     lower, upper = (torch.tensor(a, dtype=torch.float32) for a in (label_set.lower, label_set.upper))
@@ -268,20 +271,38 @@ def prior(options):
             right = (weighted * (flux[part] - network(tied[part] @ design))[..., None]).sum(1)
             move = torch.linalg.solve(normal, right).clamp(-2, 2) * size
             tied[part] = torch.minimum(torch.maximum(tied[part] + move, lower), upper)
-    centre = tied[:, 4:].median(0).values.double().numpy()
-    low, high = np.percentile(tied[:, 4:].numpy(), [16, 84], axis=0)
-    scatter = (high - low) / 2
-    log.info("c_m, n_m, vmicro, vbroad: medians %s, scatter %s", centre.round(3), scatter.round(3))
-
     rng = np.random.default_rng([options.seed, 9])
     four = draw_labels(options.inputs, rng, N_TRAIN * 4, "0-8/10", COOL_FRACTION)
-    rest = centre + scatter * rng.standard_normal((len(four), 4))
+    tied = tied.double().numpy()
+    fitted = gaussian_transport(tied[:, :4], four)(tied[:, :4])  # Eq. 9 is off: carry its labels to the prior
+    trend, scatter = robust_trend(quadratic(fitted, four), tied[:, 4:])
+    scatter /= 2  # the fits' own noise is a good part of it
+    log.info("c_m, n_m, vmicro, vbroad: scatter about their trends %s", scatter.round(3))
+    rest = quadratic(four, four) @ trend + scatter * rng.standard_normal((len(four), 4))
     pool = np.hstack([four, rest]) @ design.double().numpy()
     abundances = [k for k, name in enumerate(label_set) if name.endswith("_h") and name not in ("c_h", "n_h")]
-    pool[:, abundances] += 0.05 * rng.standard_normal((len(pool), len(abundances)))
+    pool[:, abundances] += ELEMENT_SCATTER * rng.standard_normal((len(pool), len(abundances)))
     inside = ((pool >= label_set.lower) & (pool <= label_set.upper)).all(1)
     log.info("%d of %d labels lie on the grid", inside.sum(), len(pool))
-    np.savez(options.work / "label_pool.npz", pool=pool[inside].astype(np.float32), centre=centre, scatter=scatter)
+    np.savez(options.work / "label_pool.npz", pool=pool[inside].astype(np.float32), scatter=scatter)
+
+
+def quadratic(labels, reference):
+    """Design matrix (n, 15) of second order in 4 labels, standardised by those of ``reference``."""
+    z = ((labels - reference.mean(0)) / reference.std(0)).clip(-3, 3)
+    products = [z[:, i] * z[:, k] for i in range(4) for k in range(i, 4)]
+    return np.column_stack([np.ones(len(z)), z, *products])
+
+
+def robust_trend(design, values):
+    """Least squares without outliers beyond 2.5 σ: coefficients, and half the 16-84 % range of the residuals."""
+    kept = np.ones(len(values), dtype=bool)
+    for _ in range(5):
+        trend = np.linalg.lstsq(design[kept], values[kept], rcond=None)[0]
+        residual = values - design @ trend
+        low, high = np.percentile(residual, [16, 84], axis=0)
+        kept = (np.abs(residual) < 2.5 * (high - low) / 2).all(1)
+    return trend, (high - low) / 2
 
 
 def train(options):
@@ -305,7 +326,7 @@ def train(options):
 def training_settings(seed):
     """The paper's losses; faster rates, an averaged network, and two terms that align the latents sooner."""
     return TrainingSettings(
-        n_iterations=16_000,
+        n_iterations=22_000,
         learning_rate=6e-4,
         critic_learning_rate=4e-4,
         schedule="cosine",
