@@ -362,9 +362,22 @@ def read_config(path) -> Config:
                 parts[name] = values
             else:
                 parts[name] = _made(cls, values, name, preset)
+        _check_together(**parts)
     except ConfigError as error:
         raise ConfigError(f"{error} in {path}") from error.__cause__
     return Config(path=path, **parts)
+
+
+def _check_together(training, observed, synthetic, **_):
+    """Check what no table can know alone."""
+    if bool(training.weight_anchors) != (observed.anchors is not None):
+        given = f"[training] weight_anchors is {training.weight_anchors}, but [observed] anchors is"
+        raise ConfigError(f"{given} {'missing' if observed.anchors is None else 'given: raise the weight'}")
+    for name in ("weight_anchors", "prior_rate"):
+        if getattr(training, name) and synthetic.labels is None:
+            raise ConfigError(
+                f"[training] {name} needs spectra that the emulator makes: [synthetic] labels must say of what"
+            )
 
 
 def _made(cls, values, where, preset=None):

@@ -155,14 +155,15 @@ def prepare(config: Config, *, progress=True) -> Run:
     if own.anchors is not None:
         with _blamed(config, "observed", "anchors"):
             anchors = _anchors(own.anchors, own.split, labels, grid, n_file, pixels, settings)
+    device = config.run.device
     trainer = Trainer(
         sizes,
         settings,
-        synthetic,
-        source(observed, settings, rows=rows),
+        synthetic.to(device),
+        source(observed, settings, rows=rows).to(device),
         config.run.folder,
         anchors=anchors,
-        device=config.run.device,
+        device=device,
         tensorboard=config.log.tensorboard,
     )
     return Run(config, grid, labels, emulator, pool, observed, validation, trainer)

@@ -114,6 +114,8 @@ def test_every_setting_of_the_training_is_a_key(write):
          r"labels must be the path of a file, in quotes or a table of lists of 2 numbers or \"none\""),
         ({"labels": 'lower = [1.0]'}, r"\[labels\] lower must have one number per name"),
         ({"model": 'path = "model.pt"'}, r"\[model\] path must end in \.safetensors"),
+        ({"training": "weight_anchors = 1"}, r"weight_anchors is 1\.0, but \[observed\] anchors is missing"),
+        ({"training": "prior_rate = 0.1"}, r"\[training\] prior_rate needs .*: \[synthetic\] labels must say"),
         ({"log": "every = 0"}, r"\[log\] every must be 1 or more, but is 0"),
     ],
 )  # fmt: skip

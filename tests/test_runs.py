@@ -1,6 +1,7 @@
 """A training from HDF5 files to a saved model, by the command line; and what goes into it."""
 
 import shutil
+import signal
 from dataclasses import replace
 
 import astropy.units as u
@@ -12,13 +13,13 @@ from astropy.table import QTable, Table
 
 from cyclestarnet import CalibratedModel, LabelSet
 from cyclestarnet.backend.checkpoint import save_state
-from cyclestarnet.backend.logs import read_log
+from cyclestarnet.backend.logs import read_log, read_run
 from cyclestarnet.backend.sources import StoredSynthetic, StreamedSpectra, StreamedSynthetic, SyntheticSpectra
 from cyclestarnet.backend.training import Trainer
 from cyclestarnet.cli import main
 from cyclestarnet.config import ConfigError, read_config
 from cyclestarnet.exceptions import FileFormatError, GridError, LabelError, ModelFileError
-from cyclestarnet.runs import load_emulator, prepare, read_labels, save_emulator
+from cyclestarnet.runs import finish, load_emulator, prepare, read_labels, save_emulator
 
 WAVELENGTH = 10 ** (4.18 + 6e-6 * np.r_[0:200, 260:475])
 CONFIG = """
@@ -138,13 +139,18 @@ def test_stopping_says_how_to_go_on_and_what_differs_from_the_paper(folder, caps
     assert "weight_obs" not in printed
 
 
-def test_ctrl_c_says_how_to_go_on(folder, capsys, monkeypatch):
-    def interrupted(self, **options):
-        raise KeyboardInterrupt
+def test_ctrl_c_saves_and_says_how_to_go_on(folder, capsys, monkeypatch):
+    step = Trainer.step
 
-    monkeypatch.setattr(Trainer, "run", interrupted)
+    def step_and_press(trainer):
+        if trainer.iteration == 6:
+            signal.raise_signal(signal.SIGINT)
+        return step(trainer)
+
+    monkeypatch.setattr(Trainer, "step", step_and_press)
     assert main(["train", str(write_config(folder))]) == 130
     assert "To go on, run the same command again" in capsys.readouterr().err
+    assert read_run(folder / "run").iteration == 7
 
 
 @pytest.mark.parametrize(
@@ -241,6 +247,27 @@ def test_an_emulator_of_other_settings_in_the_folder_is_refused(trained, tmp_pat
 def test_a_selection_that_nothing_passes_is_named(folder):
     with pytest.raises(ConfigError, match=r"\[observed\] in .*run\.toml: no spectrum of .* passes"):
         prepared(folder, observed="[observed.selection]\nsnr = [300, 400]")
+
+
+def test_a_shift_of_the_prior_in_training_is_a_shift_of_the_prior_of_the_model(folder):
+    run = prepared(folder, synthetic=WITH_EMULATOR + "labels = {logg = [1.5, 2.5]}", training="prior_rate = 0.01")
+    run.trainer.parts.prior_shift.data = torch.tensor([0.0, 0.5, 0.0])
+    moved = CalibratedModel.load(finish(run, progress=False)).prior.mean - run.label_pool.mean(0)
+    np.testing.assert_allclose(moved, [0, 0.5 * run.label_pool[:, 1].std(), 0], rtol=0.01, atol=1e-6)
+
+
+def test_anchors_come_from_a_file_of_known_labels(folder, line_family, rng):
+    shutil.copy(folder / "observed.h5", folder / "anchors.h5")
+    values = line_family.draw(60, rng)
+    with h5py.File(folder / "anchors.h5", "r+") as file:
+        file["labels train"] = values
+    options = {"training": "weight_anchors = 1.0", "synthetic": WITH_EMULATOR + "labels = {}"}
+    run = prepared(folder, observed='anchors = "anchors.h5"', **options)
+    np.testing.assert_allclose(run.trainer.anchors.labels, values, rtol=1e-6)
+    with h5py.File(folder / "anchors.h5", "r+") as file:
+        file.attrs["label_names"] = ["logg", "teff", "mg_h"]
+    with pytest.raises(ConfigError, match=r"\[observed\] anchors in .*: the labels of .* are .* but must be"):
+        prepared(folder, observed='anchors = "anchors.h5"', **options)
 
 
 # -- emulators and labels ------------------------------------------------------------------
