@@ -23,7 +23,7 @@ import torch
 from astropy.table import Table
 
 from cyclestarnet._version import __version__
-from cyclestarnet.assembly import assemble_model
+from cyclestarnet.assembly import LEAST_STARS, assemble_model
 from cyclestarnet.backend.checkpoint import load_state, save_state
 from cyclestarnet.backend.emulator import Emulator, train_emulator
 from cyclestarnet.backend.networks import NetworkSettings
@@ -40,7 +40,14 @@ from cyclestarnet.backend.sources import (
 from cyclestarnet.backend.training import Anchors, Trainer
 from cyclestarnet.config import Config, ConfigError
 from cyclestarnet.continuum import ContinuumRecipe
-from cyclestarnet.exceptions import CycleStarNetError, FileFormatError, GridError, LabelError, ModelFileError
+from cyclestarnet.exceptions import (
+    CycleStarNetError,
+    FileFormatError,
+    GridError,
+    LabelError,
+    ModelFileError,
+    SpectrumError,
+)
 from cyclestarnet.grid import WavelengthGrid, apogee_grid
 from cyclestarnet.io.training_set import Selection, TrainingSet
 from cyclestarnet.labels import LabelSet
@@ -51,6 +58,7 @@ __all__ = ["Run", "finish", "load_emulator", "prepare", "read_labels", "save_emu
 
 log = logging.getLogger(__name__)
 
+OWN_EMULATOR = "emulator.pt"  # of a run that trains one, in its folder
 GAP = 3.0  # usual steps in ln(wavelength): neighbours that are further apart lie on different chips
 
 
@@ -67,6 +75,8 @@ class Run:
     label_pool : array, shape (n_pool, n_labels)
         Labels of the synthetic training spectra.
     observed, validation : `~cyclestarnet.io.TrainingSet`
+    recipe : `~cyclestarnet.ContinuumRecipe` or None
+        None: to be made of quiet pixels.
     trainer : `~cyclestarnet.backend.training.Trainer`
     """
 
@@ -77,6 +87,7 @@ class Run:
     label_pool: np.ndarray
     observed: TrainingSet
     validation: TrainingSet
+    recipe: ContinuumRecipe | None
     trainer: Trainer
 
     def summary(self) -> str:
@@ -147,8 +158,9 @@ def prepare(config: Config, *, progress=True) -> Run:
             TrainingSet(own.path, split=split, pixels=pixels, grid=grid) for split in (own.split, own.validation)
         )
         rows = observed.rows(own.selection)
-        validation.rows(own.selection)
-    sizes = config.network_settings(grid.n_pixels)
+        if len(validation.rows(own.selection)) < LEAST_STARS:
+            raise SpectrumError(f"{validation!r} has fewer than {LEAST_STARS} spectra that pass the selection")
+    sizes, recipe = config.network_settings(grid.n_pixels), _recipe(config, grid)
     synthetic, emulator, labels, pool = _synthetic_domain(config, grid, n_file, pixels, progress)
     source = StreamedSpectra if own.memory == "streamed" else ObservedSpectra.from_table
     anchors = None
@@ -166,7 +178,7 @@ def prepare(config: Config, *, progress=True) -> Run:
         device=device,
         tensorboard=config.log.tensorboard,
     )
-    return Run(config, grid, labels, emulator, pool, observed, validation, trainer)
+    return Run(config, grid, labels, emulator, pool, observed, validation, recipe, trainer)
 
 
 def finish(run: Run, *, progress=True) -> Path:
@@ -200,7 +212,7 @@ def finish(run: Run, *, progress=True) -> Path:
         observed=_spectra(run.observed, selection, config.model.n_cloud, run.grid),
         validation=_spectra(run.validation, selection, config.model.n_validation, run.grid),
         limits={"sigma_floor": settings.sigma_floor, "sigma_max": settings.sigma_max},
-        recipe=_recipe(config, run.grid),
+        recipe=run.recipe,
         provenance=_provenance(run),
         progress=progress,
     )
@@ -211,10 +223,16 @@ def finish(run: Run, *, progress=True) -> Path:
 def _provenance(run: Run) -> dict[str, str]:
     """What goes on the model card."""
     config, trainer, settings = run.config, run.trainer, run.config.training
-    synthetic = config.synthetic.path or config.synthetic.emulator
+    given, emulator = config.synthetic, "that of the synthetic domain"
+    if given.emulator is None:
+        error = load_state(config.run.folder / OWN_EMULATOR)["error"]
+        emulator = f"trained on the synthetic domain, mean absolute error {error:.5f} on spectra held out"
+    elif given.path is not None:
+        emulator = given.emulator.name
     return {
         "version": __version__,
-        "synthetic domain": f"{synthetic.name}, {len(run.label_pool)} rows of labels",
+        "synthetic domain": f"{(given.path or given.emulator).name}, {len(run.label_pool)} rows of labels",
+        "emulator": emulator,
         "observed domain": f"{config.observed.path.name}, {len(trainer.observed)} spectra",
         "training": f"{trainer.iteration} iterations of 2 x {settings.batch_size} spectra, seed {settings.seed}",
         "other than the paper's": ", ".join(run.changes()) or "nothing",
@@ -445,7 +463,7 @@ def _columns(columns, labels: LabelSet, path):
 # -- emulators ---------------------------------------------------------------------------
 def _trained_emulator(config: Config, table: TrainingSet, labels: LabelSet, values, progress: bool) -> Emulator:
     """The emulator of the run: the one in its folder, or one trained on spectra of the file."""
-    path, given = config.run.folder / "emulator.pt", config.synthetic
+    path, given = config.run.folder / OWN_EMULATOR, config.synthetic
     made_of = {
         "file": given.path.name,
         "split": given.split,

@@ -55,14 +55,15 @@ learning_rate = 0.01
 n_epochs = 60
 [model]
 n_validation = 4
+{model}
 [log]
 every = 10
 checkpoint_every = 20
 """
 
 
-def write_config(folder, *, synthetic='path = "synthetic.h5"', observed="", labels="", training=""):
-    text = CONFIG.format(synthetic=synthetic, observed=observed, labels=labels, training=training)
+def write_config(folder, *, synthetic='path = "synthetic.h5"', observed="", labels="", training="", model=""):
+    text = CONFIG.format(synthetic=synthetic, observed=observed, labels=labels, training=training, model=model)
     (folder / "run.toml").write_text(text)
     return folder / "run.toml"
 
@@ -244,12 +245,27 @@ def test_an_emulator_of_other_settings_in_the_folder_is_refused(trained, tmp_pat
         prepare(read_config(folder / "run.toml"), progress=False)
 
 
+@pytest.mark.parametrize("column", ["pixel", "wavelength"])
+def test_continuum_pixels_come_from_a_table(folder, column):
+    pixels = np.r_[5:200:20, 210:410:20]
+    Table({column: pixels if column == "pixel" else WAVELENGTH[pixels] + 0.01}).write(folder / "continuum.ecsv")
+    run = prepared(folder, synthetic=WITH_EMULATOR + "labels = {}", model='continuum = "continuum.ecsv"')
+    np.testing.assert_array_equal(np.flatnonzero(run.recipe.pixels), pixels)
+
+
+def test_continuum_pixels_that_leave_a_chip_empty_are_refused(folder):
+    Table({"pixel": np.arange(50)}).write(folder / "continuum.ecsv")
+    with pytest.raises(ConfigError, match=r"\[model\] continuum in .*: Chip 1 has 0 continuum pixels"):
+        prepared(folder, synthetic=WITH_EMULATOR + "labels = {}", model='continuum = "continuum.ecsv"')
+
+
 def test_a_selection_that_nothing_passes_is_named(folder):
     with pytest.raises(ConfigError, match=r"\[observed\] in .*run\.toml: no spectrum of .* passes"):
         prepared(folder, observed="[observed.selection]\nsnr = [300, 400]")
 
 
-def test_a_shift_of_the_prior_in_training_is_a_shift_of_the_prior_of_the_model(folder):
+def test_a_shift_of_the_prior_in_training_is_a_shift_of_the_prior_of_the_model(folder, monkeypatch):
+    monkeypatch.setattr("cyclestarnet.assembly.learn_errors", lambda model, *_, **options: model)  # fits take seconds
     run = prepared(folder, synthetic=WITH_EMULATOR + "labels = {logg = [1.5, 2.5]}", training="prior_rate = 0.01")
     run.trainer.parts.prior_shift.data = torch.tensor([0.0, 0.5, 0.0])
     moved = CalibratedModel.load(finish(run, progress=False)).prior.mean - run.label_pool.mean(0)
@@ -280,14 +296,15 @@ def test_an_emulator_without_its_layout_is_read_all_the_same(tmp_path, tiny_emul
     assert labels == line_family.labels
 
 
-def test_the_emulator_of_a_model_is_for_its_own_wavelengths(tmp_path, tiny_model):
-    tiny_model.save(tmp_path / "model.safetensors")
-    emulator, labels = load_emulator(tmp_path / "model.safetensors", grid=tiny_model.grid)
-    assert labels == tiny_model.labels
+def test_the_emulator_of_a_model_is_for_its_own_wavelengths(trained):
+    path = trained / "run" / "tiny.safetensors"
+    model = CalibratedModel.load(path)
+    emulator, labels = load_emulator(path, grid=model.grid)
+    assert labels == model.labels
     assert emulator.n_pixels == 415
-    other = replace(tiny_model.grid, wavelength=tiny_model.grid.wavelength * 1.001)
+    other = replace(model.grid, wavelength=model.grid.wavelength * 1.001)
     with pytest.raises(GridError, match=r"the emulator of .* is for"):
-        load_emulator(tmp_path / "model.safetensors", grid=other)
+        load_emulator(path, grid=other)
 
 
 def test_a_file_without_an_emulator_is_named(tmp_path):
