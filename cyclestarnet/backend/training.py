@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,12 +27,15 @@ from cyclestarnet.backend.checkpoint import load_state, save_state
 from cyclestarnet.backend.logs import LossLog
 from cyclestarnet.backend.networks import NetworkSettings, TranslationNetwork
 from cyclestarnet.backend.settings import TrainingSettings
+from cyclestarnet.backend.watch import Verdict, Watch, WatchSettings, alignment_scores
+from cyclestarnet.exceptions import TrainingError, TrainingWarning
 
 __all__ = ["Anchors", "Trainer"]
 
 log = logging.getLogger(__name__)
 
 ANCHORS_AT_ONCE = 4
+MOST_ROLLBACKS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +78,10 @@ class Trainer:
         Default: ``"cpu"``.
     tensorboard : bool, optional
         Log to TensorBoard, too.
+    watch : `~cyclestarnet.backend.watch.WatchSettings`, optional
+        Watch the run, and keep the state of the best score in ``best.pt``. Needs ``held_out``.
+    held_out : source of observed spectra, optional
+        In memory, of stars that are not in ``observed``.
 
     Raises
     ------
@@ -93,6 +101,8 @@ class Trainer:
         anchors: Anchors | None = None,
         device: str = "cpu",
         tensorboard: bool = False,
+        watch: WatchSettings | None = None,
+        held_out=None,
     ):
         self.settings, self.synthetic, self.observed, self.anchors = settings, synthetic, observed, anchors
         if bool(settings.weight_anchors) != (anchors is not None):
@@ -118,7 +128,13 @@ class Trainer:
         if self.parts.prior_shift is not None:
             self.prior_optimizer = self._adam([self.parts.prior_shift], settings.prior_rate)
         self._sums, self._n_summed = {}, 0
-        self._log = LossLog(self.folder, tensorboard) if self.folder is not None and self.rank == 0 else None
+        self._rate = 1.0  # halved when the run is rolled back
+        self.watch, self._held_out = None, None
+        if watch is not None:
+            self.watch, self._held_out = Watch(watch), self._draw_held_out(held_out, watch.n_spectra)
+        self._logs = {}
+        if self.folder is not None and self.rank == 0:
+            self._logs = {name: LossLog(self.folder, tensorboard, name=name) for name in ("losses", "scores")}
         if self.folder is not None and self._checkpoint.exists():
             self._load()
 
@@ -131,7 +147,7 @@ class Trainer:
         s = self.settings
         for optimizer, rate in ((self.optimizer, s.learning_rate), (self.critic_optimizer, s.critic_learning_rate)):
             for group in optimizer.param_groups:
-                group["lr"] = rate * s.rate_factor(self.iteration)
+                group["lr"] = self._rate * rate * s.rate_factor(self.iteration)
         if self.iteration == s.warm_start and s.warm_start:
             self.parts.copy_synth_to_obs()
             self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
@@ -268,23 +284,50 @@ class Trainer:
         """Train up to ``n_iterations`` (or ``until``); return the mean loss terms of every ``every`` iterations.
 
         Ctrl-C and SIGTERM let the iteration end and save a checkpoint before
-        they are passed on. A `FloatingPointError` does not: the weights may be
-        spoilt, and the last checkpoint stays as it was.
+        they are passed on.
+
+        Raises
+        ------
+        FloatingPointError
+            If a loss is not finite, and the watch does not roll back. The
+            weights may be spoilt: the last checkpoint stays as it was.
+        TrainingError
+            If the watch stops the run.
         """
         last = self.settings.n_iterations if until is None else min(until, self.settings.n_iterations)
         history = []
         bar = tqdm(total=last, initial=self.iteration, desc="training", disable=not progress or self.rank > 0)
         with _delayed_signals() as caught, bar:
             while self.iteration < last:
-                for name, value in self.step().items():
+                verdicts = []
+                try:
+                    terms = self.step()
+                except FloatingPointError as error:
+                    if self.watch is None or self.watch.settings.action != "roll_back":
+                        raise
+                    self._roll_back(str(error))
+                    bar.update(self.iteration - bar.n)
+                    continue
+                for name, value in terms.items():
                     self._sums[name] = self._sums.get(name, 0.0) + value
                 self._n_summed += 1
                 bar.update()
                 if self.iteration % every == 0:
                     history.append(self._report(bar))
+                    if self.watch is not None and self.iteration > self.settings.warm_start:
+                        verdicts += self.watch.see_losses(history[-1])
+                if self.watch is not None and self.iteration % self.watch.settings.every == 0:
+                    verdicts += self._evaluate()
+                failing = self._heed(verdicts)
                 signal_number = self._agree(caught[0] if caught else 0)
-                if self.iteration % checkpoint_every == 0 or self.iteration == last or signal_number:
+                if failing is not None and self.watch.settings.action == "roll_back":
+                    self._roll_back(str(failing))
+                    bar.update(self.iteration - bar.n)
+                elif self.iteration % checkpoint_every == 0 or self.iteration == last or signal_number or failing:
                     self.save()
+                if failing is not None and self.watch.settings.action == "stop":
+                    best = f"; the best state is in {self.folder / 'best.pt'}" if self.folder is not None else ""
+                    raise TrainingError(f"{failing}{best}")
                 if signal_number == signal.SIGINT:
                     raise KeyboardInterrupt
                 if signal_number:
@@ -296,9 +339,55 @@ class Trainer:
         self._sums, self._n_summed = {}, 0
         shown = ("rec_obs", "cyc_obs", "gen_obs", "critic_accuracy")
         bar.set_postfix({name: f"{row[name]:.3g}" for name in shown if name in row})
-        if self._log is not None:
-            self._log.write(row)
+        if self._logs:
+            self._logs["losses"].write(row)
         return row
+
+    # -- the watch -------------------------------------------------------------
+    def _draw_held_out(self, held_out, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Standardised spectra of both domains that scores are measured on, the same in the whole run."""
+        if held_out is None:
+            raise ValueError("a watch needs held_out, observed spectra that are not trained on")
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        x_synth, _ = self.synthetic.draw(min(number, len(held_out)), generator)
+        return x_synth, *held_out.rows(torch.arange(min(number, len(held_out))))
+
+    def _evaluate(self) -> list[Verdict]:
+        """Score the averaged weights, log the scores, and keep the state if it is the best."""
+        s = self.settings
+        weight_synth = s.flux_std / s.synthetic_sigma
+        scores = alignment_scores(self.averaged_network(), *self._held_out, seed=s.seed, weight_synth=weight_synth)
+        verdicts = self.watch.see_scores(self.iteration, scores)
+        if self._logs:
+            codes = " ".join(verdict.code for verdict in verdicts)
+            self._logs["scores"].write({"iteration": self.iteration} | scores | {"verdicts": codes})
+        if self.watch.is_best:
+            self.save("best.pt")
+        return verdicts
+
+    def _heed(self, verdicts: list[Verdict]) -> Verdict | None:
+        """Warn of all verdicts; return one that says that the run is failing."""
+        for verdict in verdicts if self.rank == 0 else ():
+            warnings.warn(str(verdict), TrainingWarning, stacklevel=3)
+        return next((verdict for verdict in verdicts if verdict.severity == "failing"), None)
+
+    def _roll_back(self, why: str) -> None:
+        """Go back to the best state, or the last one saved, with half the learning rates and other random numbers."""
+        saved = [self.folder / name for name in ("best.pt", "checkpoint.pt")] if self.folder is not None else []
+        saved = [path for path in saved if path.exists()]
+        if not saved or self._rate <= 0.5**MOST_ROLLBACKS:
+            reason = f"was rolled back {MOST_ROLLBACKS} times" if saved else "has no saved state to go back to"
+            raise TrainingError(f"the run {reason}, and fails: {why}")
+        failed, rate = self.iteration, 0.5 * self._rate
+        self._restore(load_state(saved[0]))
+        self._rate = rate
+        self.generator.manual_seed(self.settings.seed + failed)  # the same batches would fail the same way
+        warnings.warn(
+            f"rolled back from iteration {failed} to {self.iteration}, learning rates now {rate:g} of the settings': {why}",
+            TrainingWarning,
+            stacklevel=3,
+        )
+        self.save()
 
     def _agree(self, signal_number: int) -> int:
         """The largest number of all processes, so that they stop at the same iteration."""
@@ -328,10 +417,11 @@ class Trainer:
             "prior_optimizer": self.prior_optimizer,
             "synthetic": self.synthetic,
             "observed": self.observed,
+            "watch": self.watch,
         }
         return {name: part for name, part in parts.items() if part is not None}
 
-    def save(self) -> None:
+    def save(self, name: str = "checkpoint.pt") -> None:
         """Write a checkpoint with everything that the next iteration depends on; without a folder, do nothing."""
         if self.folder is None or self.rank > 0:
             return
@@ -342,9 +432,10 @@ class Trainer:
             "generator": self.generator.get_state(),
             "sums": self._sums,
             "n_summed": self._n_summed,
+            "rate": self._rate,
             "settings": asdict(self.settings) | {"network": self.network.settings.to_dict()},
         }
-        save_state(state, self._checkpoint)
+        save_state(state, self.folder / name)
 
     def _load(self) -> None:
         state = load_state(self._checkpoint)
@@ -354,26 +445,33 @@ class Trainer:
             raise ValueError(
                 f"{self._checkpoint} was made with other settings: {', '.join(different)}; use another folder"
             )
+        self._restore(state)
+        log.info("resumed %s at iteration %d", self._checkpoint, self.iteration)
+
+    def _restore(self, state: dict) -> None:
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
         self.average = {name: tensor.to(self.device) for name, tensor in state["average"].items()}
-        self.iteration, self._sums, self._n_summed = state["iteration"], state["sums"], state["n_summed"]
+        self.iteration, self._rate = state["iteration"], state["rate"]
+        self._sums, self._n_summed = state["sums"], state["n_summed"]
         self.generator.set_state(state["generator"])
-        if self._log is not None:
-            self._log.rewind(self.iteration)
-        log.info("resumed %s at iteration %d", self._checkpoint, self.iteration)
+        for table in self._logs.values():
+            table.rewind(self.iteration)
 
 
 @contextmanager
 def _delayed_signals():
-    """Collect SIGINT and SIGTERM instead of letting them cut an iteration; a second one is not delayed."""
+    """Collect SIGINT and SIGTERM instead of letting them cut an iteration; only a second Ctrl-C is not delayed.
+
+    Schedulers send SIGTERM to every process, and so does ``torchrun``: it may come twice.
+    """
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught  # only the main thread may handle signals
         return
 
     def handle(number, frame):
-        if caught:
+        if caught and number == signal.SIGINT:
             raise KeyboardInterrupt
         caught.append(number)
 
