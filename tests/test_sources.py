@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -34,11 +35,12 @@ class Table:
         self.flux = np.repeat(np.arange(n) / 1000, N_PIXELS).reshape(n, N_PIXELS).astype(np.float32)
         self.sigma, self.mask = np.full_like(self.flux, 0.01), np.zeros(self.flux.shape, dtype=bool)
         self.labels = np.outer(np.arange(n), [1.0, -1.0]).astype(np.float32)
-        self.errors, self.broken, self.n_read = errors, False, 0
+        self.errors, self.broken, self.n_read, self.delay = errors, False, 0, 0.0
 
     def read(self, start, stop):
         if self.broken:
             raise OSError("the disk is on fire")
+        time.sleep(self.delay)
         self.n_read += stop - start
         part = slice(start, stop)
         return (self.flux[part], self.sigma[part], self.mask[part]) if self.errors else (self.flux[part], None, None)
@@ -201,9 +203,17 @@ def test_a_batch_may_be_larger_than_an_epoch():
     assert set(counts) == {2, 3}
 
 
-def test_epochs_differ():
-    with stream() as source:
-        assert drawn(source, 1, 50) != drawn(source, 1, 50)
+def test_every_epoch_has_its_own_order_of_blocks():
+    with stream(Table(700)) as source:
+        first, second = ({row // 7 for row in drawn(source, 1, 700)[:14]} for _ in range(2))
+    assert first != second
+
+
+def test_every_window_has_its_own_order_of_rows():
+    """Four windows of one block each, in two epochs of two."""
+    with stream(Table(14), window_rows=7) as source:
+        orders = {tuple(row % 7 for row in drawn(source, 1, 7)) for _ in range(4)}
+    assert len(orders) == 4
 
 
 def test_windows_mix_rows_of_blocks_from_anywhere():
@@ -315,22 +325,47 @@ def test_failed_draw_does_not_move_on():
         assert source.state_dict()["position"] == 10
 
 
-def test_close_stops_the_thread_and_a_later_draw_goes_on():
-    with stream() as whole:
-        expected = drawn(whole, 4)
-    source = stream()
-    rows = drawn(source, 2)
-    source.close()
-    assert not [t for t in threading.enumerate() if t.name.startswith("window")]
-    assert rows + drawn(source, 2) == expected
-    source.close()
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("window")]
 
 
-def test_forgotten_stream_stops_its_thread():
-    source = stream()
+@pytest.fixture
+def slow():
+    """A table whose next window is being read when the first has been: 0.02 s per block, 10 blocks."""
+    return Table(140)
+
+
+def start_reading(table):
+    source = stream(table, window_rows=70)
+    table.delay, table.n_read = 0.02, 0
     source.draw(1)
+    assert len(threads()) == 1
+    return source
+
+
+def test_close_stops_the_thread_within_its_window(slow):
+    start_reading(slow).close()
+    assert threads() == []
+    assert 70 <= slow.n_read < 140
+
+
+def test_forgotten_stream_stops_its_thread(slow):
+    source = start_reading(slow)
     del source
-    assert not [t for t in threading.enumerate() if t.name.startswith("window")]
+    assert threads() == []
+
+
+def test_with_block_stops_the_thread(slow):
+    with start_reading(slow):
+        pass
+    assert threads() == []
+
+
+def test_closed_stream_goes_on_with_the_next_draw():
+    with stream() as whole, stream() as source:
+        rows = drawn(source, 2)
+        source.close()
+        assert rows + drawn(source, 2) == drawn(whole, 4)
 
 
 def test_window_must_hold_something():
@@ -364,7 +399,7 @@ print("done")  # and ends in the middle of a window, without close
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_forks_and_the_end_of_the_program_do_not_hang(tmp_path):
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(tmp_path / "a.h5")]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, "done\n", "")
 
 
