@@ -15,6 +15,8 @@ __all__ = [
     "LabelError",
     "ModelFileError",
     "SpectrumError",
+    "TrainingError",
+    "TrainingWarning",
 ]
 
 
@@ -42,9 +44,17 @@ class ModelFileError(CycleStarNetError, OSError):
     """A file of weights is damaged, foreign or fails its self-test."""
 
 
+class TrainingError(CycleStarNetError, ArithmeticError):
+    """A training fails, and was stopped; what it had reached before is kept."""
+
+
 class CycleStarNetWarning(AstropyUserWarning):
     """Base class of the warnings issued by cyclestarnet."""
 
 
 class FitWarning(CycleStarNetWarning):
     """A fit did not converge or its answer should not be taken at face value."""
+
+
+class TrainingWarning(CycleStarNetWarning):
+    """A training does not go as it should."""

@@ -420,7 +420,7 @@ def test_log_after_a_resume_is_that_of_an_uninterrupted_run(make_trainer, tmp_pa
     make_trainer(tmp_path / "whole").run(until=6, every=2, progress=False)
     trainer = make_trainer(tmp_path / "cut")
     trainer.run(until=3, every=2, progress=False)
-    trainer._log.write({"iteration": 4, "rec_obs": 1e9})  # and dies before the next checkpoint
+    trainer._logs["losses"].write({"iteration": 4, "rec_obs": 1e9})  # and dies before the next checkpoint
     make_trainer(tmp_path / "cut").run(until=6, every=2, progress=False)
     assert (tmp_path / "cut" / "losses.csv").read_text() == (tmp_path / "whole" / "losses.csv").read_text()
 

@@ -383,7 +383,7 @@ class Trainer:
         self._rate = rate
         self.generator.manual_seed(self.settings.seed + failed)  # the same batches would fail the same way
         warnings.warn(
-            f"rolled back from iteration {failed} to {self.iteration}, learning rates now {rate:g} of the settings': {why}",
+            f"rolled back from iteration {failed} to {self.iteration}, with {rate:g} times the learning rates: {why}",
             TrainingWarning,
             stacklevel=3,
         )
