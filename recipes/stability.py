@@ -1,0 +1,514 @@
+#!/usr/bin/env python
+"""How reliably an adaptation converges, and what decides its labels' zero points: many small trainings.
+
+Each training takes a part of the APOGEE green chip (1663 pixels), a network of
+a quarter of the paper's widths, and 1,000 iterations. Two unlike pairs of
+domains are used:
+
+``moog``
+    MOOG spectra to observed-like giants (simulated from a data-driven model of real ones).
+``masked``
+    MOOG spectra in which 30 % of the strong features are missing, to complete ones with noise.
+
+Studies; each adds the rows that ``--work/stability.json`` lacks, and can be killed and run again::
+
+    python recipes/stability.py seeds   --work WORK     10 seeds x 2 pairs x 2 recipes
+    python recipes/stability.py options --work WORK     one option at a time, 2 seeds
+    python recipes/stability.py priors  --work WORK     wrong label priors, and ways out
+    python recipes/stability.py overlap --work WORK     label ranges that differ
+    python recipes/stability.py precision --work WORK   bfloat16 against float32, 2,000 iterations
+    python recipes/stability.py tables  --work WORK     docs/tables/stability_*.rst
+
+``WORK`` holds what the stages ``observed``, ``emulator`` and ``prior`` of
+``apogee_giants.py`` have made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import apogee_giants
+import h5py
+import numpy as np
+import torch
+
+from cyclestarnet.alignment import gaussian_transport, overlap_weights, prior_mismatch, regress_labels
+from cyclestarnet.backend.checkpoint import write_atomically
+from cyclestarnet.backend.networks import NetworkSettings
+from cyclestarnet.backend.settings import TrainingSettings
+from cyclestarnet.backend.sources import ObservedSpectra, SyntheticSpectra
+from cyclestarnet.backend.training import Anchors, Trainer
+from cyclestarnet.backend.watch import Watch, alignment_scores
+
+log = logging.getLogger("stability")
+
+PIXELS = slice(3300, 4963)
+NETWORK = NetworkSettings(
+    n_pixels=1663,
+    domain=((8, 7, 4), (16, 7, 4)),
+    shared=((48, 7, 4), (96, 7, 2)),
+    split=((8, 7, 4), (8, 7, 2)),
+    shared_filters=16,
+    split_filters=1,
+    critic_spectrum=((8, 7, 4), (16, 7, 4), (32, 7, 4), (64, 7, 4)),
+    critic_latent=((16, 1, 1), (32, 1, 1), (64, 1, 1)),
+)
+REPORTED = apogee_giants.REPORTED
+N_FITTED, N_HELD, N_ANCHORS = 100, 250, 20
+# The paper's terms; only what makes 1,000 iterations worth anything is not the paper's.
+SHORT = {"n_iterations": 1_000, "learning_rate": 1e-3, "critic_learning_rate": 1e-3, "schedule": "cosine"}
+SHIPPED = {
+    "critic_learning_rate": 6e-4,
+    "weight_latent": 2.0,
+    "weight_labels": 5.0,
+    "gradient_clip": 300.0,
+    "average_decay": 0.995,
+}
+OPTIONS = {
+    "the paper's terms": {},
+    "least squares": {"adversarial": "least_squares"},
+    "R1 penalty": {"critic_penalty": 1.0},
+    "averaged weights": {"average_decay": 0.995},
+    "slower critics": {"critic_learning_rate": 3e-4},
+    "warm start": {"warm_start": 200},
+    "rising adversarial λ": {"adversarial_ramp": 500},
+    "latent energy distance": {"weight_latent": 2.0},
+    "label head": {"weight_labels": 5.0},
+    "shipped recipe": SHIPPED,
+}
+
+
+# -- the domains -------------------------------------------------------------
+@dataclass
+class Domains:
+    """Two sets of spectra with known labels in the second."""
+
+    emulator: object
+    pool: np.ndarray
+    design: np.ndarray  # from 8 tied labels to those of the emulator
+    observed: dict[str, np.ndarray]  # flux, sigma, mask for training
+    held: dict[str, np.ndarray]  # the same, held out
+    truth: np.ndarray  # of held: teff, logg, m_h, alpha_m
+    training_truth: np.ndarray
+
+    def tied_pool(self, pool=None):
+        """The pool's labels in the 8 tied ones."""
+        pool = self.pool if pool is None else pool
+        return np.linalg.lstsq(self.design.T, pool.T.astype(float), rcond=None)[0].T
+
+
+def slow_part(emulator):
+    """The emulator on the pixels of these studies: one matrix product less of what is not used."""
+    last = emulator.layers[-1]
+    small = torch.nn.Linear(last.in_features, NETWORK.n_pixels)
+    small.weight.data, small.bias.data = last.weight.data[PIXELS], last.bias.data[PIXELS]
+    emulator.layers[-1] = small
+    return emulator.requires_grad_(False)
+
+
+def load_domains(name, work):
+    """The pair of domains of a name."""
+    emulator, label_set = apogee_giants.load_emulator(work)
+    emulator = slow_part(emulator)
+    pool = np.load(work / "label_pool.npz")["pool"]
+    design = apogee_giants.tied_design(label_set)
+    if name == "moog":
+        sets = []
+        with h5py.File(work / "observed.h5") as file:
+            for split, n in (("train", 5_000), ("val", N_HELD)):
+                arrays = [file[f"{key} {split}"][:n, PIXELS] for key in ("spectra", "spectra_err", "spectra_msk")]
+                flux, sigma, good = arrays
+                sets.append(({"flux": flux, "sigma": sigma, "mask": good == 0}, file[f"labels {split}"][:n]))
+        (observed, training_truth), (held, truth) = sets
+        return Domains(emulator, pool, design, observed, held, truth.astype(float), training_truth.astype(float))
+    rng = np.random.default_rng(17)
+    missing = torch.tensor(missing_features(emulator, label_set, rng))
+    n = 5_000 + N_HELD
+    rows = rng.permutation(len(pool))
+    labels, rest = pool[rows[:n]], pool[rows[n:]]
+    flux = emulator(torch.tensor(labels)).numpy()
+    sigma = np.repeat(1 / np.exp(rng.normal(np.log(120), 0.5, n)).clip(30, 500), NETWORK.n_pixels).reshape(n, -1)
+    flux = flux + sigma * rng.standard_normal(flux.shape)
+    arrays = {"flux": flux.astype(np.float32), "sigma": sigma.astype(np.float32), "mask": np.zeros(flux.shape, bool)}
+    alpha = [label_set.index(k) for k in apogee_giants.ALPHA_ELEMENTS]
+    iron = labels[:, label_set.index("fe_h")]
+    columns = [labels[:, label_set.index("teff")], labels[:, label_set.index("logg")], iron]
+    truth = np.column_stack([*columns, labels[:, alpha].mean(1) - iron]).astype(float)
+    observed, held = ({k: a[part] for k, a in arrays.items()} for part in (slice(5_000), slice(5_000, None)))
+
+    def masked(y):
+        return torch.where(missing, 1.0, emulator(y))
+
+    return Domains(masked, rest, design, observed, held, truth[5_000:], truth[:5_000])
+
+
+def missing_features(emulator, label_set, rng):
+    """Pixels (n_pixels,) of 30 % of the strong features, chosen as in S1, Section 4.2."""
+    star = np.zeros(len(label_set))
+    for label, value in {"teff": 4750, "logg": 2.5, "vmicro": 1.5, "vbroad": 5.0}.items():
+        star[label_set.index(label)] = value
+    slopes = torch.func.jacfwd(emulator)(torch.tensor(star, dtype=torch.float32)).numpy()
+    abundances = [k for k, label in enumerate(label_set) if label.endswith("_h")]
+    mask = np.zeros(NETWORK.n_pixels, dtype=bool)
+    for slope in slopes[:, abundances].T:
+        edges = np.flatnonzero(np.diff(np.r_[0, slope < -0.02, 0]))
+        features = [slice(a, b) for a, b in edges.reshape(-1, 2) if slope[a:b].min() < -0.1]
+        if len(features) > 3:
+            for k in rng.permutation(len(features))[: round(0.3 * len(features))]:
+                mask[features[k]] = True
+    log.info("%d of %d pixels are missing", mask.sum(), len(mask))
+    return mask
+
+
+# -- fits ---------------------------------------------------------------------
+def tied_fit(forward, domains, flux, weight, prior, model_error, n_steps=8):
+    """Damped Gauss-Newton fits of 8 tied labels with a Gaussian prior, all stars at once.
+
+    Returns
+    -------
+    labels (n, 8), fitted flux (n, n_pixels)
+    """
+    mean, covariance = (torch.tensor(a, dtype=torch.float32) for a in (prior.mean(0), np.cov(prior.T)))
+    scale = covariance.diagonal().sqrt()
+    precision = torch.linalg.inv(covariance / torch.outer(scale, scale))
+    design = torch.tensor(domains.design, dtype=torch.float32)
+    ivar = torch.where(weight > 0, 1 / (1 / weight.clamp_min(1e-9) ** 2 + model_error**2), 0.0)
+    unit = torch.zeros(len(flux), 8)  # (labels - mean) / scale
+
+    def model(unit):
+        return forward((mean + unit * scale) @ design)
+
+    def chi2(unit, fitted):
+        return ((flux - fitted) ** 2 * ivar).sum(1) + ((unit @ precision) * unit).sum(1)
+
+    damping = torch.full((len(flux),), 1.0)
+    for _ in range(n_steps):
+        columns = []
+        for k in range(8):
+            tangent = torch.zeros_like(unit)
+            tangent[:, k] = 1
+            fitted, slope = torch.func.jvp(model, (unit,), (tangent,))
+            columns.append(slope)
+        slopes = torch.stack(columns, 2)
+        weighted = slopes * ivar[..., None]
+        normal = slopes.transpose(1, 2) @ weighted + precision
+        right = (weighted * (flux - fitted)[..., None]).sum(1) - unit @ precision
+        damped = normal + damping[:, None, None] * torch.diag_embed(normal.diagonal(dim1=1, dim2=2))
+        trial = (unit + torch.linalg.solve(damped, right)).clamp(-5, 5)
+        better = chi2(trial, model(trial)) < chi2(unit, fitted)
+        unit = torch.where(better[:, None], trial, unit)
+        damping = torch.where(better, damping / 5, damping * 5).clamp(1e-4, 1e4)
+    return (mean + unit * scale).double().numpy(), model(unit)
+
+
+def fits(domains, settings, network=None, prior=None, held=None):
+    """Labels (n, 4) and χ² per pixel of held-out stars: Eq. 11 with a network, Eq. 9 without."""
+    held = domains.held if held is None else held
+    source = ObservedSpectra(**{k: a[:N_FITTED] for k, a in held.items()}, settings=settings)
+    x_obs, mean, std = source.flux, settings.flux_mean, settings.flux_std
+    forward, error = domains.emulator, 0.03
+    if network is not None:
+        split = network.encode_obs(x_obs)[1]
+        error = 0.01
+
+        def forward(labels):
+            standardised = (domains.emulator(labels) - mean) / std
+            return network.decode_obs(network.encode_synth(standardised), split) * std + mean
+
+    prior = domains.tied_pool() if prior is None else prior
+    with torch.no_grad():
+        labels, fitted = tied_fit(forward, domains, x_obs * std + mean, source.weight / std, prior, error)
+    chi2 = ((((x_obs * std + mean) - fitted) * source.weight / std) ** 2).sum(1) / (source.weight > 0).sum(1)
+    return labels[:, :4], float(chi2.median())
+
+
+def figures(labels, chi2, truth):
+    """Offsets, scatter and correlation of fitted labels."""
+    truth = truth[: len(labels)]
+    offset = labels - truth
+    low, middle, high = np.percentile(offset, [16, 50, 84], axis=0)
+    correlation = [np.corrcoef(a, b)[0, 1] for a, b in zip(labels.T, truth.T, strict=True)]
+    return {
+        "chi2": chi2,
+        "bias": dict(zip(REPORTED, middle.tolist(), strict=True)),
+        "scatter": dict(zip(REPORTED, ((high - low) / 2).tolist(), strict=True)),
+        "correlation": dict(zip(REPORTED, correlation, strict=True)),
+    }
+
+
+# -- one training ---------------------------------------------------------------
+def train(domains, changes, seed, pool=None, weights=None, anchors=False):
+    """Train once and measure: figures of Eq. 11, label-free scores, seconds."""
+    settings = TrainingSettings(**({**SHORT, "sigma_max": 0.1, "seed": seed} | changes))
+    pool = domains.pool if pool is None else pool
+    observed = ObservedSpectra(**domains.observed, settings=settings)
+    synthetic = SyntheticSpectra(domains.emulator, pool, settings, weights=weights)
+    known = None
+    if anchors:
+        rows = np.random.default_rng(seed).permutation(len(domains.training_truth))[:N_ANCHORS]
+        tied = np.median(domains.tied_pool(pool), axis=0) * np.ones((N_ANCHORS, 1))
+        tied[:, :4] = domains.training_truth[rows]
+        spectra = ObservedSpectra(**{k: a[rows] for k, a in domains.observed.items()}, settings=settings)
+        known = Anchors(spectra, tied @ domains.design)
+    trainer = Trainer(NETWORK, settings, synthetic, observed, anchors=known)
+    start = time.process_time()
+    history = trainer.run(progress=False)
+    seconds = time.process_time() - start
+    network = trainer.averaged_network()
+    tied_prior = domains.tied_pool(pool if weights is None else draw(pool, weights))
+    if trainer.parts.prior_shift is not None:
+        shift = (trainer.parts.prior_shift.detach() * synthetic.label_std).numpy()
+        tied_prior = tied_prior + np.linalg.lstsq(domains.design.T, shift, rcond=None)[0]
+    row = figures(*fits(domains, settings, network, tied_prior), domains.truth)
+    if trainer.parts.prior_shift is not None:
+        moved = np.median(tied_prior, axis=0) - np.median(domains.tied_pool(pool), axis=0)
+        row["learnt_shift"] = dict(zip(REPORTED, moved[:4].tolist(), strict=True))
+    held = ObservedSpectra(**domains.held, settings=settings)
+    flux, _ = synthetic.draw(len(held), torch.Generator().manual_seed(99))
+    row["scores"] = alignment_scores(network, flux, held.flux, held.weight, seed=0)
+    watch = Watch()
+    verdicts = [verdict for loss_row in history for verdict in watch.see_losses(loss_row)]
+    row["verdicts"] = [verdict.code for verdict in verdicts if verdict.severity == "failing"]
+    row["last"] = history[-1]
+    return row | {"seconds": seconds, "iterations": settings.n_iterations}
+
+
+def draw(pool, weights):
+    rng = np.random.default_rng(0)
+    return pool[rng.choice(len(pool), 5_000, p=np.asarray(weights) / np.sum(weights))]
+
+
+# -- studies --------------------------------------------------------------------
+def seeds(work):
+    """Whether 10 seeds converge, on two unlike pairs of domains, untuned."""
+    for option in ("shipped recipe", "the paper's terms"):
+        for name in ("moog", "masked"):
+            domains = load_domains(name, work)
+            for seed in range(10):
+                yield f"{name}/{option}/{seed}", lambda d=domains, o=option, k=seed: train(d, OPTIONS[o], k)
+
+
+def options(work):
+    """What each option does on the same budget."""
+    domains = load_domains("moog", work)
+    for option, changes in OPTIONS.items():
+        for seed in range(2):
+            yield f"moog/{option}/{seed}", lambda c=changes, k=seed: train(domains, c, k)
+
+
+def priors(work):
+    """Where label zero points go with a wrong prior, and what brings them back."""
+    domains = load_domains("moog", work)
+    settings = TrainingSettings(**SHORT, sigma_max=0.1)
+    middle = domains.tied_pool().mean(0)
+    shift, wide = np.zeros(8), np.ones(8)
+    shift[0], shift[2] = 100.0, 0.2
+    wide[:4] = 1.6
+
+    def changed(move, factor):
+        tied = domains.tied_pool()
+        spread = (middle + (tied - middle) * factor + move) @ domains.design
+        own = domains.pool - tied @ domains.design  # what single elements have of their own
+        return np.clip(spread + own, domains.emulator.lower.numpy(), domains.emulator.upper.numpy()).astype(np.float32)
+
+    pools = {
+        "right": domains.pool,
+        "+100 K, +0.2 dex": changed(shift, np.ones(8)),
+        "too narrow (0.6)": changed(np.zeros(8), 1 / wide),
+        "too wide (1.6)": changed(np.zeros(8), wide),
+    }
+    ways = {
+        "network alone": {},
+        f"{N_ANCHORS} anchors": {"weight_anchors": 9.0},
+        "learnt prior": {"prior_rate": 3e-3},
+    }
+    others = {k: a[:N_FITTED] for k, a in domains.observed.items()}
+    for prior, pool in pools.items():
+        for way, changes in ways.items():
+            yield (
+                f"prior {prior}/{way}",
+                lambda p=pool, c=changes: train(domains, SHIPPED | c, 0, pool=p, anchors="weight_anchors" in c),
+            )
+
+        def transported(pool=pool):
+            """Eq. 9, matched to the prior by the moments of *other* stars' labels."""
+            target = domains.tied_pool(pool)
+            source, _ = fits(domains, settings, prior=target, held=others)
+            labels, chi2 = fits(domains, settings, prior=target)
+            return figures(gaussian_transport(source, target[:, :4])(labels), chi2, domains.truth)
+
+        yield f"prior {prior}/no network, transport", transported
+    target = domains.tied_pool()
+    yield (
+        "prior right/no network",
+        lambda: figures(*fits(domains, settings, prior=target), domains.truth),
+    )
+    yield "prior mismatch", lambda: {name: mismatch(domains, pool) for name, pool in pools.items()}
+
+
+def rough_labels(domains, pool):
+    """Labels of both domains by one regression on synthetic spectra; label-free."""
+    rows = np.random.default_rng(0).permutation(len(pool))[:4_000]
+    flux = domains.emulator(torch.tensor(pool[rows])).numpy()
+    good = ~domains.observed["mask"] & (domains.observed["sigma"] < 0.1)
+    weight = np.where(good, 1 / domains.observed["sigma"], 0.0)
+    tied = domains.tied_pool(pool[rows])[:, :3]
+    return rows, *regress_labels(flux, tied, domains.observed["flux"], weight, seed=0)
+
+
+def mismatch(domains, pool):
+    """What `prior_mismatch` says of a pool."""
+    _, synthetic, observed = rough_labels(domains, pool)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        table = prior_mismatch(synthetic, observed, names=REPORTED[:3])
+    columns = {name: np.asarray(table[name]).tolist() for name in ("shift", "width_ratio")}
+    return columns | {"warning": str(caught[-1].message) if caught else ""}
+
+
+def overlap(work):
+    """Half of the synthetic stars have labels that no observed one has."""
+    domains = load_domains("moog", work)
+    strange = domains.tied_pool()[: len(domains.pool) // 2].copy()
+    strange[:, :4] += [450.0, 0.8, -0.5, 0.1]
+    lower, upper = domains.emulator.lower.numpy(), domains.emulator.upper.numpy()
+    mixed = np.vstack([domains.pool[: len(strange)], (strange @ domains.design).clip(lower, upper)]).astype(np.float32)
+
+    def weighted():
+        rows, synthetic, observed = rough_labels(domains, mixed)
+        weights, size = overlap_weights(synthetic, observed)
+        ours = rows < len(strange)
+        found = train(domains, SHIPPED, 0, pool=mixed[rows], weights=weights)
+        return found | {"effective_size": size, "weight_inside": float(weights[ours].sum() / weights.sum())}
+
+    yield "overlap/same ranges", lambda: train(domains, SHIPPED, 0, pool=domains.pool[: len(strange)])
+    yield "overlap/half of the synthetic stars outside", lambda: train(domains, SHIPPED, 0, pool=mixed)
+    yield "overlap/the same, with overlap_weights", weighted
+
+
+def precision(work):
+    """Whether losses in bfloat16 track those in float32 as well as another seed does."""
+    domains = load_domains("moog", work)
+    for mixed in (False, True):
+        for seed in range(3):
+            changes = SHIPPED | {"n_iterations": 2_000, "mixed_precision": mixed}
+            name = "bfloat16" if mixed else "float32"
+            yield f"precision/{name}/{seed}", lambda c=changes, k=seed: train(domains, c, k)
+
+
+STUDIES = (seeds, options, priors, overlap, precision)
+
+
+# -- tables ----------------------------------------------------------------------
+def converged(row):
+    """Whether a translation reads labels and spectra fit: correlations with the truth, and χ² against Eq. 9's."""
+    return min(row["correlation"][name] for name in ("teff", "logg", "m_h")) > 0.85 and row["chi2"] < 5
+
+
+def label_cells(row):
+    """Offset / scatter of the four labels."""
+    forms = {name: "{:+.2f} / {:.2f}" for name in REPORTED} | {"teff": "{:+.0f} / {:.0f}"}
+    return [forms[name].format(row["bias"][name], row["scatter"][name]) for name in REPORTED]
+
+
+def spread(values, form="{:.2f}"):
+    """Median and range."""
+    low, middle, high = (form.format(v) for v in np.percentile(values, [0, 50, 100]))
+    return f"{middle} ({low} to {high})"
+
+
+def tables(rows):
+    """Write docs/tables/stability_*.rst from the rows that there are."""
+    label_header = ("Teff [K]", "logg", "[M/H]", "[α/M]")
+
+    def of(prefix):
+        return {key.removeprefix(prefix): row for key, row in rows.items() if key.startswith(prefix)}
+
+    lines = []
+    for pair in ("moog", "masked"):
+        for option in ("the paper's terms", "shipped recipe"):
+            found = list(of(f"{pair}/{option}/").values())
+            if found:
+                score = spread([row["scores"]["score"] for row in found])
+                chi2 = spread([row["chi2"] for row in found])
+                correlation = spread([row["correlation"]["teff"] for row in found])
+                metals = spread([row["correlation"]["m_h"] for row in found])
+                n_converged = f"{sum(map(converged, found))} of {len(found)}"
+                lines.append((pair, option, n_converged, chi2, correlation, metals, score))
+    header = ("domains", "recipe", "converged", "χ² of Eq. 11", "correlation, Teff", "[M/H]", "label-free score")
+    write_table("seeds", header, lines, "Ten seeds: median (lowest to highest)")
+
+    lines = []
+    for option in OPTIONS:
+        found = [row for key, row in of(f"moog/{option}/").items() if int(key) < 2]
+        if found:
+            cells = [
+                spread([row["scatter"][name] for row in found], f)
+                for name, f in (("teff", "{:.0f}"), ("m_h", "{:.2f}"))
+            ]
+            scores = [spread([row["scores"][name] for row in found]) for name in ("c2st_latent", "score")]
+            accuracy = spread([row["last"]["critic_accuracy"] for row in found])
+            seconds = f"{np.median([row['seconds'] for row in found]):.0f}"
+            lines.append((option, spread([row["chi2"] for row in found]), *cells, *scores, accuracy, seconds))
+    header = ("option", "χ² of Eq. 11", "scatter, Teff [K]", "scatter, [M/H]", "two-sample accuracy of latents")
+    header += ("score", "critics' accuracy", "CPU-s")
+    write_table("options", header, lines, "One option at a time, two seeds: median (lowest to highest)")
+
+    lines = [
+        (*key.split("/"), f"{row['chi2']:.2f}", *label_cells(row)) for key, row in of("prior ").items() if "/" in key
+    ]
+    header = ("synthetic label prior", "way", "χ²", *label_header)
+    write_table("priors", header, lines, "Wrong label priors and ways out; labels: median offset / half 16-84 % range")
+
+    lines = [(key, f"{row['chi2']:.2f}", *label_cells(row)) for key, row in of("overlap/").items()]
+    write_table("overlap", ("synthetic labels", "χ²", *label_header), lines, "Label ranges that differ")
+
+    lines = []
+    for name in ("rec_synth", "rec_obs", "cyc_synth", "cyc_obs", "gen_synth", "gen_obs", "critic_accuracy"):
+        cells = [spread([row["last"][name] for row in of(f"precision/{kind}/").values()], "{:.3f}")
+                 for kind in ("float32", "bfloat16") if of(f"precision/{kind}/")]  # fmt: skip
+        if len(cells) == 2:
+            lines.append((name, *cells))
+    title = "Loss terms after 2,000 iterations, three seeds: median (lowest to highest)"
+    write_table("precision", ("term", "float32", "bfloat16"), lines, title)
+
+
+def write_table(name, header, lines, title):
+    """Write one list-table, if there is something in it."""
+    if lines:
+        path = Path(__file__).parents[1] / "docs" / "tables" / f"stability_{name}.rst"
+        text = [f".. list-table:: {title}", "   :header-rows: 1", ""]
+        for line in (header, *lines):
+            text += [f"   {'*' if k == 0 else ' '} - {cell}" for k, cell in enumerate(line)]
+        path.write_text("\n".join(text) + "\n")
+
+
+def main(argv=None):
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="+", choices=[*(study.__name__ for study in STUDIES), "tables"])
+    parser.add_argument("--work", type=Path, required=True, help="folder of the intermediate files of apogee_giants.py")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    path = arguments.work / "stability.json"
+    rows = json.loads(path.read_text()) if path.exists() else {}
+    studies = {study.__name__: study for study in STUDIES}
+    for study in (studies[name] for name in arguments.studies if name != "tables"):
+        for key, measure in study(arguments.work):
+            if key not in rows:
+                rows[key] = measure()
+                write_atomically(path, lambda temporary: temporary.write_text(json.dumps(rows, indent=1)))
+                shown = {k: rows[key][k] for k in ("chi2", "bias", "scatter", "correlation") if k in rows[key]}
+                log.info("%s: %s", key, json.dumps(shown))
+    if "tables" in arguments.studies:
+        tables(rows)
+
+
+if __name__ == "__main__":
+    main()
