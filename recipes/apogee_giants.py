@@ -26,6 +26,7 @@ import multiprocessing
 import sys
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,12 +36,13 @@ import numpy as np
 import torch
 from astropy.nddata import StdDevUncertainty
 from astropy.table import Table
-from scipy.linalg import sqrtm
 from scipy.optimize import least_squares
 from tqdm.auto import tqdm
 
 from cyclestarnet import CalibratedModel
 from cyclestarnet._version import __version__
+from cyclestarnet.alignment import gaussian_transport
+from cyclestarnet.assembly import Residuals, assemble_model
 from cyclestarnet.backend.checkpoint import load_state, save_state
 from cyclestarnet.backend.emulator import Emulator, EmulatorSettings, train_emulator
 from cyclestarnet.backend.networks import NetworkSettings, TranslationNetwork
@@ -48,13 +50,12 @@ from cyclestarnet.backend.predictor import EmulatorPredictor, Translator
 from cyclestarnet.backend.settings import TrainingSettings
 from cyclestarnet.backend.sources import ObservedSpectra, SyntheticSpectra
 from cyclestarnet.backend.training import Trainer
+from cyclestarnet.backend.watch import alignment_scores
 from cyclestarnet.continuum import ContinuumRecipe
-from cyclestarnet.diagnostics import LatentCloud
-from cyclestarnet.fitting.objective import GaussianPrior
 from cyclestarnet.grid import apogee_grid
 from cyclestarnet.io import read
 from cyclestarnet.labels import LabelSet
-from cyclestarnet.spectra import Spectrum
+from cyclestarnet.spectra import Spectrum, to_spectrum
 
 log = logging.getLogger("apogee_giants")
 
@@ -349,50 +350,29 @@ def pack(options):
     translation.load_state_dict(state["average"])
     translator = Translator(translation, settings.flux_mean, settings.flux_std)
     pool = np.load(options.work / "label_pool.npz")["pool"].astype(float)
-    gaussian = GaussianPrior(pool.mean(0), np.cov(pool.T))
-    with h5py.File(options.work / "observed.h5") as file:
-        flux, good = file["spectra train"][:3000], file["spectra_msk train"][:3000]
-    shared, split = translator.encode_obs(np.where(good, flux, 1.0))
-    typical = split[np.argmin(((split - split.mean(0)) ** 2).sum((1, 2)))]
-    model = CalibratedModel(
-        name="apogee-giants",
+    model = assemble_model(
+        "apogee-giants",
         labels=label_set,
         grid=GRID,
         emulator=network,
         translator=translator,
+        label_pool=pool,
+        observed=as_spectra(load_stars(options.work, "train", 3_000)),
+        validation=as_spectra(load_stars(options.work, "val", options.n_scatter)),
+        limits={"sigma_floor": settings.sigma_floor, "sigma_max": settings.sigma_max},
         recipe=continuum_recipe(),
-        prior=gaussian,
-        scatter={"observed": np.full(GRID.n_pixels, 0.01), "emulator": np.full(GRID.n_pixels, 0.03)},
-        cloud=LatentCloud.from_latents(shared),
-        typical_nuisance=typical,
-        limits={
-            "sigma_floor": settings.sigma_floor,
-            "sigma_max": settings.sigma_max,
-            "reduced_chi2_total": np.inf,
-            "prior_distance": 1.1 * float(np.quantile(np.sqrt(gaussian.distance2(pool) / len(label_set)), 0.999)),
-        },
         provenance=provenance(options, state),
+        fit=partial(fit_residuals, n_processes=options.threads),
     )
-    stars = load_stars(options.work, "val", options.n_scatter)
-    for space in ("observed", "emulator"):
-        results = fit_stars(model, stars, options.threads, space=space)
-        scatter = model_scatter(results)
-        domain = "observed" if space == "observed" else "synthetic"
-        slopes = model.derivative_spectra(label_set.to_quantities(gaussian.mean), domain=domain)
-        slopes = np.array([slopes[name].value for name in label_set])
-        inflation = correlation_inflation(results, scatter, slopes)
-        model = replace(
-            model,
-            scatter=model.scatter | {space: scatter},
-            scatter_inflation=dict(model.scatter_inflation) | {space: inflation},
-        )
-        log.info("%s: median scatter %.4f, inflation by correlation %.2f", space, np.median(scatter), inflation)
-    # with the scatter in the budget: what is a poor fit?
-    totals = [r["chi2_total"] / r["dof"] for r in fit_stars(model, stars[: len(stars) // 2], options.threads)]
-    limit = 1.3 * float(np.quantile(totals, 0.99))
-    model = replace(model, limits=dict(model.limits) | {"reduced_chi2_total": limit})
-    log.info("reduced chi2 with scatter: median %.2f, limit of the flag %.2f", np.median(totals), limit)
     model.save(options.work / "apogee-giants.safetensors", half=True)
+
+
+def fit_residuals(model, spectra, *, n_processes, space="observed", progress=True):
+    """What `cyclestarnet.assembly.fit_residuals` does, in parallel."""
+    flux, sigma = spectra.flux.value, spectra.uncertainty.array
+    results = fit_stars(model, list(zip(flux, sigma, ~spectra.mask, strict=True)), n_processes, space=space)
+    chi2 = np.array([r["chi2_total"] / r["dof"] for r in results])
+    return Residuals(*(np.array([r[key] for r in results], dtype=float) for key in ("residual", "sigma")), chi2)
 
 
 def calibrate(options):
@@ -436,14 +416,18 @@ def provenance(options, state):
         f"median error {errors['median']:.5f} of the continuum on 10 % held out",
         "observed domain": f"{N_TRAIN} simulated stars: a Cannon model of real APOGEE giants (4 labels) "
         "with a simulated instrument. Not real spectra.",
-        "training": f"{state['iteration']} iterations of 8 + 8 spectra, bfloat16, 2 CPU cores, seed {options.seed}. "
-        "The shipped run shortened its cosine schedule twice, from 22,000 to 18,000 iterations at 5,250 and to 16,000 "
-        "at 12,750",
+        "training": f"{state['iteration']} iterations of 8 + 8 spectra, bfloat16, 1 CPU core, seed {options.seed}",
         "validity": "red giants, Teff 3650-5100 K, logg 0.7-3.4, [M/H] -1.5 to +0.35, S/N 30-500",
-        "label prior": "(teff, logg, m_h, alpha_m) of APOGEE giants; other elements follow within 0.05 dex; medians of "
-        f"c_m, n_m, vmicro, vbroad {np.round(saved['centre'], 3).tolist()}, "
-        f"scatter {np.round(saved['scatter'], 3).tolist()}",
+        "label prior": "(teff, logg, m_h, alpha_m) of APOGEE giants; other elements follow within "
+        f"{ELEMENT_SCATTER} dex; c_m, n_m, vmicro, vbroad follow the trends of Eq. 9 fits of training stars with those "
+        f"four, within {np.round(saved['scatter'], 3).tolist()}",
     }
+
+
+def as_spectra(stars):
+    """One spectrum with a row per star of `load_stars`."""
+    flux, sigma, good = (np.array(part, dtype=float) for part in zip(*stars, strict=True))
+    return to_spectrum(flux, GRID, ivar=good / sigma**2)
 
 
 def load_stars(work, split, number):
@@ -499,17 +483,6 @@ def fit_stars(model, stars, n_processes, **options):
         )
 
 
-def model_scatter(results):
-    """Per-pixel scatter that the quoted errors leave unexplained, outliers beyond 5 σ clipped, (n_pixels,)."""
-    residual, sigma = (np.array([r[key] for r in results], dtype=float) for key in ("residual", "sigma"))
-    scatter = np.full(residual.shape[1], 0.01)
-    for _ in range(20):  # fixed point of: mean of residual² = mean of sigma² + scatter²
-        use = np.abs(residual) < 5 * np.hypot(sigma, scatter)
-        excess = np.where(use, residual**2 - sigma**2, 0.0).sum(0) / np.maximum(use.sum(0), 1)
-        scatter = np.sqrt(np.maximum(excess, 0.002**2))
-    return scatter
-
-
 REPORTED = ("teff", "logg", "m_h", "alpha_m")
 
 
@@ -544,14 +517,6 @@ def score(model, results, truth, values=None):
     if values is None:
         out["coverage"] = dict(zip(REPORTED, (np.abs(offset) < errors).mean(0).tolist(), strict=True))
     return out
-
-
-def gaussian_transport(source, target):
-    """The affine map that carries a Gaussian with the moments of ``source`` (n, d) to that of ``target``."""
-    root = sqrtm(np.cov(source.T)).real
-    inverse = np.linalg.inv(root)
-    matrix = inverse @ sqrtm(root @ np.cov(target.T) @ root).real @ inverse
-    return lambda values: target.mean(0) + (values - source.mean(0)) @ matrix.T
 
 
 def evaluate(options):
@@ -614,6 +579,15 @@ def score_networks(model, stars, truth, options):
     synthetic = EmulatorPredictor(model.emulator).flux(pool)
     error = model.translator.reconstruct_synth(synthetic) - synthetic
     split = model.translator.encode_obs(filled)[1].reshape(len(stars), -1)
+    some = slice(250)
+    weight = torch.tensor((good * model.translator.flux_std / np.maximum(sigma, 0.005))[some], dtype=torch.float32)
+    scores = alignment_scores(
+        model.translator.network,
+        model.translator.standardise(synthetic[some]),
+        model.translator.standardise(filled[some]),
+        weight,
+        seed=0,
+    )
     half = len(stars) // 2
     design = np.column_stack([split, np.ones(len(split))])
     probe = np.linalg.lstsq(design[:half], truth[:half], rcond=None)[0]
@@ -624,6 +598,7 @@ def score_networks(model, stars, truth, options):
         "synthetic_bias": float(np.median(error)),
         "synthetic_scatter": float(np.diff(np.percentile(error, [16, 84]))[0] / 2),
         "split_leak_r2": dict(zip(REPORTED, (1 - left).tolist(), strict=True)),
+        "scores": scores,
     }
 
 
@@ -738,25 +713,6 @@ def write_tables(report, emulator_report):
     header = ("star", "space", "Teff [K]", "logg", "[M/H]", "[α/M]", "χ²/dof", "flags")
     text += table(header, rows, "The real stars; cannon: a data-driven model of real giants, fitted to the same pixels")
     (folder / "evaluation.rst").write_text(text)
-
-
-def correlation_inflation(results, scatter, slopes, n_lags=10):
-    """Factor on the scatter's variance that makes up for the correlation of neighbouring pixels.
-
-    A label sums residuals weighted by its derivative. If residuals correlate
-    as ρ(k) and derivatives as R(k), the variance of the sum is Σ ρ(k) R(k)
-    times that of independent pixels.
-    """
-    residual, sigma = (np.array([r[key] for r in results], dtype=float) for key in ("residual", "sigma"))
-    known = np.abs(residual) < 5 * np.hypot(sigma, scatter)  # False for NaN
-    residual = np.where(known, residual, 0.0)
-    slopes = slopes / np.sqrt((slopes**2).mean(1, keepdims=True))
-    total = 1.0
-    for lag in range(1, n_lags + 1):
-        pairs = known[:, lag:] & known[:, :-lag]
-        rho = (residual[:, lag:] * residual[:, :-lag]).sum() / (pairs * scatter[lag:] * scatter[:-lag]).sum()
-        total += 2 * rho * float((slopes[:, lag:] * slopes[:, :-lag]).mean())
-    return float(max(total, 1.0))
 
 
 def build_parser():
