@@ -7,10 +7,10 @@ import astropy.units as u
 import numpy as np
 import pytest
 import torch
+from tiny import TINY_NETWORK, LineFamily, tiny_trainer
 
-from cyclestarnet import CalibratedModel, ContinuumRecipe, GaussianPrior, LabelSet, WavelengthGrid, read_apvisit
+from cyclestarnet import CalibratedModel, ContinuumRecipe, GaussianPrior, WavelengthGrid, read_apvisit
 from cyclestarnet.backend.emulator import EmulatorSettings, train_emulator
-from cyclestarnet.backend.networks import NetworkSettings
 from cyclestarnet.backend.predictor import ObservedPredictor, Translator
 from cyclestarnet.backend.settings import TrainingSettings
 from cyclestarnet.backend.sources import ObservedSpectra, SyntheticSpectra
@@ -47,50 +47,18 @@ def _one_thread():
 @pytest.fixture(scope="session")
 def tiny_settings():
     """The paper's network in small: 415 pixels (416 padded), latents of 10 positions."""
-    return NetworkSettings(
-        n_pixels=415,
-        domain=((8, 7, 4),),
-        shared=((16, 7, 4), (24, 7, 2)),
-        split=((4, 7, 4), (4, 7, 2)),
-        shared_filters=8,
-        split_filters=2,
-        critic_spectrum=((4, 7, 4), (8, 7, 4)),
-        critic_latent=((8, 1, 1), (8, 1, 1)),
-    )
-
-
-class LineFamily:
-    """Spectra of 28 Gaussian lines whose depths depend on three labels: a synthetic grid with a known truth.
-
-    ``width`` (pixels) and ``depth`` are what an "observed" domain has of its own.
-    """
-
-    labels = LabelSet(("teff", "logg", "mg_h"), (4000, 0.5, -1.0), (5500, 3.5, 0.5), {"alpha_m": {"mg_h": 1.0}})
-    n_pixels = 415
-
-    def __init__(self):
-        rng = np.random.default_rng(1)
-        self.centres = rng.uniform(6, self.n_pixels - 6, 28)
-        self.strength = rng.uniform(0.1, 0.4, 28)
-        self.slopes = rng.normal(0, 0.5, (28, 3))
-
-    def __call__(self, labels, *, width=2.0, depth=1.0):
-        unit = (np.atleast_2d(labels) - self.labels.lower) / self.labels.scale - 0.5
-        depths = depth * self.strength * np.exp(unit @ self.slopes.T)
-        widths = np.broadcast_to(width, (len(unit),))[:, None, None]
-        offset = (np.arange(self.n_pixels) - self.centres[:, None]) / widths
-        return np.exp(-np.einsum("nl,nlp->np", depths, np.exp(-0.5 * offset**2) * 2 / widths))
-
-    def draw(self, n, rng):
-        """Labels around the middle of the range."""
-        return 0.5 * (self.labels.lower + self.labels.upper) + self.labels.scale * rng.normal(0, 0.15, (n, 3)).clip(
-            -0.4, 0.4
-        )
+    return TINY_NETWORK
 
 
 @pytest.fixture(scope="session")
 def line_family():
     return LineFamily()
+
+
+@pytest.fixture
+def make_trainer():
+    """Function that makes a trainer of 24 noisy spectra per domain; ``double`` makes everything float64."""
+    return tiny_trainer
 
 
 @pytest.fixture(scope="session")
