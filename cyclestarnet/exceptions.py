@@ -1,7 +1,7 @@
 """The package's own errors and warnings.
 
-Every error is also a `ValueError` or an `OSError`, so that callers who do not
-know this package can still catch them by their usual names.
+Every error is also one of Python's own, so that callers who do not know this
+package can still catch them by their usual names.
 """
 
 from astropy.utils.exceptions import AstropyUserWarning
