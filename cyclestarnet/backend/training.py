@@ -138,6 +138,19 @@ class Trainer:
         if self.folder is not None and self._checkpoint.exists():
             self._load()
 
+    def start_from(self, checkpoint) -> None:
+        """Begin with the weights of another run, whose settings and data may differ; a run that has begun goes on.
+
+        Parameters
+        ----------
+        checkpoint : path-like
+            A ``checkpoint.pt`` or ``best.pt`` of networks of the same sizes.
+        """
+        if self.iteration == 0:
+            state = load_state(checkpoint)
+            self.parts.load_state_dict(state["parts"])
+            self.average = {name: tensor.to(self.device) for name, tensor in state["average"].items()}
+
     def _adam(self, parameters: list[nn.Parameter], rate: float) -> torch.optim.Adam:
         return torch.optim.Adam(parameters, rate, self.settings.betas, fused=True)
 
