@@ -11,6 +11,10 @@ Stages, in order; each reads the files of the earlier ones in ``--work`` and can
     python recipes/apogee_giants.py pack      --inputs INPUTS --work WORK
     python recipes/apogee_giants.py calibrate --inputs INPUTS --work WORK
     python recipes/apogee_giants.py evaluate  --inputs INPUTS --work WORK
+    python recipes/apogee_giants.py ship      --inputs INPUTS --work WORK
+
+and, to see what stars of known labels would change: ``anchor``, then ``pack``
+and the following with ``--run anchored``.
 
 ``INPUTS`` holds ``data/moog_grid`` (a grid of MOOG spectra with 20 labels), ``data/apogee`` (a Cannon
 model of real APOGEE giants and what is needed to simulate observations) and ``tools`` (their reader
@@ -49,7 +53,7 @@ from cyclestarnet.backend.networks import NetworkSettings, TranslationNetwork
 from cyclestarnet.backend.predictor import EmulatorPredictor, Translator
 from cyclestarnet.backend.settings import TrainingSettings
 from cyclestarnet.backend.sources import ObservedSpectra, SyntheticSpectra
-from cyclestarnet.backend.training import Trainer
+from cyclestarnet.backend.training import Anchors, Trainer
 from cyclestarnet.backend.watch import alignment_scores
 from cyclestarnet.continuum import ContinuumRecipe
 from cyclestarnet.grid import apogee_grid
@@ -69,6 +73,7 @@ COMBINATIONS = {
 N_TRAIN, N_VALIDATION, N_TEST, N_COOL_TEST = 22_000, 1_000, 1_000, 200
 COOL_FRACTION, COOL_LIMIT = 0.15, 4050.0
 N_TREND, ELEMENT_SCATTER = 1_200, 0.02
+N_ANCHORS = 30
 
 
 # -- inputs -----------------------------------------------------------------
@@ -285,7 +290,9 @@ def prior(options):
     pool[:, abundances] += ELEMENT_SCATTER * rng.standard_normal((len(pool), len(abundances)))
     inside = ((pool >= label_set.lower) & (pool <= label_set.upper)).all(1)
     log.info("%d of %d labels lie on the grid", inside.sum(), len(pool))
-    np.savez(options.work / "label_pool.npz", pool=pool[inside].astype(np.float32), scatter=scatter)
+    np.savez(
+        options.work / "label_pool.npz", pool=pool[inside].astype(np.float32), scatter=scatter, four=four, trend=trend
+    )
 
 
 def quadratic(labels, reference):
@@ -309,19 +316,46 @@ def robust_trend(design, values):
 def train(options):
     """Train the translation networks; resumes from its checkpoint."""
     torch.set_num_threads(options.threads)
-    network, _ = load_emulator(options.work)
+    make_trainer(options, training_settings(options.seed), "training").run(checkpoint_every=250)
+
+
+def anchor(options):
+    """Go on from the end of `train` with stars of known labels in the loss; resumes, too."""
+    torch.set_num_threads(options.threads)
+    settings = replace(
+        training_settings(options.seed),
+        n_iterations=1_500,
+        learning_rate=2e-4,
+        critic_learning_rate=2e-4,
+        weight_anchors=9.0,
+        seed=options.seed + 1,
+    )
+    trainer = make_trainer(options, settings, "anchored", n_anchors=N_ANCHORS)
+    trainer.start_from(options.work / "training" / "checkpoint.pt")
+    trainer.run(checkpoint_every=250)
+
+
+def make_trainer(options, settings, folder, n_anchors=0):
+    """The trainer on the files of the earlier stages; its anchors are the first training stars, with true labels."""
+    network, label_set = load_emulator(options.work)
     with h5py.File(options.work / "observed.h5") as file:
         flux, sigma, good = (file[f"{key} train"][:] for key in ("spectra", "spectra_err", "spectra_msk"))
-    pool = np.load(options.work / "label_pool.npz")["pool"]
-    settings = training_settings(options.seed)
-    trainer = Trainer(
+        truth = file["labels train"][:n_anchors].astype(float)
+    saved = np.load(options.work / "label_pool.npz")
+    pool, anchors = saved["pool"], None
+    if n_anchors:
+        rest = quadratic(truth, saved["four"]) @ saved["trend"]  # what is not known follows the trends
+        part = slice(n_anchors)
+        spectra = ObservedSpectra(flux[part], sigma[part], good[part] == 0, settings)
+        anchors = Anchors(spectra, np.hstack([truth, rest]) @ tied_design(label_set))
+    return Trainer(
         NetworkSettings(split_filters=1),
         settings,
         SyntheticSpectra(network, pool, settings),
         ObservedSpectra(flux, sigma, good == 0, settings),
-        options.work / "training",
+        options.work / folder,
+        anchors=anchors,
     )
-    trainer.run(checkpoint_every=250)
 
 
 def training_settings(seed):
@@ -345,7 +379,7 @@ def pack(options):
     torch.set_num_threads(1)
     network, label_set = load_emulator(options.work)
     settings = training_settings(options.seed)
-    state = load_state(options.work / "training" / "checkpoint.pt")
+    state = load_state(options.work / options.run / "checkpoint.pt")
     translation = TranslationNetwork(NetworkSettings(**state["settings"]["network"]))
     translation.load_state_dict(state["average"])
     translator = Translator(translation, settings.flux_mean, settings.flux_std)
@@ -364,7 +398,12 @@ def pack(options):
         provenance=provenance(options, state),
         fit=partial(fit_residuals, n_processes=options.threads),
     )
-    model.save(options.work / "apogee-giants.safetensors", half=True)
+    model.save(model_file(options), half=True)
+
+
+def model_file(options):
+    """The packed model of a run."""
+    return options.work / f"{options.run}.safetensors"
 
 
 def fit_residuals(model, spectra, *, n_processes, space="observed", progress=True):
@@ -382,7 +421,7 @@ def calibrate(options):
     alpha_m. C, N, micro-turbulence and broadening get no such term.
     """
     torch.set_num_threads(1)
-    path = options.work / "apogee-giants.safetensors"
+    path = model_file(options)
     model = replace(CalibratedModel.load(path), label_error=None)
     stars = load_stars(options.work, "val", options.n_scatter)
     with h5py.File(options.work / "observed.h5") as file:
@@ -522,7 +561,7 @@ def score(model, results, truth, values=None):
 def evaluate(options):
     """Measure the packed model on held-out observed-like stars and write the tables of the documentation."""
     torch.set_num_threads(1)
-    model = CalibratedModel.load(options.work / "apogee-giants.safetensors")
+    model = CalibratedModel.load(model_file(options))
     n, workers, report = options.n_test, options.threads, {}
     with h5py.File(options.work / "observed.h5") as file:
         truth, cool_truth = (file[f"labels {split}"][:n].astype(float) for split in ("test", "cool"))
@@ -549,9 +588,19 @@ def evaluate(options):
     report["networks"] = score_networks(model, stars, truth, options)
     report["derivatives"] = derivative_agreement(model)
     report["real"] = real_stars(model, options.inputs)
-    (options.work / "evaluation.json").write_text(json.dumps(report, indent=1))
-    write_tables(report, json.loads((options.work / "emulator.json").read_text()))
+    (options.work / f"evaluation_{options.run}.json").write_text(json.dumps(report, indent=1))
     log.info(json.dumps(report, indent=1))
+
+
+def ship(options):
+    """Write the tables of the documentation, and the model with its measured figures into the package.
+
+    If there is ``before.safetensors`` with ``evaluation_before.json``, both are compared.
+    """
+    report = json.loads((options.work / f"evaluation_{options.run}.json").read_text())
+    write_tables(report, json.loads((options.work / "emulator.json").read_text()))
+    write_comparison(options)
+    model = CalibratedModel.load(model_file(options))
     final = replace(model, provenance=dict(model.provenance) | {"measured": measured_text(report)})
     final.save(CONTINUUM_FILE.parent / "apogee-giants.safetensors", half=True)
 
@@ -715,11 +764,69 @@ def write_tables(report, emulator_report):
     (folder / "evaluation.rst").write_text(text)
 
 
+def write_comparison(options):
+    """Write docs/tables/before_after.rst: models that were measured on the same stars, side by side."""
+    reports = {}
+    for run in ("before", "training", "anchored"):
+        path = options.work / f"evaluation_{run}.json"
+        if path.exists():
+            reports[run] = json.loads(path.read_text())
+
+    def labels(report, name):
+        unit = " K" if name == "teff" else ""
+        form = "{:+.0f} / {:.0f}" if name == "teff" else "{:+.3f} / {:.3f}"
+        plain, fit = report["Eq. 9"], report["Eq. 11"]
+        cells = (
+            form.format(fit["bias"][name], fit["scatter"][name]),
+            form.format(plain["bias"][name], plain["scatter"][name]),
+        )
+        return f"{cells[0]}{unit} ({cells[1]})"
+
+    def net(report, key, form="{:.2f}"):
+        return form.format(report["networks"][key])
+
+    def scored(report, key, form="{:.2f}"):
+        return form.format(report["networks"]["scores"][key])
+
+    rows = {
+        "χ²/dof, median": lambda r: f"{r['Eq. 11']['chi2']:.2f} ({r['Eq. 9']['chi2']:.2f})",
+        "residual half-width [σ]": lambda r: f"{r['Eq. 11']['half_width']:.2f} ({r['Eq. 9']['half_width']:.2f})",
+        "residual bias [σ]": lambda r: f"{r['Eq. 11']['bias_sigma']:+.3f} ({r['Eq. 9']['bias_sigma']:+.3f})",
+        **{f"{name}, offset / scatter": partial(labels, name=name) for name in REPORTED},
+        "68 % coverage of the four": lambda r: " ".join(f"{c:.2f}" for c in r["Eq. 11"]["coverage"].values()),
+        "autoencoder, observed: mean χ², half-width [σ]": lambda r: (
+            f"{net(r, 'observed_chi2')}, {net(r, 'observed_half_width')}"
+        ),
+        "autoencoder, synthetic: bias, scatter": lambda r: (
+            f"{net(r, 'synthetic_bias', '{:.3%}')}, {net(r, 'synthetic_scatter', '{:.2%}')}"
+        ),
+        "cycle χ², observed": lambda r: scored(r, "cyc_obs"),
+        "cycle χ², synthetic (σ = 0.005)": lambda r: scored(r, "cyc_synth"),
+        "two-sample accuracy, latents": lambda r: scored(r, "c2st_latent"),
+        "two-sample accuracy, observed": lambda r: scored(r, "c2st_obs"),
+        "two-sample accuracy, synthetic": lambda r: scored(r, "c2st_synth"),
+        "sliced Wasserstein, latents": lambda r: scored(r, "sw_latent", "{:.3f}"),
+    }
+    header = (
+        "Eq. 11 (Eq. 9 in brackets)",
+        *({"training": "now", "anchored": f"{N_ANCHORS} anchors"}.get(k, k) for k in reports),
+    )
+    lines = [
+        ".. list-table:: The embedded model before and now, on the same 1,000 held-out stars",
+        "   :header-rows: 1",
+        "",
+    ]
+    for row in (header, *((name, *(cell(report) for report in reports.values())) for name, cell in rows.items())):
+        lines += [f"   {'*' if k == 0 else ' '} - {cell}" for k, cell in enumerate(row)]
+    (CONTINUUM_FILE.parents[2] / "docs" / "tables" / "before_after.rst").write_text("\n".join(lines) + "\n")
+
+
 def build_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=[stage.__name__ for stage in STAGES])
     parser.add_argument("--inputs", type=Path, required=True, help="folder with data/ and tools/")
     parser.add_argument("--work", type=Path, required=True, help="folder for intermediate files")
+    parser.add_argument("--run", default="training", help="folder of the training, in --work, for pack and after")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="threads of the training, processes of the fits")
     parser.add_argument(
@@ -729,7 +836,7 @@ def build_parser():
     return parser
 
 
-STAGES = (continuum, observed, emulator, prior, train, pack, calibrate, evaluate)
+STAGES = (continuum, observed, emulator, prior, train, anchor, pack, calibrate, evaluate, ship)
 
 
 def main(argv=None):
