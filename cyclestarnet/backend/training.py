@@ -332,19 +332,23 @@ class Trainer:
                 if self.watch is not None and self.iteration % self.watch.settings.every == 0:
                     verdicts += self._evaluate()
                 failing = self._heed(verdicts)
-                signal_number = self._agree(caught[0] if caught else 0)
+                stop = self._agree(caught[0] if caught else 0)
                 if failing is not None and self.watch.settings.action == "roll_back":
                     self._roll_back(str(failing))
                     bar.update(self.iteration - bar.n)
-                elif self.iteration % checkpoint_every == 0 or self.iteration == last or signal_number or failing:
+                elif self.iteration % checkpoint_every == 0 or self.iteration == last or stop or failing:
                     self.save()
                 if failing is not None and self.watch.settings.action == "stop":
                     best = f"; the best state is in {self.folder / 'best.pt'}" if self.folder is not None else ""
                     raise TrainingError(f"{failing}{best}")
-                if signal_number == signal.SIGINT:
-                    raise KeyboardInterrupt
-                if signal_number:
-                    raise SystemExit(128 + signal_number)
+                if stop:
+                    break
+            # of the last iteration, too; and no process ends before the first has written its checkpoint
+            signal_number = self._agree(caught[0] if caught else 0)
+        if signal_number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if signal_number:
+            raise SystemExit(128 + signal_number)
         return history
 
     def _report(self, bar) -> dict[str, float]:
