@@ -127,7 +127,7 @@ class Trainer:
         self.prior_optimizer = None
         if self.parts.prior_shift is not None:
             self.prior_optimizer = self._adam([self.parts.prior_shift], settings.prior_rate)
-        self._sums, self._n_summed = {}, 0
+        self._sums: dict[str, tuple[float, int]] = {}  # of each loss term since the last row, over how many iterations
         self._rate = 1.0  # halved when the run is rolled back
         self.watch, self._held_out = None, None
         if watch is not None:
@@ -322,8 +322,8 @@ class Trainer:
                     bar.update(self.iteration - bar.n)
                     continue
                 for name, value in terms.items():
-                    self._sums[name] = self._sums.get(name, 0.0) + value
-                self._n_summed += 1
+                    total, n = self._sums.get(name, (0.0, 0))
+                    self._sums[name] = total + value, n + 1
                 bar.update()
                 if self.iteration % every == 0:
                     history.append(self._report(bar))
@@ -352,8 +352,8 @@ class Trainer:
         return history
 
     def _report(self, bar) -> dict[str, float]:
-        row = {"iteration": self.iteration} | {name: value / self._n_summed for name, value in self._sums.items()}
-        self._sums, self._n_summed = {}, 0
+        row = {"iteration": self.iteration} | {name: total / n for name, (total, n) in self._sums.items()}
+        self._sums = {}
         shown = ("rec_obs", "cyc_obs", "gen_obs", "critic_accuracy")
         bar.set_postfix({name: f"{row[name]:.3g}" for name in shown if name in row})
         if self._logs:
@@ -448,7 +448,6 @@ class Trainer:
             "average": self.average,
             "generator": self.generator.get_state(),
             "sums": self._sums,
-            "n_summed": self._n_summed,
             "rate": self._rate,
             "settings": asdict(self.settings) | {"network": self.network.settings.to_dict()},
         }
@@ -469,8 +468,7 @@ class Trainer:
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
         self.average = {name: tensor.to(self.device) for name, tensor in state["average"].items()}
-        self.iteration, self._rate = state["iteration"], state["rate"]
-        self._sums, self._n_summed = state["sums"], state["n_summed"]
+        self.iteration, self._rate, self._sums = state["iteration"], state["rate"], state["sums"]
         self.generator.set_state(state["generator"])
         for table in self._logs.values():
             table.rewind(self.iteration)
