@@ -109,11 +109,7 @@ class Trainer:
             raise ValueError("anchors need weight_anchors, and weight_anchors needs anchors")
         self.device = torch.device(device)
         self.rank, self.n_processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        if settings.batch_size % (self.n_processes * settings.micro_batches):
-            raise ValueError(
-                f"batch_size ({settings.batch_size}) must be a multiple of "
-                f"{self.n_processes} processes x {settings.micro_batches} micro_batches"
-            )
+        self._check_together()
         self.folder = Path(folder) if folder is not None else None
         self.iteration = 0
         self.generator = torch.Generator().manual_seed(settings.seed)
@@ -150,6 +146,29 @@ class Trainer:
             state = load_state(checkpoint)
             self.parts.load_state_dict(state["parts"])
             self.average = {name: tensor.to(self.device) for name, tensor in state["average"].items()}
+
+    def _check_together(self) -> None:
+        s, n_parts = self.settings, self.n_processes * self.settings.micro_batches
+        if s.batch_size % n_parts:
+            raise ValueError(
+                f"batch_size ({s.batch_size}) must be a multiple of "
+                f"{self.n_processes} processes x {s.micro_batches} micro_batches"
+            )
+        if s.weight_latent and s.batch_size < 2 * n_parts:
+            raise ValueError(
+                f"weight_latent needs at least 2 spectra in each of the {n_parts} parts of a batch, which has "
+                f"{s.batch_size}: the energy distance compares spectra of one domain, too"
+            )
+        if (s.prior_rate or s.weight_anchors) and not hasattr(self.synthetic, "render"):
+            raise ValueError(
+                "prior_rate and weight_anchors need synthetic spectra that an emulator makes, SyntheticSpectra, "
+                f"but these are {type(self.synthetic).__name__}"
+            )
+        if self.anchors is not None and self.anchors.labels.shape[1] != len(self.synthetic.label_mean):
+            raise ValueError(
+                f"the anchors have {self.anchors.labels.shape[1]} labels, but the synthetic spectra "
+                f"{len(self.synthetic.label_mean)}"
+            )
 
     def _adam(self, parameters: list[nn.Parameter], rate: float) -> torch.optim.Adam:
         return torch.optim.Adam(parameters, rate, self.settings.betas, fused=True)
