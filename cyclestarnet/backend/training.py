@@ -28,7 +28,7 @@ from cyclestarnet.backend.logs import LossLog
 from cyclestarnet.backend.networks import NetworkSettings, TranslationNetwork
 from cyclestarnet.backend.settings import TrainingSettings
 from cyclestarnet.backend.watch import Verdict, Watch, WatchSettings, alignment_scores
-from cyclestarnet.exceptions import TrainingError, TrainingWarning
+from cyclestarnet.exceptions import ModelFileError, TrainingError, TrainingWarning
 
 __all__ = ["Anchors", "Trainer"]
 
@@ -473,7 +473,12 @@ class Trainer:
         save_state(state, self.folder / name)
 
     def _load(self) -> None:
-        state = load_state(self._checkpoint)
+        try:
+            state = load_state(self._checkpoint)
+        except ModelFileError as error:
+            previous = self._checkpoint.with_name(f"{self._checkpoint.name}.previous")
+            way_out = f"rename {previous.name} beside it, the one before" if previous.exists() else "use another folder"
+            raise ModelFileError(f"{error}. To go on, {way_out}") from error
         wanted = asdict(self.settings) | {"network": self.network.settings.to_dict()}
         different = sorted(k for k in wanted if state["settings"].get(k) != wanted[k])
         if different:
