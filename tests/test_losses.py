@@ -35,6 +35,26 @@ def test_critic_loss_is_the_cross_entropy_of_both():
     assert losses.critic_loss(true, fake).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
+def test_least_squares_of_the_generator():
+    """(2 - 1)² and (-1 - 1)² on average."""
+    assert losses.generator_loss(torch.tensor([2.0, -1.0]), "least_squares").item() == (1 + 4) / 2
+
+
+def test_least_squares_of_the_critic():
+    """True answers are to be 1, fake ones 0."""
+    true, fake = torch.tensor([0.5, 3.0]), torch.tensor([-2.0])
+    assert losses.critic_loss(true, fake, "least_squares").item() == (0.25 + 4) / 2 + 4
+
+
+@pytest.mark.parametrize(("kind", "gain"), [("cross_entropy", 1 / 2), ("least_squares", 1.0)])
+def test_generator_and_critic_pull_an_undecided_answer_apart(kind, gain):
+    """At the middle both gradients have the same size: -σ(0) or 2 (1/2 - 1), and the opposite."""
+    answer = torch.tensor([losses.UNDECIDED[kind]], requires_grad=True)
+    (of_generator,) = torch.autograd.grad(losses.generator_loss(answer, kind), answer)
+    (of_critic,) = torch.autograd.grad(losses.critic_loss(torch.zeros(1), answer, kind), answer)
+    assert (of_generator.item(), of_critic.item()) == (-gain, gain)
+
+
 def test_losses_of_extreme_logits_are_finite():
     far = torch.tensor([1e4, -1e4])
     assert losses.generator_loss(far).item() == pytest.approx(5e3)
@@ -75,3 +95,31 @@ def test_gradient_of_the_energy_distance_brings_samples_together():
     (gradient,) = torch.autograd.grad(losses.energy_distance(a, b), a)
     assert torch.isfinite(gradient).all()
     assert gradient.mean() < 0
+
+
+class QuadraticCritic(torch.nn.Module):
+    """(flux · a)² / 2 + latent · b: its gradient at a pair is ((flux · a) a, b)."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.nn.Parameter(torch.tensor([1.0, 2.0])), torch.nn.Parameter(torch.tensor([0.5]))
+
+    def forward(self, flux, latent):
+        return (flux @ self.a).square() / 2 + latent.flatten(1) @ self.b
+
+
+def test_gradient_penalty_by_hand():
+    """Half of 5 (flux · a)² + b², averaged: flux · a is 3 and -1."""
+    flux, latent = torch.tensor([[1.0, 1.0], [1.0, -1.0]]), torch.ones(2, 1, 1)
+    assert losses.gradient_penalty(QuadraticCritic(), flux, latent).item() == pytest.approx(
+        (5 * (9 + 1) / 2 + 0.25) / 2
+    )
+
+
+def test_gradient_of_the_penalty_by_hand():
+    """d/da of |a|² (flux · a)² / 2 = (flux · a)² a + |a|² (flux · a) flux; d/db of b² / 2 = b. Nothing for the data."""
+    critic, flux = QuadraticCritic(), torch.tensor([[1.0, 1.0]], requires_grad=True)
+    losses.gradient_penalty(critic, flux, torch.ones(1, 1, 1)).backward()
+    assert critic.a.grad.tolist() == [9 * 1 + 5 * 3, 9 * 2 + 5 * 3]
+    assert critic.b.grad.tolist() == [0.5]
+    assert flux.grad is None

@@ -23,6 +23,14 @@ from cyclestarnet.backend.settings import TrainingSettings
         ({"warmup": -1}, "warmup must not be negative"),
         ({"schedule": "linear"}, r"schedule must be one of \('steps', 'cosine'\), but is 'linear'"),
         ({"average_decay": 1.0}, r"average_decay must be in \[0, 1\), but is 1.0"),
+        ({"weight_anchors": -1}, "weight_anchors must not be negative"),
+        ({"critic_penalty": -0.1}, "critic_penalty must not be negative, but is -0.1"),
+        ({"adversarial_ramp": -1}, "adversarial_ramp must not be negative"),
+        ({"warm_start": -1}, "warm_start must not be negative"),
+        ({"prior_rate": float("nan")}, "prior_rate must not be negative, but is nan"),
+        ({"adversarial": "wgan"}, r"adversarial must be one of \('cross_entropy', 'least_squares'\), but is 'wgan'"),
+        ({"micro_batches": 0}, "micro_batches must be positive"),
+        ({"micro_batches": 3}, r"micro_batches \(3\) must divide batch_size \(8\)"),
         ({"sigma_floor": 0.1}, r"sigma_floor \(0.1\) must be below sigma_max \(0.05\)"),
     ],
 )
@@ -44,3 +52,12 @@ def test_steps_of_the_learning_rate(iteration, factor):
 def test_cosine_of_the_learning_rate(iteration, factor):
     settings = TrainingSettings(schedule="cosine", warmup=100, n_iterations=1100)
     assert settings.rate_factor(iteration) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize(("iteration", "factor"), [(0, 0.01), (49, 0.5), (99, 1), (100, 1), (100_000, 1)])
+def test_ramp_of_the_adversarial_loss(iteration, factor):
+    assert TrainingSettings(adversarial_ramp=100).adversarial_factor(iteration) == pytest.approx(factor)
+
+
+def test_without_a_ramp_the_adversarial_loss_is_there_at_once():
+    assert TrainingSettings().adversarial_factor(0) == 1

@@ -69,7 +69,9 @@ def autoencoder_losses(parts, settings, x_synth, x_obs, weight_obs, labels):
     terms["gen_synth"] = adversarial(fake_synth, 1.0, settings.adversarial)
     terms["gen_obs"] = adversarial(fake_obs, 1.0, settings.adversarial)
     if settings.weight_latent:
-        terms["latent"] = energy_distance(m["z_synth"].flatten(1), m["z_obs"].flatten(1))
+        parts_of_both = (m[z].flatten(1).chunk(settings.micro_batches) for z in ("z_synth", "z_obs"))
+        within_parts = [energy_distance(a, b) for a, b in zip(*parts_of_both, strict=True)]
+        terms["latent"] = sum(within_parts) / settings.micro_batches
     if settings.weight_labels:
         terms["labels"] = ((parts["label_head"](m["z_synth"]) - labels) ** 2).mean()
     return terms, m
