@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from cyclestarnet._version import __version__
-from cyclestarnet.exceptions import CycleStarNetError, FitWarning
+from cyclestarnet.exceptions import CycleStarNetError, CycleStarNetWarning
 
 __all__ = ["main"]
 
@@ -190,7 +190,7 @@ def main(argv=None):
         return 2
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("default", FitWarning)
+            warnings.simplefilter("default", CycleStarNetWarning)
             return options.run(options)
     except (CycleStarNetError, OSError, ValueError, ImportError, FloatingPointError) as error:
         print(f"cyclestarnet: {error}", file=sys.stderr)

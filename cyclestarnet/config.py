@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from cyclestarnet.backend.emulator import EmulatorSettings
 from cyclestarnet.backend.networks import NetworkSettings
 from cyclestarnet.backend.settings import TrainingSettings
+from cyclestarnet.backend.watch import WatchSettings
 from cyclestarnet.exceptions import CycleStarNetError
 from cyclestarnet.io.training_set import Selection
 
@@ -200,6 +201,8 @@ class ModelConfig:
     ----------
     path : path or None
         File to write. None: NAME.safetensors in the folder of the run.
+    weights : {"best", "last"}
+        Of the best score, if there is a watch, or of the last iteration.
     n_validation : int
         Stars whose fits tell the model's errors; each takes seconds.
     n_cloud : int
@@ -217,6 +220,7 @@ class ModelConfig:
     """
 
     path: Path | None = None
+    weights: Literal["best", "last"] = "best"
     n_validation: int = 100
     n_cloud: int = 3000
     continuum: Literal["apogee"] | File | None = None
@@ -261,10 +265,12 @@ TABLES = {
     "labels": LabelConfig,
     "training": TrainingSettings,
     "network": NetworkSettings,
+    "watch": WatchSettings,
     "emulator": EmulatorSettings,
     "model": ModelConfig,
     "log": LogConfig,
 }
+OPTIONAL = ("watch",)  # that are None if the file does not have them
 PRESET_DOC = "Whose settings the others change: the paper's, or those of its authors' repository."
 
 
@@ -278,6 +284,8 @@ class Config:
         The file.
     run, observed, synthetic, labels, training, emulator, model, log
         Its tables.
+    watch : `~cyclestarnet.backend.watch.WatchSettings` or None
+        None: the file has no such table, and nobody watches.
     network : dict
         Its table of changes to `NetworkSettings`; see `network_settings`.
     """
@@ -289,6 +297,7 @@ class Config:
     labels: LabelConfig
     training: TrainingSettings
     network: Mapping[str, Any]
+    watch: WatchSettings | None
     emulator: EmulatorSettings
     model: ModelConfig
     log: LogConfig
@@ -353,6 +362,9 @@ def read_config(path) -> Config:
         seed = {"seed": _table(RunConfig, content.get("run", {}), base, "run").get("seed", RunConfig.seed)}
         parts = {}
         for name, cls in TABLES.items():
+            if name in OPTIONAL and name not in content:
+                parts[name] = None
+                continue
             given = dict(content.get(name, {}))
             preset = given.pop("preset", None) if cls is TrainingSettings else None
             values = _table(cls, given, base, name)
@@ -524,6 +536,8 @@ def example_config() -> str:
 def _example_table(name, cls, values):
     text = _documentation(cls)
     lines, nested = [f"# {_first_line(cls)}", f"[{name}]"], []
+    if name in OPTIONAL:
+        lines.insert(1, "# The training does without it if this table is deleted, its title included.")
     if cls is TrainingSettings:
         lines += [*_comment(PRESET_DOC), f'preset = "{values["preset"]}"']
     said = None

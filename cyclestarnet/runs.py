@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib import resources
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from cyclestarnet._version import __version__
 from cyclestarnet.assembly import LEAST_STARS, assemble_model
 from cyclestarnet.backend.checkpoint import load_state, save_state
 from cyclestarnet.backend.emulator import Emulator, train_emulator
-from cyclestarnet.backend.networks import NetworkSettings
+from cyclestarnet.backend.networks import NetworkSettings, TranslationNetwork
 from cyclestarnet.backend.predictor import Translator
 from cyclestarnet.backend.published import PAYNE_LABELS, adapt_emulator, read_payne_checkpoint, read_payne_npz
 from cyclestarnet.backend.settings import TrainingSettings
@@ -58,6 +59,7 @@ __all__ = ["Run", "finish", "load_emulator", "prepare", "read_labels", "save_emu
 
 log = logging.getLogger(__name__)
 
+LEAST_WATCHED = 10  # spectra that the scores of a watch need
 OWN_EMULATOR = "emulator.pt"  # of a run that trains one, in its folder
 GAP = 3.0  # usual steps in ln(wavelength): neighbours that are further apart lie on different chips
 
@@ -105,6 +107,9 @@ class Run:
             f"x {sizes.latent_length}, on {trainer.device}",
             "training": f"{config.training.n_iterations:,} iterations of 2 x {config.training.batch_size} spectra{at}",
             "other than the paper's": ", ".join(self.changes()) or "nothing",
+            "watch": "none"
+            if config.watch is None
+            else f"scores every {config.watch.every} iterations; if the run fails: {config.watch.action}",
             "folder": str(config.run.folder),
         }
         return "\n".join(
@@ -144,11 +149,15 @@ def prepare(config: Config, *, progress=True) -> Run:
         If files do not fit each other or cannot be used.
     ValueError
         If the folder has a checkpoint of other settings.
+    ImportError
+        If a package is missing that the configuration needs.
     """
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     if config.run.device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"[run] device is {config.run.device!r} in {config.path}, but PyTorch finds no CUDA device")
+    if config.watch is not None and find_spec("sklearn") is None:
+        raise ImportError('the scores of a watch need scikit-learn: pip install "cyclestarnet[training]"')
     settings, own = config.training, config.observed
     pixels = slice(*own.pixels) if own.pixels else slice(None)
     with _blamed(config, "observed"):
@@ -158,8 +167,9 @@ def prepare(config: Config, *, progress=True) -> Run:
             TrainingSet(own.path, split=split, pixels=pixels, grid=grid) for split in (own.split, own.validation)
         )
         rows = observed.rows(own.selection)
-        if len(validation.rows(own.selection)) < LEAST_STARS:
-            raise SpectrumError(f"{validation!r} has fewer than {LEAST_STARS} spectra that pass the selection")
+        held_rows, least = validation.rows(own.selection), LEAST_STARS if config.watch is None else LEAST_WATCHED
+        if len(held_rows) < least:
+            raise SpectrumError(f"{len(held_rows)} spectra of {validation!r} pass the selection; {least} are needed")
     sizes, recipe = config.network_settings(grid.n_pixels), _recipe(config, grid)
     synthetic, emulator, labels, pool = _synthetic_domain(config, grid, n_file, pixels, progress)
     source = StreamedSpectra if own.memory == "streamed" else ObservedSpectra.from_table
@@ -167,6 +177,9 @@ def prepare(config: Config, *, progress=True) -> Run:
     if own.anchors is not None:
         with _blamed(config, "observed", "anchors"):
             anchors = _anchors(own.anchors, own.split, labels, grid, n_file, pixels, settings)
+    held_out = None
+    if config.watch is not None:
+        held_out = ObservedSpectra.from_table(validation, settings, rows=_spread(held_rows, config.watch.n_spectra))
     device = config.run.device
     trainer = Trainer(
         sizes,
@@ -177,6 +190,8 @@ def prepare(config: Config, *, progress=True) -> Run:
         anchors=anchors,
         device=device,
         tensorboard=config.log.tensorboard,
+        watch=config.watch,
+        held_out=held_out,
     )
     return Run(config, grid, labels, emulator, pool, observed, validation, recipe, trainer)
 
@@ -196,31 +211,43 @@ def finish(run: Run, *, progress=True) -> Path:
     path
         The file of the model.
     """
-    config, trainer = run.config, run.trainer
+    config = run.config
     settings, selection = config.training, config.observed.selection
+    network, shift, iteration = _chosen_weights(run)
     pool = run.label_pool
-    if trainer.parts.prior_shift is not None:
-        shift = trainer.parts.prior_shift.detach().cpu().double().numpy()
-        pool = np.clip(pool + shift * pool.std(0), run.labels.lower, run.labels.upper)
+    if shift is not None:
+        pool = np.clip(pool + shift.double().numpy() * pool.std(0), run.labels.lower, run.labels.upper)
     model = assemble_model(
         config.run.name,
         labels=run.labels,
         grid=run.grid,
         emulator=run.emulator,
-        translator=Translator(trainer.averaged_network(), settings.flux_mean, settings.flux_std),
+        translator=Translator(network, settings.flux_mean, settings.flux_std),
         label_pool=pool,
         observed=_spectra(run.observed, selection, config.model.n_cloud, run.grid),
         validation=_spectra(run.validation, selection, config.model.n_validation, run.grid),
         limits={"sigma_floor": settings.sigma_floor, "sigma_max": settings.sigma_max},
         recipe=run.recipe,
-        provenance=_provenance(run),
+        provenance=_provenance(run, iteration),
         progress=progress,
     )
     model.save(config.model_path, half=config.model.half)
     return config.model_path
 
 
-def _provenance(run: Run) -> dict[str, str]:
+def _chosen_weights(run: Run):
+    """Network, shift of the label prior (or None) and iteration that the model shall have."""
+    trainer, best = run.trainer, run.config.run.folder / "best.pt"
+    if trainer.watch is None or run.config.model.weights == "last" or not best.exists():
+        shift = trainer.parts.prior_shift
+        return trainer.averaged_network(), None if shift is None else shift.detach().cpu(), trainer.iteration
+    state = load_state(best)
+    network = TranslationNetwork(trainer.network.settings)
+    network.load_state_dict(state["average"])
+    return network.eval().requires_grad_(False), state["parts"].get("prior_shift"), state["iteration"]
+
+
+def _provenance(run: Run, iteration: int) -> dict[str, str]:
     """What goes on the model card."""
     config, trainer, settings = run.config, run.trainer, run.config.training
     given, emulator = config.synthetic, "that of the synthetic domain"
@@ -234,7 +261,7 @@ def _provenance(run: Run) -> dict[str, str]:
         "synthetic domain": f"{(given.path or given.emulator).name}, {len(run.label_pool)} rows of labels",
         "emulator": emulator,
         "observed domain": f"{config.observed.path.name}, {len(trainer.observed)} spectra",
-        "training": f"{trainer.iteration} iterations of 2 x {settings.batch_size} spectra, seed {settings.seed}",
+        "training": f"{iteration} iterations of 2 x {settings.batch_size} spectra, seed {settings.seed}",
         "other than the paper's": ", ".join(run.changes()) or "nothing",
     } | dict(config.model.provenance)
 
@@ -261,10 +288,14 @@ def _grid_of(path: Path, n_file: int, pixels: slice) -> WavelengthGrid:
     return WavelengthGrid(wavelength * u.AA, tuple(pairwise(ends)))
 
 
+def _spread(rows, number: int):
+    """At most ``number`` of rows, evenly over them: files may be sorted."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(number, len(rows))).astype(int))]
+
+
 def _spectra(table: TrainingSet, selection: Selection, number: int, grid: WavelengthGrid):
-    """Some of the good spectra of a set, evenly over the file, as a spectrum with a row per star."""
-    rows = table.rows(selection)
-    rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(number, len(rows))).astype(int))]
+    """Some of the good spectra of a set, as a spectrum with a row per star."""
+    rows = _spread(table.rows(selection), number)
     edges = np.searchsorted(rows, np.arange(table.block_rows, table.n_spectra, table.block_rows))
     parts = []
     for block in np.split(rows, edges):

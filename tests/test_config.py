@@ -8,6 +8,7 @@ import pytest
 
 from cyclestarnet.backend.networks import NetworkSettings
 from cyclestarnet.backend.settings import TrainingSettings
+from cyclestarnet.backend.watch import WatchSettings
 from cyclestarnet.config import ConfigError, example_config, read_config
 
 
@@ -162,7 +163,8 @@ def test_the_defaults_that_the_example_tells_are_the_defaults(write, tmp_path):
     short = read_config(path)
     path.write_text(uncommented.replace('name = "my-model"', 'name = "model"'))
     whole = read_config(path)
-    assert replace(whole, network={}) == short
+    assert replace(whole, network={}, watch=None) == short
+    assert whole.watch == WatchSettings()
     assert whole.network_settings(7167) == NetworkSettings()
 
 

@@ -86,8 +86,8 @@ def test_tensorboard_holds_every_number_at_its_iteration(tmp_path):
     for row in rows(150, 200):
         log.write(row)
     log.close()
-    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    found = [(e.step, e.value) for e in events.Scalars("losses/rec_obs")]
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard" / "losses")).Reload()
+    found = [(e.step, e.value) for e in events.Scalars("rec_obs")]
     assert found == [(i, pytest.approx(100 / i)) for i in (50, 100, 150, 200)]
 
 

@@ -12,7 +12,7 @@ import torch
 from astropy.table import QTable, Table
 
 from cyclestarnet import CalibratedModel, LabelSet
-from cyclestarnet.backend.checkpoint import save_state
+from cyclestarnet.backend.checkpoint import load_state, save_state
 from cyclestarnet.backend.logs import read_log, read_run
 from cyclestarnet.backend.sources import StoredSynthetic, StreamedSpectra, StreamedSynthetic, SyntheticSpectra
 from cyclestarnet.backend.training import Trainer
@@ -54,17 +54,18 @@ batch_size = 64
 learning_rate = 0.01
 n_epochs = 60
 [model]
-n_validation = 4
+n_validation = 3
 {model}
+{watch}
 [log]
 every = 10
 checkpoint_every = 20
 """
 
 
-def write_config(folder, *, synthetic='path = "synthetic.h5"', observed="", labels="", training="", model=""):
-    text = CONFIG.format(synthetic=synthetic, observed=observed, labels=labels, training=training, model=model)
-    (folder / "run.toml").write_text(text)
+def write_config(folder, *, synthetic='path = "synthetic.h5"', **lines):
+    nothing = dict.fromkeys(("observed", "labels", "training", "model", "watch"), "")
+    (folder / "run.toml").write_text(CONFIG.format(**(nothing | {"synthetic": synthetic} | lines)))
     return folder / "run.toml"
 
 
@@ -74,7 +75,7 @@ def files(tmp_path_factory, line_family, tiny_emulator):
     folder, rng, labels = tmp_path_factory.mktemp("files"), np.random.default_rng(12), line_family.labels
     with h5py.File(folder / "observed.h5", "w") as file:
         file["wavelength"] = WAVELENGTH
-        for split, n in (("train", 60), ("val", 5)):
+        for split, n in (("train", 60), ("val", 12)):
             clean = line_family(line_family.draw(n, rng), width=rng.uniform(2.0, 2.4, n), depth=1.1)
             file[f"spectra {split}"] = rng.normal(clean, 0.005).astype("f4")
             file[f"spectra_err {split}"] = np.full(clean.shape, 0.005, "f4")
@@ -94,12 +95,20 @@ def folder(files, tmp_path):
     return shutil.copytree(files, tmp_path / "copy")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quick_classifier():
+    """A classifier of both domains takes seconds to train; the other scores stay as they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cyclestarnet.alignment.classifier_accuracy", lambda *samples, seed: (0.75, 0.05))
+        yield
+
+
 # -- the whole way -----------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def trained(files, tmp_path_factory):
     """Folder of a training that was stopped half way and called again."""
     folder = shutil.copytree(files, tmp_path_factory.mktemp("trained") / "copy")
-    config = str(write_config(folder))
+    config = str(write_config(folder, watch="[watch]\nevery = 20"))
     assert main(["train", config, "--until", "25"]) == 0
     assert main(["train", config]) == 0
     return folder
@@ -114,11 +123,23 @@ def test_training_ends_in_a_model_that_fits(trained, line_family):
 
 
 def test_a_stopped_and_resumed_training_is_that_of_one_go(trained, tmp_path):
-    folder = shutil.copytree(trained, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoint*", "*.csv"))
+    folder = shutil.copytree(trained, tmp_path / "copy", ignore=shutil.ignore_patterns("*.pt.previous", "*.csv"))
+    for name in ("checkpoint.pt", "best.pt"):
+        (folder / "run" / name).unlink()
     prepare(read_config(folder / "run.toml"), progress=False).trainer.run(progress=False, every=10)
-    whole, resumed = (path / "run" / "losses.csv" for path in (folder, trained))
-    assert list(read_log(whole)["iteration"]) == [10, 20, 30, 40]
-    assert whole.read_bytes() == resumed.read_bytes()
+    for name, iterations in {"losses.csv": [10, 20, 30, 40], "scores.csv": [20, 40]}.items():
+        whole, resumed = (path / "run" / name for path in (folder, trained))
+        assert list(read_log(whole)["iteration"]) == iterations
+        assert whole.read_bytes() == resumed.read_bytes()
+
+
+def test_the_model_has_the_weights_of_the_best_score(trained):
+    scores, best = read_log(trained / "run" / "scores.csv"), load_state(trained / "run" / "best.pt")
+    model = CalibratedModel.load(trained / "run" / "tiny.safetensors")
+    assert best["iteration"] == scores["iteration"][scores["score"].argmin()]
+    assert model.provenance["training"].startswith(f"{best['iteration']} iterations")
+    for name, weight in model.translator.network.state_dict().items():
+        torch.testing.assert_close(weight, best["average"][name])
 
 
 def test_training_leaves_a_figure(trained):
@@ -129,7 +150,8 @@ def test_info_tells_how_far_a_training_is(trained, capsys):
     assert main(["info", str(trained / "run")]) == 0
     printed = capsys.readouterr().out
     assert "checkpoint of iteration 40 of 40" in printed
-    assert f"{read_log(trained / 'run' / 'losses.csv')['rec_obs'][-1]:.4g}" in printed
+    for name, column in (("losses", "rec_obs"), ("scores", "sw_latent")):
+        assert f"{read_log(trained / 'run' / f'{name}.csv')[column][-1]:.4g}" in printed
 
 
 def test_stopping_says_how_to_go_on_and_what_differs_from_the_paper(folder, capsys):
@@ -216,6 +238,13 @@ def test_stored_spectra_within_the_range_are_trained_on(folder):
         warm = file["labels train"][:, 0] >= 4500
     assert isinstance(run.trainer.synthetic, StoredSynthetic)
     assert len(run.trainer.synthetic) == len(run.label_pool) == warm.sum()
+
+
+def test_a_watch_needs_spectra_to_look_at(folder):
+    with h5py.File(folder / "observed.h5", "r+") as file:
+        file["snr val"][:3] = 10
+    with pytest.raises(ConfigError, match=r"\[observed\] in .*: 9 spectra of .* pass the selection; 10 are needed"):
+        prepared(folder, watch="[watch]")
 
 
 def test_streamed_spectra_are_not_held_in_memory(folder):

@@ -28,7 +28,7 @@ class LossLog:
     folder : path-like
         Made at the first row.
     tensorboard : bool, optional
-        Write the numbers to ``<folder>/tensorboard``, too.
+        Write the numbers to ``<folder>/tensorboard/<name>``, too.
     name : str, optional
         Default: ``"losses"``.
 
@@ -117,10 +117,10 @@ class LossLog:
 
     def _write_scalars(self, row: Mapping[str, float | str | None]) -> None:
         if self._writer is None:  # later than the rewind, which says what earlier events to forget
-            self._writer = self._writer_class(str(self.folder / "tensorboard"), purge_step=self._purge)
+            self._writer = self._writer_class(str(self.folder / "tensorboard" / self.name), purge_step=self._purge)
         for name, value in row.items():
             if name != "iteration" and isinstance(value, Real):
-                self._writer.add_scalar(f"{self.name}/{name}", value, row["iteration"])
+                self._writer.add_scalar(name, value, row["iteration"])
         self._writer.flush()
 
 
