@@ -13,7 +13,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 Arrays = tuple[np.ndarray, ...]
+LabelScale = tuple[ArrayLike, ArrayLike]  # mean, standard deviation
 # Row numbers, flux, sigma, mask -> which rows are usable, and what is drawn of them.
 Prepare = Callable[[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None], tuple[np.ndarray, Arrays]]
 
@@ -56,7 +57,7 @@ class Source(Protocol):
     def load_state_dict(self, state: dict) -> None:
         """Go to where ``state`` was taken."""
 
-    def to(self, device) -> Source:
+    def to(self, device) -> Self:
         """Let `draw` give tensors on a device; returns the source itself."""
 
 
@@ -118,7 +119,9 @@ def _label_scale(labels: ArrayLike) -> tuple[Tensor, Tensor]:
     return mean, torch.where(std > 0, std, 1.0)
 
 
-def _standard_labels(table: SpectrumTable, rows: np.ndarray, scale) -> tuple[np.ndarray | None, tuple]:
+def _standard_labels(
+    table: SpectrumTable, rows: np.ndarray, scale: LabelScale | None
+) -> tuple[np.ndarray | None, tuple]:
     """All labels of a table, standardised by ``scale`` or by the mean and deviation of ``rows``, and the scale."""
     labels = table.labels
     if labels is None:
@@ -159,7 +162,7 @@ def _survey(table: SpectrumTable, prepare: Prepare, rows: np.ndarray) -> Iterato
     """Go through a table once, block by block: usable rows, and what is drawn of them. Warn of the others."""
     dropped = []
     blocks = _split_into_blocks(rows, table)
-    for block in tqdm(blocks, desc="reading", delay=5, leave=False):
+    for block in tqdm(blocks, desc="reading", delay=5, leave=False, disable=None):
         usable, arrays = _read_block(table, prepare, block)
         dropped.extend(block[~usable].tolist())
         yield block[usable], arrays if usable.all() else tuple(a[usable] for a in arrays)
@@ -195,7 +198,7 @@ class _ArrayTable:
         self.n_spectra, self.n_pixels = self._arrays[0].shape
         self.labels = labels
 
-    def read(self, start: int, stop: int):
+    def read(self, start: int, stop: int) -> tuple[np.ndarray | None, ...]:
         part = (None if a is None else a[start:stop] for a in self._arrays)
         with np.errstate(over="ignore"):  # what is too large for float32 turns infinite, which is a bad pixel
             types = (np.float32, np.float32, bool)
@@ -250,7 +253,15 @@ class ObservedSpectra(_Stateless):
         If no spectrum has a good pixel.
     """
 
-    def __init__(self, flux, sigma, mask, settings: TrainingSettings, *, ignore: ArrayLike | None = None):
+    def __init__(
+        self,
+        flux: ArrayLike,
+        sigma: ArrayLike,
+        mask: ArrayLike,
+        settings: TrainingSettings,
+        *,
+        ignore: ArrayLike | None = None,
+    ):
         shapes = [tuple(np.shape(a)) for a in (flux, sigma, mask)]
         if len(shapes[0]) != 2 or len(set(shapes)) > 1:
             raise ValueError(f"flux, sigma and mask must share a shape (n, n_pixels), but have {shapes}")
@@ -337,7 +348,14 @@ class StoredSynthetic(_Stateless):
     label_mean, label_std : tensor, shape (n_labels,), or None
     """
 
-    def __init__(self, flux, labels, settings: TrainingSettings, *, label_scale=None):
+    def __init__(
+        self,
+        flux: ArrayLike,
+        labels: ArrayLike | None,
+        settings: TrainingSettings,
+        *,
+        label_scale: LabelScale | None = None,
+    ):
         if np.ndim(flux) != 2 or (labels is not None and (np.ndim(labels) != 2 or len(labels) != len(flux))):
             shapes = [None if a is None else tuple(np.shape(a)) for a in (flux, labels)]
             raise ValueError(f"flux must be (n, n_pixels) and labels (n, n_labels), but they have the shapes {shapes}")
@@ -345,7 +363,12 @@ class StoredSynthetic(_Stateless):
 
     @classmethod
     def from_table(
-        cls, table: SpectrumTable, settings: TrainingSettings, *, rows: ArrayLike | None = None, label_scale=None
+        cls,
+        table: SpectrumTable,
+        settings: TrainingSettings,
+        *,
+        rows: ArrayLike | None = None,
+        label_scale: LabelScale | None = None,
     ) -> StoredSynthetic:
         """Read a file into memory, in blocks; see `ObservedSpectra.from_table`."""
         source = cls.__new__(cls)
@@ -408,7 +431,7 @@ class SyntheticSpectra(_Stateless):
     def __init__(
         self,
         emulator: Callable[[Tensor], Tensor],
-        label_pool,
+        label_pool: ArrayLike,
         settings: TrainingSettings,
         *,
         weights: ArrayLike | None = None,
@@ -616,7 +639,7 @@ class _Streamed:
             raise ValueError(f"the state is that of another stream of spectra: {found}, but here {here}")
         self._position = state["position"]
 
-    def to(self, device):
+    def to(self, device) -> Self:
         """Let `draw` move its batches to a device."""
         self._device = torch.device(device)
         return self
@@ -625,7 +648,7 @@ class _Streamed:
         """Stop the thread and free the windows. A later draw starts again."""
         self._reader.stop()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception) -> None:
@@ -739,7 +762,7 @@ class StreamedSynthetic(_Streamed):
         settings: TrainingSettings,
         *,
         rows: ArrayLike | None = None,
-        label_scale=None,
+        label_scale: LabelScale | None = None,
         window_rows: int = 2048,
     ):
         rows = _checked_rows(rows, table)
