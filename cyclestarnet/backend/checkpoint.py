@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -39,6 +40,10 @@ def write_atomically(path, write: Callable[[Path], None]) -> None:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read
         temporary.replace(path)
+    except OSError as error:
+        if error.errno and error.filename in (None, name):  # Python names no file if a write fails
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -50,7 +55,9 @@ def save_state(state: dict, path) -> None:
         previous = path.with_suffix(path.suffix + ".previous")
         previous.unlink(missing_ok=True)
         os.link(path, previous)
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+    buffer = io.BytesIO()  # written by torch, a full disk would be "unexpected pos 576 vs 534"
+    torch.save(state, buffer)
+    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
 def load_state(path) -> dict:
