@@ -476,9 +476,9 @@ class Trainer:
         try:
             state = load_state(self._checkpoint)
         except ModelFileError as error:
-            previous = self._checkpoint.with_name(f"{self._checkpoint.name}.previous")
-            way_out = f"rename {previous.name} beside it, the one before" if previous.exists() else "use another folder"
-            raise ModelFileError(f"{error}. To go on, {way_out}") from error
+            previous = self._checkpoint.with_name("checkpoint.pt.previous")
+            way_out = f"rename the one before, {previous.name}," if previous.exists() else "remove it to begin anew"
+            raise ModelFileError(f"{error}; {way_out}") from error
         wanted = asdict(self.settings) | {"network": self.network.settings.to_dict()}
         different = sorted(k for k in wanted if state["settings"].get(k) != wanted[k])
         if different:
