@@ -65,7 +65,9 @@ def principal_components(a, b, *, seed, n_components=20):
     a, b = _standardised(a, b)
     pooled = np.concatenate([a, b])
     pca = _sklearn("decomposition").PCA(min(n_components, *pooled.shape), random_state=seed)
-    scores = pca.fit_transform(pooled) / (np.sqrt(pca.explained_variance_[0]) or 1.0)
+    with np.errstate(invalid="ignore"):  # scikit-learn divides by the total variance, 0 if nothing has scatter
+        scores = pca.fit_transform(pooled)
+    scores /= np.sqrt(pca.explained_variance_[0]) or 1.0
     return scores[: len(a)], scores[len(a) :]
 
 
