@@ -87,9 +87,9 @@ def alignment_scores(
     translates strong lines to weak ones and back; distances of samples see that. The
     classifier sees fine differences but saturates at 1, where the
     Wasserstein distance still tells better from worse. Below the noise (χ² « 1) a cycle earns nothing more:
-    hence 1 + χ². On toy domains with known truth (10 runs of 8 checkpoints, of which 3 runs
-    had failed), the rank correlation with the error of translated spectra was 0.97; of
-    the cycles alone it was 0.79.
+    hence 1 + χ². On toy domains with known truth, on which this combination was chosen (10 runs
+    of 8 checkpoints; 3 runs had failed), its rank correlation with the error of translated
+    spectra was 0.97; that of the cycles alone was 0.79.
     """
     like = next(network.parameters())
 
@@ -157,7 +157,7 @@ class WatchSettings:
     divergence : float
         Factor on the best reconstruction and cycle losses.
     cycle_ratio : float
-        Cycle over reconstruction losses; up to 1.45 was seen half-way in runs that ended well at 1.05.
+        Cycle over reconstruction losses; up to 1.45 was seen on the way of a run that ended well at 1.04.
     collapse : float
         Scatter of fakes over that of reconstructions.
     every : int
