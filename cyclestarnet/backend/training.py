@@ -476,8 +476,9 @@ class Trainer:
         try:
             state = load_state(self._checkpoint)
         except ModelFileError as error:
-            previous = self._checkpoint.with_name("checkpoint.pt.previous")
-            way_out = f"rename the one before, {previous.name}," if previous.exists() else "remove it to begin anew"
+            way_out = "remove it to begin anew"
+            if (self.folder / "checkpoint.pt.previous").exists():
+                way_out = "to go on from the one before it, rename checkpoint.pt.previous to checkpoint.pt"
             raise ModelFileError(f"{error}; {way_out}") from error
         wanted = asdict(self.settings) | {"network": self.network.settings.to_dict()}
         different = sorted(k for k in wanted if state["settings"].get(k) != wanted[k])
