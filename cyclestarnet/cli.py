@@ -105,24 +105,36 @@ def train(options):
         return 0
     if options.config is None:
         raise ValueError("give the file of the training; cyclestarnet train --example prints one to begin with")
-    from cyclestarnet.runs import finish, prepare
+    from cyclestarnet.runs import joined_processes
 
-    config, progress = read_config(options.config), sys.stderr.isatty()
+    config = read_config(options.config)
     again = f"run the same command again to go on: cyclestarnet train {options.config}"
     try:
-        run = prepare(config, progress=progress)
-        print(run.summary(), flush=True)
-        trainer, log = run.trainer, config.log
-        trainer.run(until=options.until, progress=progress, every=log.every, checkpoint_every=log.checkpoint_every)
-        _progress_figure(config.run.folder)
-        if trainer.iteration < config.training.n_iterations:
-            print(f"stopped at iteration {trainer.iteration:,} of {config.training.n_iterations:,}; {again}")
-            return 0
-        print("trained; fits of validation stars now tell the model's own errors", flush=True)
-        print(f"model: {finish(run, progress=progress)}")
+        with joined_processes(config) as (config, rank):
+            return _train(config, options.until, again, talks=rank == 0)
     except KeyboardInterrupt:
         print(f"\ninterrupted; what is done is saved in {config.run.folder}. To go on, {again}", file=sys.stderr)
         return 130
+
+
+def _train(config, until, again, *, talks):
+    """Prepare, train, and finish unless there is more to train; only one of several processes talks."""
+    from cyclestarnet.runs import finish, prepare
+
+    progress = talks and sys.stderr.isatty()
+    run = prepare(config, progress=progress)
+    if talks:
+        print(run.summary(), flush=True)
+    trainer, log, last = run.trainer, config.log, config.training.n_iterations
+    trainer.run(until=until, progress=progress, every=log.every, checkpoint_every=log.checkpoint_every)
+    if not talks:
+        return 0
+    _progress_figure(config.run.folder)
+    if trainer.iteration < last:
+        print(f"stopped at iteration {trainer.iteration:,} of {last:,}; {again}")
+        return 0
+    print("trained; fits of validation stars now tell the model's own errors", flush=True)
+    print(f"model: {finish(run, progress=progress)}")
     return 0
 
 

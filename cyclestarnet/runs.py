@@ -8,10 +8,11 @@ the first step.
 from __future__ import annotations
 
 import logging
+import os
 import textwrap
 from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 from importlib.util import find_spec
 from itertools import pairwise
@@ -21,6 +22,7 @@ import astropy.units as u
 import h5py
 import numpy as np
 import torch
+import torch.distributed as dist
 from astropy.table import Table
 
 from cyclestarnet._version import __version__
@@ -55,7 +57,7 @@ from cyclestarnet.labels import LabelSet
 from cyclestarnet.model import CalibratedModel
 from cyclestarnet.spectra import to_spectrum
 
-__all__ = ["Run", "finish", "load_emulator", "prepare", "read_labels", "save_emulator"]
+__all__ = ["Run", "finish", "joined_processes", "load_emulator", "prepare", "read_labels", "save_emulator"]
 
 log = logging.getLogger(__name__)
 
@@ -152,6 +154,8 @@ def prepare(config: Config, *, progress=True) -> Run:
     ImportError
         If a package is missing that the configuration needs.
     """
+    if dist.is_initialized() and dist.get_rank() > 0:
+        dist.barrier()  # the first process makes the emulator, if there is none, and the others read it
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     if config.run.device.startswith("cuda") and not torch.cuda.is_available():
@@ -172,6 +176,8 @@ def prepare(config: Config, *, progress=True) -> Run:
             raise SpectrumError(f"{len(held_rows)} spectra of {validation!r} pass the selection; {least} are needed")
     sizes, recipe = config.network_settings(grid.n_pixels), _recipe(config, grid)
     synthetic, emulator, labels, pool = _synthetic_domain(config, grid, n_file, pixels, progress)
+    if dist.is_initialized() and dist.get_rank() == 0:
+        dist.barrier()
     source = StreamedSpectra if own.memory == "streamed" else ObservedSpectra.from_table
     anchors = None
     if own.anchors is not None:
@@ -194,6 +200,36 @@ def prepare(config: Config, *, progress=True) -> Run:
         held_out=held_out,
     )
     return Run(config, grid, labels, emulator, pool, observed, validation, recipe, trainer)
+
+
+@contextmanager
+def joined_processes(config: Config):
+    """Join the processes that ``torchrun`` has started, if it has.
+
+    Parameters
+    ----------
+    config : `~cyclestarnet.config.Config`
+
+    Yields
+    ------
+    config : `~cyclestarnet.config.Config`
+        With the device of this process.
+    rank : int
+        0 for the process that writes files and talks.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield config, 0
+        return
+    backend = "gloo"
+    if config.run.device == "cuda":
+        backend, device = "nccl", f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+        config = replace(config, run=replace(config.run, device=device))
+    dist.init_process_group(backend)
+    try:
+        yield config, dist.get_rank()
+    finally:
+        dist.destroy_process_group()
 
 
 def finish(run: Run, *, progress=True) -> Path:

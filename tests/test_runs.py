@@ -2,6 +2,8 @@
 
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import astropy.units as u
@@ -61,6 +63,8 @@ n_validation = 3
 every = 10
 checkpoint_every = 20
 """
+
+WITH_EMULATOR = 'emulator = "emulator.pt"\n'
 
 
 def write_config(folder, *, synthetic='path = "synthetic.h5"', **lines):
@@ -176,6 +180,18 @@ def test_ctrl_c_saves_and_says_how_to_go_on(folder, capsys, monkeypatch):
     assert read_run(folder / "run").iteration == 7
 
 
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(folder):
+    config = str(write_config(folder, synthetic=WITH_EMULATOR + "labels = {}"))
+    assert main(["train", config, "--until", "10"]) == 0
+    losses = folder / "run" / "losses.csv"
+    alone = read_log(losses)
+    shutil.rmtree(folder / "run")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*launch, "-m", "cyclestarnet.cli", "train", config, "--until", "10"], check=True, timeout=300)
+    assert read_log(losses)["rec_obs"] == pytest.approx(alone["rec_obs"], rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -196,9 +212,6 @@ def test_what_is_wrong_is_said_in_one_line_before_the_first_step(folder, capsys,
 # -- what goes into it -------------------------------------------------------------------
 def prepared(folder, **changes):
     return prepare(read_config(write_config(folder, **changes)), progress=False)
-
-
-WITH_EMULATOR = 'emulator = "emulator.pt"\n'
 
 
 def test_the_grid_comes_from_the_file_and_chips_end_at_leaps(folder):
