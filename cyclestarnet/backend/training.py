@@ -490,7 +490,10 @@ class Trainer:
         log.info("resumed %s at iteration %d", self._checkpoint, self.iteration)
 
     def _restore(self, state: dict) -> None:
-        for name, part in self._stateful().items():
+        parts = self._stateful()
+        if missing := sorted(parts.keys() - state.keys()):
+            raise ValueError(f"the run in {self.folder} was begun without {', '.join(missing)}; use another folder")
+        for name, part in parts.items():
             part.load_state_dict(state[name])
         self.average = {name: tensor.to(self.device) for name, tensor in state["average"].items()}
         self.iteration, self._rate, self._sums = state["iteration"], state["rate"], state["sums"]
