@@ -90,9 +90,11 @@ def _info_of_run(folder):
         if len(table.get("iteration", ())):
             print(f"{title} at iteration {table['iteration'][-1]:,}:")
             for name, column in table.items():
-                if name != "iteration" and column[-1] == column[-1] and column[-1] != "":  # NaN is not itself
-                    shown = column[-1] if column.dtype.kind == "U" else f"{column[-1]:.4g}"
-                    print(f"  {name:20}{shown}")
+                if column.dtype.kind == "U":
+                    said = [f"{text} ({i:,})" for i, text in zip(table["iteration"], column, strict=True) if text]
+                    print(f"  {name:20}{', '.join(said)}")
+                elif name != "iteration" and column[-1] == column[-1]:  # NaN is not itself
+                    print(f"  {name:20}{column[-1]:.4g}")
     return 0
 
 
@@ -126,10 +128,13 @@ def _train(config, until, again, *, talks):
     if talks:
         print(run.summary(), flush=True)
     trainer, log, last = run.trainer, config.log, config.training.n_iterations
-    trainer.run(until=until, progress=progress, every=log.every, checkpoint_every=log.checkpoint_every)
+    try:
+        trainer.run(until=until, progress=progress, every=log.every, checkpoint_every=log.checkpoint_every)
+    finally:  # of a run that failed it is wanted most
+        if talks:
+            _progress_figure(config.run.folder)
     if not talks:
         return 0
-    _progress_figure(config.run.folder)
     if trainer.iteration < last:
         print(f"stopped at iteration {trainer.iteration:,} of {last:,}; {again}")
         return 0

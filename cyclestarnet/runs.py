@@ -146,9 +146,8 @@ def prepare(config: Config, *, progress=True) -> Run:
     Raises
     ------
     ConfigError
-        If a value of the configuration does not fit what is in the files.
-    GridError, LabelError, SpectrumError, FileFormatError, ModelFileError
-        If files do not fit each other or cannot be used.
+        If a file cannot be used, or does not fit the others or the
+        configuration. The message says which part of the configuration named it.
     ValueError
         If the folder has a checkpoint of other settings.
     ImportError

@@ -81,16 +81,16 @@ def test_train_names_a_file_that_is_not_there(tmp_path, capsys):
 
 def test_info_shows_the_last_losses_and_scores_of_a_folder(tmp_path, capsys):
     (tmp_path / "losses.csv").write_text("iteration,rec_obs,latent\n50,3.5,\n100,1.25,\n")
-    (tmp_path / "scores.csv").write_text("iteration,c2st,verdict\n100,0.75,the split latent knows the labels\n")
+    (tmp_path / "scores.csv").write_text("iteration,c2st,verdicts\n50,0.8,stalled\n100,0.75,\n150,0.7,collapsed\n")
     assert main(["info", str(tmp_path)]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines == [
         f"{tmp_path}: no checkpoint yet",
         "losses at iteration 100:",
         "rec_obs 1.25",
-        "scores at iteration 100:",
-        "c2st 0.75",
-        "verdict the split latent knows the labels",
+        "scores at iteration 150:",
+        "c2st 0.7",
+        "verdicts stalled (50), collapsed (150)",
     ]
 
 

@@ -170,14 +170,15 @@ def test_ctrl_c_saves_and_says_how_to_go_on(folder, capsys, monkeypatch):
     step = Trainer.step
 
     def step_and_press(trainer):
-        if trainer.iteration == 6:
+        if trainer.iteration == 12:
             signal.raise_signal(signal.SIGINT)
         return step(trainer)
 
     monkeypatch.setattr(Trainer, "step", step_and_press)
     assert main(["train", str(write_config(folder))]) == 130
     assert "To go on, run the same command again" in capsys.readouterr().err
-    assert read_run(folder / "run").iteration == 7
+    assert read_run(folder / "run").iteration == 13
+    assert (folder / "run" / "progress.png").exists()
 
 
 @pytest.mark.slow
