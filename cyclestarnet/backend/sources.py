@@ -153,8 +153,9 @@ def _split_into_blocks(rows: np.ndarray, table: SpectrumTable) -> list[np.ndarra
 
 def _read_block(table: SpectrumTable, prepare: Prepare, rows: np.ndarray) -> tuple[np.ndarray, Arrays]:
     """Prepare rows of one block; the file is read from the first to the last of them."""
-    inside = rows - rows[0]
-    arrays = table.read(int(rows[0]), int(rows[-1]) + 1)
+    start, stop = int(rows[0]), int(rows[-1]) + 1
+    inside = slice(None) if len(rows) == stop - start else rows - start  # no copy where all are wanted
+    arrays = table.read(start, stop)
     return prepare(rows, *(None if a is None else a[inside] for a in arrays))
 
 
