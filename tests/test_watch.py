@@ -279,6 +279,22 @@ def test_critics_that_lose_their_lead_are_left_alone(rng):
     assert watched(rows, healthy_scores(rng)) == []
 
 
+def test_critics_that_nothing_can_tell_apart_may_guess(rng):
+    rows = healthy_rows(rng)
+    rows["critic_accuracy"] -= 0.24
+    assert watched(rows, healthy_scores(rng)) == []
+
+
+@pytest.mark.parametrize(("before", "later"), [(1.6, 1.6), (1.05, 1.4)])
+def test_cycles_may_be_far_off_or_drift_but_not_both(rng, before, later):
+    rows = healthy_rows(rng)
+    late, t = after(rows, 4000)
+    for domain in ("synth", "obs"):
+        rows[f"cyc_{domain}"] = before * rows[f"rec_{domain}"] * np.exp(rng.normal(0, 0.05, N_ROWS))
+        rows[f"cyc_{domain}"][late] *= 1 + (later / before - 1) * t / 6
+    assert watched(rows, healthy_scores(rng)) == []
+
+
 def test_single_bad_rows_and_evaluations_are_forgiven(rng):
     rows, scores = healthy_rows(rng), healthy_scores(rng)
     for name in ("rec_obs", "cyc_obs"):
