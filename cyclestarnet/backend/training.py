@@ -9,6 +9,7 @@ checkpoint as if it had not been.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import warnings
@@ -30,7 +31,7 @@ from cyclestarnet.backend.settings import TrainingSettings
 from cyclestarnet.backend.watch import Verdict, Watch, WatchSettings, alignment_scores
 from cyclestarnet.exceptions import ModelFileError, TrainingError, TrainingWarning
 
-__all__ = ["Anchors", "Trainer"]
+__all__ = ["Anchors", "Trainer", "join_processes"]
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +63,8 @@ class Anchors:
 class Trainer:
     """Trains a `~cyclestarnet.backend.networks.TranslationNetwork` on unpaired spectra of two domains.
 
-    Under ``torchrun`` each process works on its share of every batch; the first
-    writes the files.
+    In several processes (`join_processes`) each works on its share of every
+    batch; the first writes the files.
 
     Parameters
     ----------
@@ -500,6 +501,45 @@ class Trainer:
         self.generator.set_state(state["generator"])
         for table in self._logs.values():
             table.rewind(self.iteration)
+
+
+@contextmanager
+def join_processes(device: str = "cpu") -> Iterator[str]:
+    """Work together with the other processes that ``torchrun`` started; alone, if it did not start this one.
+
+    All processes need the same sources and settings, and a folder that all of
+    them see. A batch is shared out, so the result is that of one process with
+    the same ``batch_size``; the energy distance is the mean of those within
+    each share.
+
+    Parameters
+    ----------
+    device : str, optional
+        ``"cuda"`` gives each process of a machine a GPU of its own.
+
+    Yields
+    ------
+    str
+        The device of this process.
+
+    Examples
+    --------
+    In a file that is run by ``torchrun --standalone --nproc-per-node 4 train.py``::
+
+        with join_processes("cuda") as device:
+            Trainer(sizes, settings, synthetic.to(device), observed.to(device), folder, device=device).run()
+    """
+    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
+        yield device
+        return
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
 
 
 @contextmanager
