@@ -180,6 +180,12 @@ def test_impossible_rows_are_refused(rows):
         stream(rows=rows)
 
 
+def test_given_rows_are_given():
+    flux, weight = ObservedSpectra.from_table(Table(), SETTINGS).rows(torch.tensor([7, 3]))
+    assert rows_of(flux) == [7, 3]
+    assert weight.shape == flux.shape
+
+
 def test_draws_from_memory_follow_the_generator():
     source = ObservedSpectra.from_table(Table(), SETTINGS)
     first, second, other = (source.draw(20, torch.Generator().manual_seed(s))[0] for s in (1, 1, 2))
@@ -424,6 +430,13 @@ def test_weights_are_the_frequencies():
     frequency = np.bincount(flux[:, 0].int(), minlength=5)[1:] / 20_000
     np.testing.assert_allclose(frequency, weights / 10, atol=0.012)
     assert frequency[1] == 0
+
+
+def test_labels_are_rendered_as_they_are_drawn(line_family, rng):
+    emulator = lambda labels: torch.from_numpy(line_family(labels))  # noqa: E731
+    source = SyntheticSpectra(emulator, line_family.draw(20, rng), SETTINGS)
+    flux, labels = source.draw(5, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(source.render(labels), flux, rtol=0, atol=1e-4)
 
 
 def test_weights_do_not_change_the_scale_of_the_labels():
