@@ -298,14 +298,16 @@ class Trainer:
         """Average gradients and terms over the processes, and let the optimizer step if all terms are finite."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         values = list(terms.values())
+        own = torch.stack(values)  # of this process, whose share of the batch may be a fine one
         self._average([*(p.grad for p in parameters), *(v.unsqueeze(0) for v in values)])
         found = dict(zip(terms, torch.stack(values).tolist(), strict=True))
         bad = [name for name, value in found.items() if not abs(value) < float("inf")]
         if bad:
             where = ""
-            if self.folder is not None and self.rank == 0:
-                where = f"; the batch is in {self.folder / 'bad_batch.pt'}"
-                save_state({name: tensor.cpu() for name, tensor in batch.items()}, self.folder / "bad_batch.pt")
+            if self.folder is not None and not own.isfinite().all():
+                path = self.folder / ("bad_batch.pt" if self.n_processes == 1 else f"bad_batch.{self.rank}.pt")
+                where = f"; the batch is in {path}"
+                save_state({name: tensor.cpu() for name, tensor in batch.items()}, path)
             raise FloatingPointError(f"loss terms {bad} are not finite at iteration {self.iteration}{where}")
         if optimizer is self.optimizer and self.settings.gradient_clip is not None:
             nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip)
