@@ -61,6 +61,16 @@ def test_fakes_take_split_latents_of_observed_spectra(tiny_settings, spectra):
     assert scores["cyc_synth"] == pytest.approx((((back - x) * 3) ** 2).mean().item(), rel=1e-4)
 
 
+def test_each_split_latent_is_taken_once(tiny_settings, spectra):
+    """If the shared latents do nothing, the fakes are the reconstructions in another order."""
+    net, (x_synth, x_obs, weight) = network(tiny_settings), spectra
+    for parameter in net.decoder_sh.parameters():
+        torch.nn.init.zeros_(parameter)
+    scores = alignment_scores(net, x_synth[:30], x_obs, weight, seed=0)
+    assert scores["sw_obs"] == pytest.approx(0, abs=1e-4)
+    assert scores["scatter_obs"] == pytest.approx(1, abs=1e-4)
+
+
 def test_figures_compare_fakes_with_reconstructions(tiny_settings, spectra):
     net, (x_synth, x_obs, _) = network(tiny_settings), spectra
     scores = alignment_scores(net, *spectra, seed=5)
