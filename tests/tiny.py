@@ -61,11 +61,13 @@ class LineFamily:
         )
 
 
-def tiny_trainer(folder=None, *, double=False, layout=None, split_filters=2, emulator=None, table=None, **changes):
+def tiny_trainer(
+    folder=None, *, double=False, layout=None, split_filters=2, emulator=None, table=None, watch=None, **changes
+):
     """A trainer on 24 noisy spectra per domain.
 
     ``double`` makes everything float64; ``table`` streams the observed spectra from a file; ``weight_anchors`` comes
-    with 6 anchors.
+    with 6 anchors, and ``watch`` with 12 held-out spectra.
     """
     rng, family = np.random.default_rng(8), LineFamily()
     settings = TrainingSettings(
@@ -82,7 +84,9 @@ def tiny_trainer(folder=None, *, double=False, layout=None, split_filters=2, emu
         anchors = Anchors(ObservedSpectra(flux[:6], sigma[:6], mask[:6], settings), labels[:6])
         in_memory.append(anchors.observed)
     sizes = NetworkSettings(**(TINY_NETWORK.to_dict() | {"split_filters": split_filters}))
-    trainer = Trainer(sizes, settings, synthetic, observed, folder, anchors=anchors)
+    held_out = ObservedSpectra(*noisy(family.draw(12, rng), rng), settings) if watch else None
+    options = {"anchors": anchors, "watch": watch, "held_out": held_out}
+    trainer = Trainer(sizes, settings, synthetic, observed, folder, **options)
     if double:
         trainer.parts.double()
         trainer.parts.dtype, trainer.parts.maps = torch.float64, layout or trainer.parts.maps
@@ -91,6 +95,8 @@ def tiny_trainer(folder=None, *, double=False, layout=None, split_filters=2, emu
             setattr(synthetic, name, getattr(synthetic, name).double())
         for source in in_memory:
             source.flux, source.weight = source.flux.double(), source.weight.double()
+        if trainer.iteration:
+            trainer._load()  # once more: the first time it was rounded to float32
     return trainer
 
 
