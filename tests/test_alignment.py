@@ -90,7 +90,7 @@ def test_classifier_is_fast(rng):
     a, b = rng.normal(size=(2, 250, 7167))
     start = time.process_time()
     classifier_accuracy(a, b, seed=0)
-    assert time.process_time() - start < 3  # 0.3 s here; room for slow machines
+    assert time.process_time() - start < 5  # 0.3 s on an idle core; room for busy ones
 
 
 def test_components_keep_relative_sizes(rng):
