@@ -2,12 +2,16 @@
 
 import csv
 
+import numpy as np
 import pytest
 import torch
 from tiny import LineFamily
 from training_oracle import assert_same_state
 
+from cyclestarnet.backend.adaptation import Adaptation
 from cyclestarnet.backend.checkpoint import load_state
+from cyclestarnet.backend.networks import NetworkSettings
+from cyclestarnet.backend.settings import TrainingSettings
 from cyclestarnet.backend.watch import Verdict, WatchSettings
 from cyclestarnet.exceptions import TrainingError, TrainingWarning
 
@@ -119,3 +123,59 @@ def test_run_that_has_begun_is_not_started_anew(make_trainer, tmp_path):
     before = {name: array.clone() for name, array in second.parts.state_dict().items()}
     second.start_from(tmp_path / "first" / "checkpoint.pt")
     assert_same_state(second.parts.state_dict(), before)
+
+
+class Table:
+    """Twenty noisy spectra that can be streamed."""
+
+    n_spectra, n_pixels, block_rows, labels = 20, LineFamily.n_pixels, 4, None
+
+    def read(self, start, stop):
+        flux = np.random.default_rng(5).normal(0.9, 0.02, (self.n_spectra, self.n_pixels))[start:stop]
+        return flux.astype(np.float32), np.full(flux.shape, 0.02, np.float32), np.zeros(flux.shape, bool)
+
+
+def test_rollback_does_not_repeat_the_batches_of_a_stream(make_trainer, tmp_path):
+    settings = WatchSettings(every=2, n_spectra=12, grace=1000, window=4, patience=1, action="roll_back")
+    trainer = make_trainer(tmp_path, watch=settings, table=Table())
+    trainer.run(until=4, progress=False)
+    before = trainer.observed.state_dict()
+    with pytest.warns(TrainingWarning):
+        trainer._roll_back("a test")
+    assert trainer.observed.state_dict() == before
+
+
+def test_best_state_of_another_run_is_not_gone_back_to(make_trainer, tmp_path):
+    watched(make_trainer, tmp_path).run(until=4, progress=False)
+    (tmp_path / "checkpoint.pt").unlink()
+    anew = watched(make_trainer, tmp_path, action="roll_back")
+    with pytest.raises(TrainingError, match="has no saved state to go back to"):
+        anew._roll_back("a test")
+
+
+def test_start_from_a_run_with_other_options(make_trainer, tmp_path):
+    make_trainer(tmp_path / "first", weight_labels=1.0).save()
+    second = make_trainer(seed=3, prior_rate=1e-3)
+    second.start_from(tmp_path / "first" / "checkpoint.pt")
+    assert_same_state(second.network.state_dict(), make_trainer(weight_labels=1.0).network.state_dict())
+
+
+@pytest.mark.parametrize("folder", [None, "run"])
+def test_gradient_that_is_not_finite_changes_nothing(make_trainer, tmp_path, folder):
+    trainer = make_trainer(folder and tmp_path)
+    trainer.step()
+    before = {name: array.clone() for name, array in trainer.network.state_dict().items()}
+    trainer.network.decoder_obs[0].weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(FloatingPointError, match="the gradient is not finite at iteration 1"):
+        trainer.step()
+    assert_same_state(trainer.network.state_dict(), before)
+
+
+@pytest.mark.parametrize("option", ["weight_latent", "weight_labels", "critic_penalty"])
+def test_bfloat16_without_a_norm_of_the_latents(option, tiny_settings):
+    """Nothing but a normalisation brings latents back to full precision by itself."""
+    settings = TrainingSettings(mixed_precision=True, **{option: 1.0})
+    parts = Adaptation(NetworkSettings(**tiny_settings.to_dict() | {"latent_norm": False}), settings, n_labels=2)
+    x, labels = torch.randn(3, LineFamily.n_pixels), torch.randn(3, 2)
+    terms, transfers = parts.autoencoder_terms(x, x, torch.ones_like(x), labels)
+    assert all(torch.isfinite(term) for term in (terms | parts.critic_terms(transfers)).values())

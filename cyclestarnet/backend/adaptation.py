@@ -106,8 +106,10 @@ class Adaptation(nn.Module):
         cyc_obs = self._decode_obs(hidden_back[:n], hidden_split, matrices)  # with the original split latent
         cyc_synth = fast.run(net.decoder_synth, hidden_back[n:], matrices).spectra()
 
-        z_synth, z_obs = z.channels().split(n)
-        split_true, split_fake = (None if s is None else s.channels() for s in (z_split, split_back))
+        # in full precision, in which latents come out of their normalisation, if there is one
+        full = self.critic_synth.fc.weight.dtype
+        z_synth, z_obs = z.channels().to(full).split(n)
+        split_true, split_fake = (None if s is None else s.channels().to(full) for s in (z_split, split_back))
         judge = {
             "gen_synth": self._judge(self.critic_synth, obs_to_synth, z_obs, matrices),
             "gen_obs": self._judge(self.critic_obs, synth_to_obs, _joined(z_synth, split_fake), matrices),

@@ -118,6 +118,12 @@ class TrainingSettings:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {SCHEDULES}, but is {self.schedule!r}")
+        if self.gradient_clip is not None and not self.gradient_clip > 0:
+            raise ValueError(f"gradient_clip must be positive or None, but is {self.gradient_clip}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be two numbers in [0, 1), but are {self.betas}")
+        if self.warm_start >= self.n_iterations:
+            raise ValueError(f"warm_start ({self.warm_start}) must be below n_iterations ({self.n_iterations})")
         if self.adversarial not in ADVERSARIAL:
             raise ValueError(f"adversarial must be one of {ADVERSARIAL}, but is {self.adversarial!r}")
         if self.batch_size % self.micro_batches:

@@ -9,6 +9,7 @@ checkpoint as if it had not been.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import threading
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 
 ANCHORS_AT_ONCE = 4
 MOST_ROLLBACKS = 4
+LEAST_HELD_OUT = 10  # what a two-sample score needs
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +111,8 @@ class Trainer:
         if bool(settings.weight_anchors) != (anchors is not None):
             raise ValueError("anchors need weight_anchors, and weight_anchors needs anchors")
         self.device = torch.device(device)
+        for source in (synthetic, observed):
+            source.to(self.device)
         self.rank, self.n_processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self._check_together()
         self.folder = Path(folder) if folder is not None else None
@@ -136,7 +140,9 @@ class Trainer:
             self._load()
 
     def start_from(self, checkpoint) -> None:
-        """Begin with the weights of another run, whose settings and data may differ; a run that has begun goes on.
+        """Begin with networks and critics of another run, whose settings and data may differ.
+
+        A label head is taken over if both have one. A run that has begun goes on, and takes nothing.
 
         Parameters
         ----------
@@ -145,7 +151,9 @@ class Trainer:
         """
         if self.iteration == 0:
             state = load_state(checkpoint)
-            self.parts.load_state_dict(state["parts"])
+            own = self.parts.state_dict()
+            given = {name: value for name, value in state["parts"].items() if name in own and name != "prior_shift"}
+            self.parts.load_state_dict(own | given)
             self.average = {name: tensor.to(self.device) for name, tensor in state["average"].items()}
 
     def _check_together(self) -> None:
@@ -301,16 +309,18 @@ class Trainer:
         own = torch.stack(values)  # of this process, whose share of the batch may be a fine one
         self._average([*(p.grad for p in parameters), *(v.unsqueeze(0) for v in values)])
         found = dict(zip(terms, torch.stack(values).tolist(), strict=True))
-        bad = [name for name, value in found.items() if not abs(value) < float("inf")]
-        if bad:
+        bad = [name for name, value in found.items() if not math.isfinite(value)]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        if bad or not torch.isfinite(norm):
             where = ""
-            if self.folder is not None and not own.isfinite().all():
+            if self.folder is not None and not (bad and own.isfinite().all()):
                 path = self.folder / ("bad_batch.pt" if self.n_processes == 1 else f"bad_batch.{self.rank}.pt")
                 where = f"; the batch is in {path}"
                 save_state({name: tensor.cpu() for name, tensor in batch.items()}, path)
-            raise FloatingPointError(f"loss terms {bad} are not finite at iteration {self.iteration}{where}")
+            what = f"loss terms {bad} are" if bad else "the gradient is"
+            raise FloatingPointError(f"{what} not finite at iteration {self.iteration}{where}")
         if optimizer is self.optimizer and self.settings.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip)
+            nn.utils.clip_grads_with_norm_(parameters, self.settings.gradient_clip, norm)
         optimizer.step()
         return found
 
@@ -361,8 +371,10 @@ class Trainer:
                 elif self.iteration % checkpoint_every == 0 or self.iteration == last or stop or failing:
                     self.save()
                 if failing is not None and self.watch.settings.action == "stop":
-                    best = f"; the best state is in {self.folder / 'best.pt'}" if self.folder is not None else ""
-                    raise TrainingError(f"{failing}{best}")
+                    kept = self.folder is not None and self.watch.best is not None
+                    raise TrainingError(
+                        f"{failing}; the best state is in {self.folder / 'best.pt'}" if kept else f"{failing}"
+                    )
                 if stop:
                     break
             # of the last iteration, too; and no process ends before the first has written its checkpoint
@@ -385,8 +397,12 @@ class Trainer:
     # -- the watch -------------------------------------------------------------
     def _draw_held_out(self, held_out, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """Standardised spectra of both domains that scores are measured on, the same in the whole run."""
-        if held_out is None:
-            raise ValueError("a watch needs held_out, observed spectra that are not trained on")
+        if held_out is None or len(held_out) < LEAST_HELD_OUT:
+            found = "none" if held_out is None else len(held_out)
+            raise ValueError(
+                f"a watch needs held_out, {LEAST_HELD_OUT} or more observed spectra that are not trained on, "
+                f"but got {found}"
+            )
         generator = torch.Generator().manual_seed(self.settings.seed)
         x_synth, _ = self.synthetic.draw(min(number, len(held_out)), generator)
         return x_synth, *held_out.rows(torch.arange(min(number, len(held_out))))
@@ -395,7 +411,13 @@ class Trainer:
         """Score the averaged weights, log the scores, and keep the state if it is the best."""
         s = self.settings
         weight_synth = s.flux_std / s.synthetic_sigma
-        scores = alignment_scores(self.averaged_network(), *self._held_out, seed=s.seed, weight_synth=weight_synth)
+        scores = [None]
+        if self.rank == 0:
+            network = self.averaged_network().to(self.device)
+            scores = [alignment_scores(network, *self._held_out, seed=s.seed, weight_synth=weight_synth)]
+        if self.n_processes > 1:  # all are to come to the same verdict
+            dist.broadcast_object_list(scores)
+        scores = scores[0]
         verdicts = self.watch.see_scores(self.iteration, scores)
         if self._logs:
             codes = " ".join(verdict.code for verdict in verdicts)
@@ -412,15 +434,20 @@ class Trainer:
 
     def _roll_back(self, why: str) -> None:
         """Go back to the best state, or the last one saved, with half the learning rates and other random numbers."""
-        saved = [self.folder / name for name in ("best.pt", "checkpoint.pt")] if self.folder is not None else []
-        saved = [path for path in saved if path.exists()]
+        # a best.pt that this run has not written may be another's
+        names = ("best.pt", "checkpoint.pt") if self.watch.best is not None else ("checkpoint.pt",)
+        saved = [self.folder / name for name in names if (self.folder / name).exists()] if self.folder else []
         if not saved or self._rate <= 0.5**MOST_ROLLBACKS:
             reason = f"was rolled back {MOST_ROLLBACKS} times" if saved else "has no saved state to go back to"
             raise TrainingError(f"the run {reason}, and fails: {why}")
         failed, rate = self.iteration, 0.5 * self._rate
-        self._restore(load_state(saved[0]))
+        # streams stay where they are, and the generator goes elsewhere: the same batches would fail the same way
+        streams = [source.state_dict() for source in (self.synthetic, self.observed)]
+        self._restore(self._read(saved[0]))
+        for source, state in zip((self.synthetic, self.observed), streams, strict=True):
+            source.load_state_dict(state)
         self._rate = rate
-        self.generator.manual_seed(self.settings.seed + failed)  # the same batches would fail the same way
+        self.generator.manual_seed(self.settings.seed + failed)
         warnings.warn(
             f"rolled back from iteration {failed} to {self.iteration}, with {rate:g} times the learning rates: {why}",
             TrainingWarning,
@@ -477,20 +504,23 @@ class Trainer:
 
     def _load(self) -> None:
         try:
-            state = load_state(self._checkpoint)
+            state = self._read(self._checkpoint)
         except ModelFileError as error:
             way_out = "remove it to begin anew"
             if (self.folder / "checkpoint.pt.previous").exists():
                 way_out = "to go on from the one before it, rename checkpoint.pt.previous to checkpoint.pt"
             raise ModelFileError(f"{error}; {way_out}") from error
+        self._restore(state)
+        log.info("resumed %s at iteration %d", self._checkpoint, self.iteration)
+
+    def _read(self, path: Path) -> dict:
+        """A saved state of this run."""
+        state = load_state(path)
         wanted = asdict(self.settings) | {"network": self.network.settings.to_dict()}
         different = sorted(k for k in wanted if state["settings"].get(k) != wanted[k])
         if different:
-            raise ValueError(
-                f"{self._checkpoint} was made with other settings: {', '.join(different)}; use another folder"
-            )
-        self._restore(state)
-        log.info("resumed %s at iteration %d", self._checkpoint, self.iteration)
+            raise ValueError(f"{path} was made with other settings: {', '.join(different)}; use another folder")
+        return state
 
     def _restore(self, state: dict) -> None:
         parts = self._stateful()
