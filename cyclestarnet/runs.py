@@ -379,12 +379,10 @@ def _synthetic_domain(config: Config, grid: WavelengthGrid, n_file: int, pixels:
             pool = _pool(given.labels, labels, given.n_drawn, config.run.seed)
         return SyntheticSpectra(emulator, pool, settings), emulator, labels, pool
     with _blamed(config, "synthetic", "path"):
-        if table.labels is None:
-            raise FileFormatError(f"{given.path} has no labels, without which there is no prior on them")
-        values = table.labels * _kelvin(labels.names, table.labels)
+        values = _values(table, labels.names)
         inside = _inside(values, labels)
     source = StreamedSynthetic if given.memory == "streamed" else StoredSynthetic.from_table
-    return source(table, settings, rows=np.flatnonzero(inside)), emulator, labels, values[inside].astype(float)
+    return source(table, settings, rows=np.flatnonzero(inside)), emulator, labels, values[inside]
 
 
 def _cut(path, split, domain, grid: WavelengthGrid, n_file: int, pixels: slice) -> slice:
@@ -414,6 +412,8 @@ def _names(config: Config, n_labels: int, *candidates):
 def _labels_of_emulator(config: Config, emulator: Emulator, known: LabelSet | None, table: TrainingSet | None):
     """Label set of an emulator, and the emulator with ``teff`` in K."""
     names = _names(config, emulator.n_labels, known.names if known else None, table.label_names if table else None)
+    if known and names != known.names:
+        raise LabelError(f"names are {', '.join(names)}, but those of the emulator are {', '.join(known.names)}")
     emulator = adapt_emulator(emulator, label_scale=_kelvin(names, emulator.upper.numpy()))
     lower = known.lower if known else emulator.lower.double().numpy()
     upper = known.upper if known else emulator.upper.double().numpy()
@@ -422,11 +422,26 @@ def _labels_of_emulator(config: Config, emulator: Emulator, known: LabelSet | No
 
 def _labels_of_file(config: Config, table: TrainingSet):
     """Label set of a file of synthetic spectra, and its labels, ``teff`` in K."""
-    if table.labels is None:
-        raise FileFormatError(f"{table.path} has no dataset 'labels {table.split}', which the emulator needs")
-    names = _names(config, table.labels.shape[1], table.label_names)
-    values = (table.labels * _kelvin(names, table.labels)).astype(float)
+    values = _values(table)
+    names = _names(config, values.shape[1], table.label_names)
+    values = _values(table, names)
     return _label_set(config, names, np.nanmin(values, axis=0), np.nanmax(values, axis=0), {}), values
+
+
+def _values(table: TrainingSet, names=None):
+    """Labels of a file, float64: as they are there, or in the order of ``names`` and with ``teff`` in K."""
+    values, own = table.labels, table.label_names
+    if values is None:
+        raise FileFormatError(f"{table.path} has no dataset 'labels {table.split}', which a synthetic domain needs")
+    values = values.astype(float)
+    if names is None:
+        return values
+    if len(names) != values.shape[1] or (own is not None and sorted(own) != sorted(names)):
+        held = f"{values.shape[1]} labels" if own is None else f"the labels {', '.join(own)}"
+        raise LabelError(f"{table.path} has {held}, but must have {', '.join(names)}")
+    if own is not None:
+        values = values[:, [own.index(name) for name in names]]
+    return values * _kelvin(names, values)
 
 
 def _label_set(config: Config, names, lower, upper, combinations) -> LabelSet:

@@ -254,6 +254,44 @@ def test_stored_spectra_within_the_range_are_trained_on(folder):
     assert len(run.trainer.synthetic) == len(run.label_pool) == warm.sum()
 
 
+BOTH = WITH_EMULATOR + 'path = "synthetic.h5"'
+
+
+@pytest.mark.parametrize("synthetic", [BOTH, 'path = "synthetic.h5"'])
+def test_labels_of_stored_spectra_are_known_by_name(folder, synthetic):
+    own = "" if synthetic is BOTH else 'names = ["teff", "logg", "mg_h"]'
+    with h5py.File(folder / "synthetic.h5", "r+") as file:
+        truth = file["labels train"][:]
+        file["labels train"][:], file.attrs["label_names"] = truth[:, [2, 0, 1]], ["mg_h", "teff", "logg"]
+    run = prepared(folder, synthetic=synthetic, labels=own)
+    assert run.labels.names == ("teff", "logg", "mg_h")
+    np.testing.assert_array_equal(run.label_pool, truth)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["teff", "logg", "fe_h"], "has the labels teff, logg, fe_h, but must have teff, logg, mg_h"),
+        (["teff", "logg"], "has the labels teff, logg, but must have"),
+        (None, "has 2 labels, but must have teff, logg, mg_h"),
+    ],
+)
+def test_other_labels_of_stored_spectra_are_refused(folder, names, message):
+    with h5py.File(folder / "synthetic.h5", "r+") as file:
+        values = file["labels train"][:, : len(names or "ab")]
+        del file["labels train"], file.attrs["label_names"]
+        file["labels train"] = values
+        if names:
+            file.attrs["label_names"] = names
+    with pytest.raises(ConfigError, match=rf"\[synthetic\] path in .*synthetic\.h5 {message}"):
+        prepared(folder, synthetic=BOTH)
+
+
+def test_names_of_the_configuration_cannot_rename_an_emulator_that_knows_its_own(folder):
+    with pytest.raises(ConfigError, match=r"\[labels\] in .*names are logg, teff, mg_h, but those of the emulator"):
+        prepared(folder, synthetic=BOTH, labels='names = ["logg", "teff", "mg_h"]')
+
+
 def test_a_watch_needs_spectra_to_look_at(folder):
     with h5py.File(folder / "observed.h5", "r+") as file:
         file["snr val"][:3] = 10
