@@ -13,6 +13,7 @@ import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
+from astropy.nddata import StdDevUncertainty
 from tqdm.auto import tqdm
 
 from cyclestarnet.backend.predictor import EmulatorPredictor
@@ -86,7 +87,7 @@ def assemble_model(
     GridError, LabelError
         If the parts do not fit each other, or the pool leaves the range of the labels.
     SpectrumError
-        If hardly any validation star can be fitted.
+        If hardly any validation star can be fitted, or ``observed`` has no uncertainty.
     """
     pool = np.asarray(label_pool, dtype=float)
     labels.check_range(pool)
@@ -119,7 +120,11 @@ def assemble_model(
 
 def _filled(spectra, sigma_max):
     """Flux (n, n_pixels) of observed spectra for the encoders: bad pixels hold the continuum, as in training."""
-    flux, sigma = np.asarray(spectra.flux.value, dtype=float), np.asarray(spectra.uncertainty.array, dtype=float)
+    if spectra.uncertainty is None:
+        raise SpectrumError("observed must have an uncertainty, which tells its bad pixels, but has none")
+    with np.errstate(divide="ignore", invalid="ignore"):  # an inverse variance of 0 is a bad pixel
+        sigma = np.asarray(spectra.uncertainty.represent_as(StdDevUncertainty).array, dtype=float)
+    flux = np.asarray(spectra.flux.value, dtype=float)
     good = np.isfinite(flux) & (sigma <= sigma_max)
     if spectra.mask is not None:
         good &= ~np.asarray(spectra.mask, dtype=bool)

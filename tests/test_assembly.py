@@ -1,10 +1,13 @@
 """From trained parts to a model: errors learnt from residuals of known size, and a model that can be saved."""
 
+import astropy.units as u
 import numpy as np
 import pytest
+from astropy.nddata import InverseVariance, StdDevUncertainty, VarianceUncertainty
 
-from cyclestarnet import CalibratedModel, LabelSet, SpectrumError
+from cyclestarnet import CalibratedModel, LabelSet, SpectrumError, WavelengthGrid
 from cyclestarnet.assembly import (
+    _filled,
     assemble_model,
     correlation_inflation,
     fit_residuals,
@@ -16,6 +19,7 @@ from cyclestarnet.assembly import (
 from cyclestarnet.exceptions import LabelError
 from cyclestarnet.spectra import to_spectrum
 
+GRID = WavelengthGrid(np.linspace(5000, 5010, 50) * u.AA)
 TRUE_SCATTER = np.linspace(0.01, 0.03, 60)
 
 
@@ -159,6 +163,19 @@ def test_a_validation_star_that_cannot_be_fitted_is_left_out(tiny_model, line_fa
     assert fit_residuals(tiny_model, spectra, space="emulator", progress=False).flux.shape == (3, 415)
     with pytest.raises(SpectrumError, match=r"only 2 of 3 could be fitted; validation star 1: all 415 pixels"):
         fit_residuals(tiny_model, spectra[:3], space="emulator", progress=False)
+
+
+@pytest.mark.parametrize("kind", [StdDevUncertainty, VarianceUncertainty, InverseVariance])
+def test_large_errors_are_bad_pixels_whatever_tells_them(kind):
+    sigma = np.where(np.arange(50) % 5 == 0, 0.2, 0.01)
+    star = to_spectrum(np.full(50, 0.7), GRID, ivar=sigma**-2)
+    star.uncertainty = star.uncertainty.represent_as(kind)
+    np.testing.assert_array_equal(_filled(star, 0.05), np.where(sigma < 0.1, 0.7, 1.0))
+
+
+def test_observed_spectra_without_errors_are_refused():
+    with pytest.raises(SpectrumError, match="observed must have an uncertainty"):
+        _filled(to_spectrum(np.ones(50), GRID), 0.05)
 
 
 def test_a_pool_outside_the_range_is_refused(tiny_model):
