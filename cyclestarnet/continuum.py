@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import astropy.units as u
 import numpy as np
 
 from cyclestarnet.exceptions import GridError, SpectrumError
@@ -65,6 +66,44 @@ class ContinuumRecipe:
                     f"Chip {number} has {pixels[start:stop].sum()} continuum pixels; "
                     f"a polynomial of degree {self.degree} needs {self.degree + 1} or more"
                 )
+
+    @classmethod
+    def from_wavelengths(cls, grid, wavelengths, degree=4):
+        """Make the recipe whose continuum pixels lie at listed wavelengths.
+
+        Parameters
+        ----------
+        grid : `~cyclestarnet.WavelengthGrid`
+        wavelengths : `~astropy.units.Quantity` or array_like, shape (n,)
+            In vacuum; numbers are in Angstrom. Those within no pixel of the
+            grid, in the gap between two chips for instance, are ignored.
+        degree : int, optional
+
+        Returns
+        -------
+        `ContinuumRecipe`
+
+        Raises
+        ------
+        GridError
+            If a chip has too few continuum pixels for the polynomial.
+
+        Examples
+        --------
+        >>> import numpy as np, astropy.units as u
+        >>> from cyclestarnet import ContinuumRecipe, WavelengthGrid
+        >>> grid = WavelengthGrid(np.linspace(1500, 1510, 11) * u.nm)
+        >>> recipe = ContinuumRecipe.from_wavelengths(grid, [1502.1, 1505, 1507.8, 1999] * u.nm, degree=2)
+        >>> np.flatnonzero(recipe.pixels)
+        array([2, 5, 8])
+        """
+        wanted = u.Quantity(wavelengths, u.AA).value
+        pixels = np.zeros(grid.n_pixels, dtype=bool)
+        for start, stop in grid.chips:
+            edges = grid.edges((start, stop))
+            within = np.searchsorted(edges, wanted, side="right") - 1
+            pixels[start + within[(within >= 0) & (within < stop - start)]] = True
+        return cls(grid, pixels, degree)
 
     @cached_property
     def _bases(self):

@@ -905,9 +905,7 @@ def _published_pixels(emulator, translator, preset):
 def _apogee_recipe(grid):
     """Recipe with the continuum pixels of this package that lie on a grid."""
     with resources.as_file(resources.files("cyclestarnet.data") / "apogee_continuum_pixels.ecsv") as path:
-        listed = Table.read(path)["wavelength"]
-    near = np.isclose(grid.wavelength.value[:, None], np.asarray(listed), rtol=0, atol=0.02)
-    return ContinuumRecipe(grid, near.any(1))
+        return ContinuumRecipe.from_wavelengths(grid, Table.read(path)["wavelength"])
 
 
 def _std(sigma):

@@ -661,17 +661,12 @@ def _recipe(config: Config, grid: WavelengthGrid) -> ContinuumRecipe | None:
                 table = Table.read(path)
         else:
             table = Table.read(given)
-        pixels = np.zeros(grid.n_pixels, dtype=bool)
         if "wavelength" in table.colnames:
-            step = np.gradient(grid.wavelength.value)
-            wanted = np.asarray(table["wavelength"], dtype=float)
-            nearest = np.abs(grid.wavelength.value[:, None] - wanted).argmin(0)
-            close = np.abs(grid.wavelength.value[nearest] - wanted) < 0.5 * step[nearest]
-            pixels[nearest[close]] = True
-        elif "pixel" in table.colnames:
-            pixels[np.asarray(table["pixel"])] = True
-        else:
+            return ContinuumRecipe.from_wavelengths(grid, table["wavelength"], config.model.degree)
+        if "pixel" not in table.colnames:
             raise FileFormatError(f"{given} must have a column 'wavelength' or 'pixel', but has {table.colnames}")
+        pixels = np.zeros(grid.n_pixels, dtype=bool)
+        pixels[np.asarray(table["pixel"])] = True
         return ContinuumRecipe(grid, pixels, config.model.degree)
 
 

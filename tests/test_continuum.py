@@ -101,6 +101,26 @@ def test_input_is_unchanged(recipe, star):
         np.testing.assert_array_equal(array, copy)
 
 
+def test_pixels_are_those_that_hold_the_wavelengths(grid):
+    """Also at the edges of chips, whose neighbours lie 240 pixels away."""
+    pixels = np.array([0, 40, 80, 120, 159, 160, 200, 240, 270, 299])
+    step = grid.wavelength[pixels] * 6e-6 * np.log(10)
+    for shift in (-0.48, 0.0, 0.48):
+        recipe = ContinuumRecipe.from_wavelengths(grid, (grid.wavelength[pixels] + shift * step).to(u.nm))
+        np.testing.assert_array_equal(np.flatnonzero(recipe.pixels), pixels)
+
+
+def test_wavelengths_outside_of_all_pixels_are_ignored(grid):
+    inside = grid.wavelength.value[::20]
+    edges = grid.wavelength.value[[0, 159, 160, 299]] + 0.52 * 0.209 * np.array([-1, 1, -1, 1])
+    found, wanted = (ContinuumRecipe.from_wavelengths(grid, w).pixels for w in (np.r_[inside, edges], inside))
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_degree_of_the_recipe_can_be_chosen(grid):
+    assert ContinuumRecipe.from_wavelengths(grid, grid.wavelength[::20], degree=2).degree == 2
+
+
 def test_list_must_have_the_length_of_the_grid(grid):
     with pytest.raises(GridError, match=r"must have shape \(300,\), but has \(10,\)"):
         ContinuumRecipe(grid, np.ones(10))
