@@ -46,7 +46,7 @@ from tqdm.auto import tqdm
 from cyclestarnet import CalibratedModel
 from cyclestarnet._version import __version__
 from cyclestarnet.alignment import gaussian_transport
-from cyclestarnet.assembly import Residuals, assemble_model
+from cyclestarnet.assembly import Residuals, assemble_model, quiet_pixels
 from cyclestarnet.backend.checkpoint import load_state, save_state
 from cyclestarnet.backend.emulator import Emulator, EmulatorSettings, train_emulator
 from cyclestarnet.backend.networks import NetworkSettings, TranslationNetwork
@@ -116,22 +116,11 @@ def draw_labels(inputs, rng, n, fold, cool_fraction):
 
 # -- stages -----------------------------------------------------------------
 def continuum(options):
-    """Choose continuum pixels: near 1 and deaf to the labels, spread evenly over each chip.
-
-    The flux of the grid is a function of its labels alone, so its scatter over
-    the grid measures the answer to all labels at once. In each window of 100
-    pixels the 7 quietest are taken, if they are quiet enough.
-    """
+    """Choose continuum pixels: those that are quiet in spectra of giants."""
     labels, flux, label_set = synthetic_grid(options.inputs)
     teff, logg = (labels[:, label_set.index(name)] for name in ("teff", "logg"))
     flux = flux[(teff > 3900) & (teff < 5200) & (logg < 3.8)]
-    score = np.hypot(1 - flux.mean(0), flux.std(0))
-    chosen = []
-    for start, stop in GRID.chips:
-        for window in np.array_split(np.arange(start, stop), round((stop - start) / 100)):
-            best = window[np.argsort(score[window])[:7]]
-            chosen.extend(best[score[best] < 0.03])
-    chosen = np.sort(chosen)
+    score, chosen = np.hypot(1 - flux.mean(0), flux.std(0)), np.flatnonzero(quiet_pixels(flux, GRID))
     table = Table({"pixel": chosen, "wavelength": GRID.wavelength[chosen].round(3), "score": score[chosen].round(5)})
     table.meta = {
         "comments": [
