@@ -251,7 +251,8 @@ def finish(run: Run, *, progress=True) -> Path:
     network, shift, iteration = _chosen_weights(run)
     pool = run.label_pool
     if shift is not None:
-        pool = np.clip(pool + shift.double().numpy() * pool.std(0), run.labels.lower, run.labels.upper)
+        unit = run.trainer.synthetic.label_std.cpu()  # in which labels are trained: 1 for one that is constant
+        pool = np.clip(pool + (shift * unit).double().numpy(), run.labels.lower, run.labels.upper)
     model = assemble_model(
         config.run.name,
         labels=run.labels,

@@ -347,10 +347,11 @@ def test_a_selection_that_nothing_passes_is_named(folder):
 
 def test_a_shift_of_the_prior_in_training_is_a_shift_of_the_prior_of_the_model(folder, monkeypatch):
     monkeypatch.setattr("cyclestarnet.assembly.learn_errors", lambda model, *_, **options: model)  # fits take seconds
-    run = prepared(folder, synthetic=WITH_EMULATOR + "labels = {logg = [1.5, 2.5]}", training="prior_rate = 0.01")
-    run.trainer.parts.prior_shift.data = torch.tensor([0.0, 0.5, 0.0])
+    ranges = "labels = {logg = [1.5, 2.5], teff = [4500, 4500]}"
+    run = prepared(folder, synthetic=WITH_EMULATOR + ranges, training="prior_rate = 0.01")
+    run.trainer.parts.prior_shift.data = torch.tensor([3.0, 0.5, 0.0])
     moved = CalibratedModel.load(finish(run, progress=False)).prior.mean - run.label_pool.mean(0)
-    np.testing.assert_allclose(moved, [0, 0.5 * run.label_pool[:, 1].std(), 0], rtol=0.01, atol=1e-6)
+    np.testing.assert_allclose(moved, [3, 0.5 / np.sqrt(12), 0], rtol=0.02, atol=1e-6)  # a label that is constant: 1 K
 
 
 def test_anchors_come_from_a_file_of_known_labels(folder, line_family, rng):
