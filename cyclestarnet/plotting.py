@@ -14,6 +14,7 @@ __all__ = ["plot_fit", "plot_posterior", "plot_training"]
 DOMAIN_STYLES = {"synth": ("synthetic", "#0072B2"), "obs": ("observed", "#D55E00")}
 OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 NEUTRAL = "0.25"
+GUESS = {"cross_entropy": np.log(2), "least_squares": 0.25}  # what a critic's guess costs, per adversarial loss
 USUAL_TERMS = {"iteration", "critic_accuracy"} | {
     f"{kind}_{domain}" for kind in ("rec", "cyc", "gen", "critic") for domain in DOMAIN_STYLES
 }
@@ -133,7 +134,8 @@ def plot_training(run, *, scores=None, weights=None, axes=None):
     ----------
     run : path-like, or mapping of str to array
         Folder of a training, with ``losses.csv`` and perhaps ``scores.csv``;
-        or the columns of the former, ``iteration`` among them. NaN leaves a gap.
+        or the columns of the former, ``iteration`` among them, of a training
+        with the paper's adversarial loss. NaN leaves a gap.
     scores : mapping of str to array, optional
         Columns of the table of scores. Default: read from the folder.
     weights : mapping of str to float, optional
@@ -160,11 +162,14 @@ def plot_training(run, *, scores=None, weights=None, axes=None):
     >>> axes = plot_training("run")  # doctest: +SKIP
     >>> axes[0].figure.savefig("progress.png")  # doctest: +SKIP
     """
-    plt = _pyplot()
+    plt, adversarial = _pyplot(), "cross_entropy"
     if not isinstance(run, Mapping):
         from cyclestarnet.backend.logs import read_run
 
         record = read_run(run)
+        if not record.losses:
+            raise FileNotFoundError(f"{run} has no log to plot: losses.csv is missing or empty")
+        adversarial = record.settings.get("adversarial", adversarial)
         run, scores = record.losses, record.scores if scores is None else scores
         if weights is None:
             weights = {name: record.settings.get(f"weight_{name}", 1.0) for name in ("synth", "obs", "adversarial")}
@@ -175,7 +180,7 @@ def plot_training(run, *, scores=None, weights=None, axes=None):
     panels = {
         "Reconstruction": lambda ax: _autoencoder_panel(ax, run, scores, weights, "rec"),
         "Cycle": lambda ax: _autoencoder_panel(ax, run, scores, weights, "cyc"),
-        "Adversarial": lambda ax: _adversarial_panel(ax, run, weights["adversarial"]),
+        "Adversarial": lambda ax: _adversarial_panel(ax, run, weights["adversarial"], GUESS[adversarial]),
         "Critics": lambda ax: _accuracy_panel(ax, run),
     }
     further = [name for name in run if name not in USUAL_TERMS]
@@ -265,13 +270,13 @@ def _autoencoder_panel(ax, table, scores, weights, kind):
     ax.set_ylabel("λ × loss")
 
 
-def _adversarial_panel(ax, table, weight):
+def _adversarial_panel(ax, table, weight, guess):
     for domain, (name, color) in DOMAIN_STYLES.items():
         _curve(ax, table, f"gen_{domain}", factor=weight, color=color, label=f"generator, {name}")
         _curve(ax, table, f"critic_{domain}", factor=weight, color=color, label=f"critic, {name}", linestyle="--")
-    # A guess costs ln 2; a critic's loss is the sum of two, over true and fake spectra.
-    _guess(ax, weight * np.log(2), "generator, if critics guess")
-    _guess(ax, 2 * weight * np.log(2), "critic that guesses")
+    # A critic's loss is the sum of two, over true and fake spectra.
+    _guess(ax, weight * guess, "generator, if critics guess")
+    _guess(ax, 2 * weight * guess, "critic that guesses")
     _log_scale(ax)
     ax.set_ylabel("loss" if weight == 1 else f"λ × loss, λ = {weight:g}")
 

@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from cyclestarnet.backend.checkpoint import save_state
 from cyclestarnet.plotting import plot_training
 
 TERMS = [f"{kind}_{domain}" for kind in ("rec", "cyc", "gen", "critic") for domain in ("synth", "obs")]
@@ -52,6 +53,19 @@ def test_dotted_lines_are_what_guessing_costs():
     axes = plot_training(log_of(20))
     assert dotted(axes[2]) == [pytest.approx(np.log(2)), pytest.approx(2 * np.log(2))]  # cross-entropy of 0.5
     assert dotted(axes[3]) == [0.5]
+
+
+def test_guessing_costs_what_the_loss_of_the_run_says(tmp_path):
+    (tmp_path / "losses.csv").write_text("iteration,gen_obs\n50,0.4\n")
+    save_state({"iteration": 50, "settings": {"adversarial": "least_squares"}}, tmp_path / "checkpoint.pt")
+    lines = [line.get_ydata()[0] for line in plot_training(tmp_path)[2].lines if line.get_linestyle() == ":"]
+    assert lines == [0.25, 0.5]  # (0.5 - 1)², and that of true and fake
+
+
+def test_a_folder_without_a_log_is_named(tmp_path):
+    save_state({"iteration": 50}, tmp_path / "checkpoint.pt")
+    with pytest.raises(FileNotFoundError, match=r"has no log to plot: losses\.csv is missing"):
+        plot_training(tmp_path)
 
 
 def test_strong_lines_are_running_means_that_leave_gaps(rng):
