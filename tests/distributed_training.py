@@ -3,12 +3,14 @@
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from tiny import tiny_trainer
+from tiny import quick_scores, tiny_trainer
 
 from cyclestarnet.backend.training import join_processes
+from cyclestarnet.backend.watch import WatchSettings
 from cyclestarnet.io import TrainingSet
 
 RATES = {"learning_rate": 1e-3, "critic_learning_rate": 2e-3}
@@ -41,10 +43,11 @@ def outcome(folder, name):
 
 
 def run(folder, until):
-    """Begin a run or go on with it; rows and checkpoints come at different iterations."""
-    trainer = tiny_trainer(folder, double=True, **RATES, **RUN)
-    trainer.run(until=until, every=2, checkpoint_every=3, progress=False)
-    return trainer
+    """Begin a run or go on with it; rows, scores and checkpoints come at different iterations."""
+    trainer = tiny_trainer(folder, double=True, watch=WatchSettings(every=2, n_spectra=10), **RATES, **RUN)
+    with quick_scores() if trainer.rank == 0 else nullcontext():  # the true ones of another process would differ
+        trainer.run(until=until, every=2, checkpoint_every=3, progress=False)
+    return trainer.watch.best
 
 
 def fail(folder):
@@ -81,9 +84,9 @@ def main(folder):
     with join_processes():
         rank = int(os.environ["RANK"])
         found = {name: outcome(folder, name) for name in VARIANTS}
-        run(folder / "begun by one", until=6)
+        best = run(folder / "begun by one", until=6)
         run(folder / f"begun by two, {rank}", until=3)
-        found |= {"failed": fail(folder / "failed"), "stopped": stop(folder / "stopped")}
+        found |= {"best": best, "failed": fail(folder / "failed"), "stopped": stop(folder / "stopped")}
         torch.save(found, folder / f"rank {rank}.pt")
     sys.exit(found["stopped"][1])
 

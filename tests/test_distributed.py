@@ -79,12 +79,17 @@ def assert_close_runs(folder, whole):
     assert torch.equal(found["generator"], expected["generator"])
     for name, array in expected["average"].items():
         torch.testing.assert_close(found["average"][name], array, rtol=0, atol=1e-7)
-    assert (folder / "losses.csv").read_text() == (whole / "losses.csv").read_text()
+    for name in ("losses.csv", "scores.csv"):
+        assert (folder / name).read_text() == (whole / name).read_text()
 
 
 def test_run_begun_by_one_process_is_finished_by_two(folder, tmp_path):
     run(tmp_path, until=6)
     assert_close_runs(folder / "begun by one", tmp_path)
+
+
+def test_processes_know_the_scores_of_the_first(found, tmp_path):
+    assert found["best"] == pytest.approx(run(tmp_path, until=6), rel=1e-6)
 
 
 def test_run_begun_by_two_processes_is_finished_by_one(folder, tmp_path):

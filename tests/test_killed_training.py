@@ -9,18 +9,17 @@ import threading
 import time
 from functools import partial
 from itertools import count
-from unittest import mock
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from tiny import LineFamily, noisy, tiny_trainer
+from tiny import LineFamily, noisy, quick_scores, tiny_trainer
 from training_oracle import Oracle, assert_same_state, state
 
 from cyclestarnet.backend.checkpoint import load_state
 from cyclestarnet.backend.training import Trainer
-from cyclestarnet.backend.watch import SCORES, WatchSettings
+from cyclestarnet.backend.watch import WatchSettings
 from cyclestarnet.exceptions import ModelFileError
 from cyclestarnet.io import TrainingSet
 
@@ -48,15 +47,9 @@ WATCH = WatchSettings(every=7, n_spectra=10)
 def train(folder, options, path=None):
     """Begin a run, or go on with it, to its end; rows and checkpoints come at different iterations."""
     table = None if path is None else TrainingSet(path)
-    with mock.patch("cyclestarnet.backend.training.alignment_scores", scores):
+    with quick_scores():
         trainer = tiny_trainer(folder, table=table, watch=None if table else WATCH, **options)
         trainer.run(every=4, checkpoint_every=3, progress=False)
-
-
-def scores(network, x_synth, x_obs, weight_obs, **options):
-    """In place of the true ones, which take seconds: a function of the weights."""
-    with torch.no_grad():
-        return dict.fromkeys(SCORES, network.encode_obs(x_obs)[0].std().item())
 
 
 def live_and_die(death, *arguments):

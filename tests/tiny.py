@@ -1,5 +1,8 @@
 """Tiny things that tests and their subprocesses train: spectral lines with a known truth, networks, a trainer."""
 
+from contextlib import contextmanager
+from unittest import mock
+
 import numpy as np
 import torch
 
@@ -8,6 +11,7 @@ from cyclestarnet.backend.networks import NetworkSettings
 from cyclestarnet.backend.settings import TrainingSettings
 from cyclestarnet.backend.sources import ObservedSpectra, StreamedSpectra, SyntheticSpectra
 from cyclestarnet.backend.training import Anchors, Trainer
+from cyclestarnet.backend.watch import SCORES
 
 # The paper's network in small: 415 pixels (416 padded), latents of 10 positions.
 TINY_NETWORK = NetworkSettings(
@@ -98,6 +102,18 @@ def tiny_trainer(
         if trainer.iteration:
             trainer._load()  # once more: the first time it was rounded to float32
     return trainer
+
+
+@contextmanager
+def quick_scores():
+    """Replace the scores of a watch, which take seconds, by a function of the weights."""
+
+    def scores(network, x_synth, x_obs, weight_obs, **options):
+        with torch.no_grad():
+            return dict.fromkeys(SCORES, network.encode_obs(x_obs.to(next(network.parameters())))[0].std().item())
+
+    with mock.patch("cyclestarnet.backend.training.alignment_scores", scores):
+        yield
 
 
 def noisy(labels, rng):
