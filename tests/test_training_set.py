@@ -510,6 +510,27 @@ def test_one_file_has_one_set_of_labels(existing):
         save(existing, [spectrum()], split="val", labels=[[1.0]], label_names=["logg"])
 
 
+@pytest.mark.parametrize("names", [["logg", "m_h"], None])
+def test_labels_that_are_replaced_take_their_names_along(existing, names):
+    save(existing, [spectrum()], labels=[[1.0, 2.0]], label_names=names, overwrite=True)
+    assert TrainingSet(existing).label_names == (names and tuple(names))
+
+
+def test_names_stay_as_long_as_another_split_has_the_labels(existing):
+    save(existing, [spectrum()], split="val", labels=[[3.0]])
+    save(existing, [spectrum()], overwrite=True)
+    assert TrainingSet(existing, split="val").label_names == ("teff",)
+    with pytest.raises(ValueError, match=r"labels has 2 columns, but the other splits of .* \['teff'\]"):
+        save(existing, [spectrum()], labels=[[1.0, 2.0]], overwrite=True)
+
+
+def test_names_that_are_not_as_many_as_the_labels_are_refused(existing):
+    with h5py.File(existing, "r+") as file:
+        file.attrs["label_names"] = ["teff", "logg"]
+    with pytest.raises(FileFormatError, match=r"'labels train' of .* has 1 columns, but .* names 2"):
+        TrainingSet(existing)
+
+
 def test_damaged_file_is_left_alone(tmp_path):
     (tmp_path / "a.h5").write_bytes(b"precious")
     with pytest.raises(FileFormatError, match="truncated or no HDF5 file"):

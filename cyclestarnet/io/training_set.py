@@ -283,6 +283,12 @@ class TrainingSet:
                 )
             if file[name].dtype.kind not in "fiub":
                 raise FileFormatError(f"{name!r} of {self.path} must hold numbers, but holds {file[name].dtype}")
+        names, labels = file.attrs.get("label_names"), file.get(f"labels {split}")
+        if names is not None and labels is not None and len(names) != labels.shape[1]:
+            raise FileFormatError(
+                f"'labels {split}' of {self.path} has {labels.shape[1]} columns, but the attribute label_names "
+                f"names {len(names)}"
+            )
 
     def _check_grid(self, file, grid, n_file):
         if self.n_pixels == 0:
@@ -395,7 +401,7 @@ def write_training_set(
         If no spectrum can be used.
     ValueError
         If ``labels`` or ``chi2`` have another length than ``spectra``, or
-        ``label_names`` are not those of the file's other splits.
+        labels are not those of the file's other splits.
 
     Notes
     -----
@@ -452,6 +458,10 @@ def write_training_set(
                     known = list(file.attrs["label_names"])
                     raise ValueError(f"label_names are {names}, but those of the other splits of {path} are {known}")
                 file.attrs["label_names"] = names
+            known = list(file.attrs.get("label_names", ()))
+            if labels is not None and known and len(known) != per_row["labels"].shape[1]:
+                n_labels = per_row["labels"].shape[1]
+                raise ValueError(f"labels has {n_labels} columns, but the other splits of {path} have those of {known}")
             skipped = _write_rows(file, spectra, grid, split, recipe, per_row, mask_bits, progress)
         with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
@@ -472,6 +482,8 @@ def _copy_other_splits(path, file, split, grid, overwrite):
         if "wavelength" in old and not _same_wavelengths(old["wavelength"][()], grid):
             raise GridError(f"{path} has another grid (its dataset 'wavelength'); use another file")
         file.attrs.update(old.attrs)
+        if not any(name.startswith("labels ") and name not in own for name in old):
+            file.attrs.pop("label_names", None)  # they named the labels that are replaced
         for name in old:
             if name not in own:
                 old.copy(name, file)
