@@ -132,8 +132,13 @@ def test_spectra_without_good_pixels_are_left_out_and_named():
 
 
 def test_no_good_pixel_at_all_is_an_error():
-    with pytest.raises(SpectrumError, match=r"all 2 spectra .* check mask, errors and sigma_max"):
+    with pytest.raises(SpectrumError, match=r"all 2 spectra .* check .* mask, errors and sigma_max"):
         observed(np.full((2, 3), 0.06))
+
+
+def test_no_spectrum_at_all_is_an_error():
+    with pytest.raises(SpectrumError, match="there must be one spectrum or more"):
+        observed(np.ones((0, 3)))
 
 
 def test_stream_leaves_out_spectra_without_good_pixels():
@@ -519,6 +524,11 @@ def test_stored_spectra_that_are_not_finite_are_left_out(kind):
     assert len(source) == 48
     assert not {11, 30} & set(rows_of(flux))
     assert torch.isfinite(labels).all()
+
+
+def test_labels_none_of_which_is_finite_are_named():
+    with pytest.raises(SpectrumError, match=r"all 4 spectra .* check flux and labels"):
+        StoredSynthetic(np.ones((4, 3)), np.full((4, 2), np.nan), SETTINGS)
 
 
 def test_stored_spectra_come_from_arrays():

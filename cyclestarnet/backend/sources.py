@@ -134,6 +134,8 @@ def _standard_labels(
 # -- reading tables ---------------------------------------------------------------
 def _checked_rows(rows: ArrayLike | None, table: SpectrumTable) -> np.ndarray:
     """Row numbers, rising; None = all."""
+    if table.n_spectra == 0:
+        raise SpectrumError("there must be one spectrum or more, but there is none: flux has 0 rows")
     if rows is None:
         return np.arange(table.n_spectra)
     rows = np.asarray(rows)
@@ -170,7 +172,8 @@ def _survey(table: SpectrumTable, prepare: Prepare, rows: np.ndarray) -> Iterato
     if dropped:
         why = "have no good pixel, or values that are not finite"
         if len(dropped) == len(rows):
-            raise SpectrumError(f"all {len(rows)} spectra of {table!r} {why}; check mask, errors and sigma_max")
+            check = "check flux and labels, or of observed spectra mask, errors and sigma_max"
+            raise SpectrumError(f"all {len(rows)} spectra of {table!r} {why}; {check}")
         names = ", ".join(map(str, dropped[:10])) + (", ..." if len(dropped) > 10 else "")
         message = f"{len(dropped)} of {len(rows)} spectra of {table!r} {why}, and are left out: rows {names}"
         warnings.warn(message, CycleStarNetWarning, stacklevel=2)
