@@ -13,6 +13,7 @@ import textwrap
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import timedelta
 from importlib import resources
 from importlib.util import find_spec
 from itertools import pairwise
@@ -157,8 +158,7 @@ def prepare(config: Config, *, progress=True) -> Run:
         dist.barrier()  # the first process makes the emulator, if there is none, and the others read it
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
-    if config.run.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"[run] device is {config.run.device!r} in {config.path}, but PyTorch finds no CUDA device")
+    _check_device(config)
     if config.watch is not None and find_spec("sklearn") is None:
         raise ImportError('the scores of a watch need scikit-learn: pip install "cyclestarnet[training]"')
     settings, own = config.training, config.observed
@@ -201,6 +201,11 @@ def prepare(config: Config, *, progress=True) -> Run:
     return Run(config, grid, labels, emulator, pool, observed, validation, recipe, trainer)
 
 
+def _check_device(config: Config) -> None:
+    if config.run.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"[run] device is {config.run.device!r} in {config.path}, but PyTorch finds no CUDA device")
+
+
 @contextmanager
 def joined_processes(config: Config):
     """Join the processes that ``torchrun`` has started, if it has.
@@ -215,16 +220,23 @@ def joined_processes(config: Config):
         With the device of this process.
     rank : int
         0 for the process that writes files and talks.
+
+    Raises
+    ------
+    ConfigError
+        If the processes shall train on CUDA devices, but there is none.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield config, 0
         return
+    _check_device(config)
     backend = "gloo"
     if config.run.device == "cuda":
         backend, device = "nccl", f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
         config = replace(config, run=replace(config.run, device=device))
-    dist.init_process_group(backend)
+    # The others wait while the first process trains an emulator, which may take hours.
+    dist.init_process_group(backend, timeout=timedelta(days=1))
     try:
         yield config, dist.get_rank()
     finally:
