@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import warnings
 from importlib import resources
@@ -12,6 +13,8 @@ from cyclestarnet._version import __version__
 from cyclestarnet.exceptions import CycleStarNetError, CycleStarNetWarning
 
 __all__ = ["main"]
+
+log = logging.getLogger(__name__)
 
 DEMO_STAR = "apVisit-r13-9518-57729-104.fits"
 
@@ -115,7 +118,10 @@ def train(options):
         with joined_processes(config) as (config, rank):
             return _train(config, options.until, again, talks=rank == 0)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; what is done is saved in {config.run.folder}. To go on, {again}", file=sys.stderr)
+        if (config.run.folder / "checkpoint.pt").exists():
+            print(f"\ninterrupted; what is done is saved in {config.run.folder}. To go on, {again}", file=sys.stderr)
+        else:
+            print(f"\ninterrupted before the training began, and nothing is saved; {again}", file=sys.stderr)
         return 130
 
 
@@ -127,9 +133,11 @@ def _train(config, until, again, *, talks):
     run = prepare(config, progress=progress)
     if talks:
         print(run.summary(), flush=True)
-    trainer, log, last = run.trainer, config.log, config.training.n_iterations
+    trainer, last = run.trainer, config.training.n_iterations
     try:
-        trainer.run(until=until, progress=progress, every=log.every, checkpoint_every=log.checkpoint_every)
+        trainer.run(
+            until=until, progress=progress, every=config.log.every, checkpoint_every=config.log.checkpoint_every
+        )
     finally:  # of a run that failed it is wanted most
         if talks:
             _progress_figure(config.run.folder)
@@ -145,15 +153,23 @@ def _train(config, until, again, *, talks):
 
 def _progress_figure(folder):
     """Write ``progress.png``, if there is anything to draw and to draw with."""
-    from cyclestarnet.plotting import plot_training
-
     if not (folder / "losses.csv").exists():
         return
     try:
+        from matplotlib import pyplot
+
+        from cyclestarnet.plotting import plot_training
+
         figure = plot_training(folder)[0].figure
+        try:
+            figure.savefig(folder / "progress.png", dpi=120)
+        finally:
+            pyplot.close(figure)
     except ImportError:
-        return  # a training must not fail for want of a figure
-    figure.savefig(folder / "progress.png", dpi=120)
+        return
+    except Exception as error:  # a training must not fail for want of a figure, nor its own error be hidden
+        log.warning("progress.png cannot be drawn: %s", error)
+        return
     print(f"progress: {folder / 'progress.png'}")
 
 

@@ -21,7 +21,7 @@ from cyclestarnet.backend.training import Trainer
 from cyclestarnet.cli import main
 from cyclestarnet.config import ConfigError, read_config
 from cyclestarnet.exceptions import FileFormatError, GridError, LabelError, ModelFileError
-from cyclestarnet.runs import finish, load_emulator, prepare, read_labels, save_emulator
+from cyclestarnet.runs import finish, joined_processes, load_emulator, prepare, read_labels, save_emulator
 
 WAVELENGTH = 10 ** (4.18 + 6e-6 * np.r_[0:200, 260:475])
 CONFIG = """
@@ -179,6 +179,44 @@ def test_ctrl_c_saves_and_says_how_to_go_on(folder, capsys, monkeypatch):
     assert "To go on, run the same command again" in capsys.readouterr().err
     assert read_run(folder / "run").iteration == 13
     assert (folder / "run" / "progress.png").exists()
+
+
+def test_ctrl_c_before_the_first_step_does_not_say_that_anything_is_saved(folder, capsys, monkeypatch):
+    monkeypatch.setattr("cyclestarnet.runs.train_emulator", lambda *_, **options: signal.raise_signal(signal.SIGINT))
+    assert main(["train", str(write_config(folder))]) == 130
+    assert "interrupted before the training began, and nothing is saved" in capsys.readouterr().err
+
+
+def test_a_figure_that_fails_hides_no_error_of_the_training(folder, capsys, caplog, monkeypatch):
+    def fail(*_, **options):
+        (folder / "run").mkdir(exist_ok=True)
+        (folder / "run" / "losses.csv").write_text("iteration,rec_obs\n1,2\n")
+        raise FloatingPointError("the loss is not finite")
+
+    monkeypatch.setattr(Trainer, "run", fail)
+    monkeypatch.setattr("cyclestarnet.plotting.plot_training", lambda *_: 1 / 0)
+    assert main(["train", str(write_config(folder, synthetic=WITH_EMULATOR + "labels = {}"))]) == 2
+    assert "the loss is not finite" in capsys.readouterr().err
+    assert "progress.png cannot be drawn: division by zero" in caplog.text
+
+
+def test_processes_wait_for_the_first_one_as_long_as_it_needs(folder, monkeypatch):
+    given = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("get_rank", "destroy_process_group"):
+        monkeypatch.setattr(f"torch.distributed.{name}", lambda: 0)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda backend, **options: given.update(options))
+    with joined_processes(read_config(write_config(folder))):
+        assert given["timeout"].total_seconds() >= 12 * 3600  # an emulator may take hours
+
+
+def test_processes_without_their_devices_say_so(folder, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = read_config(write_config(folder))
+    config = replace(config, run=replace(config.run, device="cuda"))
+    with pytest.raises(ConfigError, match="PyTorch finds no CUDA device"), joined_processes(config):
+        pass
 
 
 @pytest.mark.slow
