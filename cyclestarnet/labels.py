@@ -17,7 +17,7 @@ from astropy.table import Column
 
 from cyclestarnet.exceptions import LabelError
 
-__all__ = ["LabelSet", "difference_unit", "unit_of_label"]
+__all__ = ["LabelSet", "difference_unit", "kelvin_scale", "unit_of_label"]
 
 _UNITS = {
     "teff": u.K,
@@ -48,6 +48,34 @@ def difference_unit(name):
     """
     unit = unit_of_label(name)
     return u.dex if isinstance(unit, u.LogUnit) else unit
+
+
+def kelvin_scale(names, values):
+    """Return factors that turn a ``teff`` in units of 1000 K, as The Payne has it, into one in K.
+
+    Parameters
+    ----------
+    names : sequence of str
+    values : array_like, shape (..., n_labels)
+        A ``teff`` that stays below 100 is taken for one in units of 1000 K. NaN has no say.
+
+    Returns
+    -------
+    array, shape (n_labels,)
+        1 for all other labels.
+
+    Examples
+    --------
+    >>> from cyclestarnet.labels import kelvin_scale
+    >>> kelvin_scale(["logg", "teff"], [[2.0, 4.1], [1.0, 5.2]])
+    array([   1., 1000.])
+    """
+    scale = np.ones(len(names))
+    if "teff" in names:
+        k = list(names).index("teff")
+        if np.fmax.reduce(np.asarray(values)[..., k], axis=None) < 100:
+            scale[k] = 1000
+    return scale
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,7 +33,7 @@ from cyclestarnet.fitting.objective import GaussianPrior, Objective
 from cyclestarnet.fitting.sampling import sample_posterior
 from cyclestarnet.fitting.solvers import minimise
 from cyclestarnet.grid import APSTAR_CHIPS, WavelengthGrid, apogee_grid
-from cyclestarnet.labels import LabelSet, difference_unit
+from cyclestarnet.labels import LabelSet, difference_unit, kelvin_scale
 from cyclestarnet.results import FitFlag, FitResult, Posterior
 from cyclestarnet.spectra import Pixels, to_pixels, to_spectrum
 
@@ -243,9 +243,7 @@ class CalibratedModel:
         n_pixels, sizes = network.settings.n_pixels, network.settings
         grid = apogee_grid(n_pixels, cut=CUTS[preset])
         names = _published_labels(labels, payne.n_labels)
-        scale = np.ones(len(names))
-        if "teff" in names and payne.upper[names.index("teff")] < 100:
-            scale[names.index("teff")] = 1000
+        scale = kelvin_scale(names, payne.upper.numpy())
         pixels = _published_pixels(payne, translator, preset)
         payne = adapt_emulator(payne, pixels=pixels, label_scale=scale)
         label_set = LabelSet(names, payne.lower.double().numpy(), payne.upper.double().numpy())

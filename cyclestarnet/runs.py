@@ -40,6 +40,7 @@ from cyclestarnet.backend.sources import (
     StreamedSpectra,
     StreamedSynthetic,
     SyntheticSpectra,
+    split_into_blocks,
 )
 from cyclestarnet.backend.training import Anchors, Trainer
 from cyclestarnet.config import Config, ConfigError
@@ -54,7 +55,7 @@ from cyclestarnet.exceptions import (
 )
 from cyclestarnet.grid import WavelengthGrid, apogee_grid
 from cyclestarnet.io.training_set import Selection, TrainingSet
-from cyclestarnet.labels import LabelSet
+from cyclestarnet.labels import LabelSet, kelvin_scale
 from cyclestarnet.model import CalibratedModel
 from cyclestarnet.spectra import to_spectrum
 
@@ -344,11 +345,9 @@ def _spread(rows, number: int):
 def _spectra(table: TrainingSet, selection: Selection, number: int, grid: WavelengthGrid):
     """Some of the good spectra of a set, as a spectrum with a row per star."""
     rows = _spread(table.rows(selection), number)
-    edges = np.searchsorted(rows, np.arange(table.block_rows, table.n_spectra, table.block_rows))
     parts = []
-    for block in np.split(rows, edges):
-        if len(block):
-            parts.append([array[block - block[0]] for array in table.read(int(block[0]), int(block[-1]) + 1)])
+    for block in split_into_blocks(rows, table):
+        parts.append([array[block - block[0]] for array in table.read(int(block[0]), int(block[-1]) + 1)])
     flux, sigma, mask = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     good = ~mask & np.isfinite(flux) & np.isfinite(sigma) & (sigma > 0)
     ivar = np.where(good, np.where(good, sigma, 1.0).astype(float) ** -2, 0.0)
@@ -404,14 +403,6 @@ def _cut(path, split, domain, grid: WavelengthGrid, n_file: int, pixels: slice) 
     return pixels if n == n_file and n != grid.n_pixels else slice(None)
 
 
-def _kelvin(names, values):
-    """Factors that turn a ``teff`` in units of 1000 K into one in K."""
-    scale = np.ones(len(names), dtype=np.float32)
-    if "teff" in names and np.nanmax(np.asarray(values)[..., names.index("teff")]) < 100:
-        scale[names.index("teff")] = 1000
-    return scale
-
-
 def _names(config: Config, n_labels: int, *candidates):
     """Names of labels: those of the configuration, or of the first that knows them."""
     for names in (config.labels.names, *candidates, PAYNE_LABELS if n_labels == len(PAYNE_LABELS) else None):
@@ -427,7 +418,7 @@ def _labels_of_emulator(config: Config, emulator: Emulator, known: LabelSet | No
     names = _names(config, emulator.n_labels, known.names if known else None, table.label_names if table else None)
     if known and names != known.names:
         raise LabelError(f"names are {', '.join(names)}, but those of the emulator are {', '.join(known.names)}")
-    emulator = adapt_emulator(emulator, label_scale=_kelvin(names, emulator.upper.numpy()))
+    emulator = adapt_emulator(emulator, label_scale=kelvin_scale(names, emulator.upper.numpy()))
     lower = known.lower if known else emulator.lower.double().numpy()
     upper = known.upper if known else emulator.upper.double().numpy()
     return _label_set(config, names, lower, upper, known.combinations if known else {}), emulator
@@ -454,7 +445,7 @@ def _values(table: TrainingSet, names=None):
         raise LabelError(f"{table.path} has {held}, but must have {', '.join(names)}")
     if own is not None:
         values = values[:, [own.index(name) for name in names]]
-    return values * _kelvin(names, values)
+    return values * kelvin_scale(names, values)
 
 
 def _label_set(config: Config, names, lower, upper, combinations) -> LabelSet:
@@ -539,7 +530,7 @@ def read_labels(path, labels: LabelSet):
             return _columns(columns, labels, path)
     if np.ndim(whole) != 2 or np.shape(whole)[1] != len(labels):
         raise LabelError(f"the labels of {path} must have the shape (n, {len(labels)}), but have {np.shape(whole)}")
-    return np.asarray(whole, dtype=float) * _kelvin(labels.names, whole)
+    return np.asarray(whole, dtype=float) * kelvin_scale(labels.names, whole)
 
 
 def _columns(columns, labels: LabelSet, path):
@@ -551,7 +542,7 @@ def _columns(columns, labels: LabelSet, path):
         for name in labels
     ]
     values = np.stack([np.asarray(column, dtype=float) for column in values], axis=1)
-    return values * _kelvin(labels.names, values)
+    return values * kelvin_scale(labels.names, values)
 
 
 # -- emulators ---------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 from astropy.table import QTable, Table
 
 from cyclestarnet.exceptions import LabelError
-from cyclestarnet.labels import LabelSet, difference_unit, unit_of_label
+from cyclestarnet.labels import LabelSet, difference_unit, kelvin_scale, unit_of_label
 
 DEX_LOGG = u.dex(u.cm / u.s**2)
 
@@ -200,3 +200,15 @@ def test_container_protocol(labels):
 
 def test_scale_is_the_width_of_the_range(labels):
     np.testing.assert_array_equal(labels.scale, [2500, 4, 2.5, 2.5])
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [([[np.nan, 2], [4.5, 3]], [1000, 1]), ([4.5, 2], [1000, 1]), ([[4500, 2]], [1, 1]), ([[np.nan, 2]], [1, 1])],
+)
+def test_teff_in_units_of_1000_kelvin_is_told_by_its_size(values, scale):
+    np.testing.assert_array_equal(kelvin_scale(("teff", "logg"), values), scale)
+
+
+def test_labels_without_teff_have_no_scale():
+    np.testing.assert_array_equal(kelvin_scale(("logg", "m_h"), [[2, 0.1]]), [1, 1])

@@ -32,6 +32,7 @@ __all__ = [
     "StreamedSpectra",
     "StreamedSynthetic",
     "SyntheticSpectra",
+    "split_into_blocks",
 ]
 
 Arrays = tuple[np.ndarray, ...]
@@ -147,8 +148,8 @@ def _checked_rows(rows: ArrayLike | None, table: SpectrumTable) -> np.ndarray:
     return unique
 
 
-def _split_into_blocks(rows: np.ndarray, table: SpectrumTable) -> list[np.ndarray]:
-    """The rows that are read together, without empty blocks."""
+def split_into_blocks(rows: np.ndarray, table: SpectrumTable) -> list[np.ndarray]:
+    """Rising row numbers of a table, split into those that are read together; no block is empty."""
     edges = np.searchsorted(rows, np.arange(table.block_rows, table.n_spectra, table.block_rows))
     return [block for block in np.split(rows, edges) if len(block)]
 
@@ -164,7 +165,7 @@ def _read_block(table: SpectrumTable, prepare: Prepare, rows: np.ndarray) -> tup
 def _survey(table: SpectrumTable, prepare: Prepare, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Arrays]]:
     """Go through a table once, block by block: usable rows, and what is drawn of them. Warn of the others."""
     dropped = []
-    blocks = _split_into_blocks(rows, table)
+    blocks = split_into_blocks(rows, table)
     for block in tqdm(blocks, desc="reading", delay=5, leave=False, disable=None):
         usable, arrays = _read_block(table, prepare, block)
         dropped.extend(block[~usable].tolist())
@@ -600,7 +601,7 @@ class _Streamed:
             raise ValueError(f"window_rows must be positive, but is {window_rows}")
         usable = np.concatenate([block for block, _ in _survey(table, prepare, rows)])
         per_window = max(round(window_rows / table.block_rows), 1)
-        self._order = _Order(_split_into_blocks(usable, table), per_window, (seed, self._domain))
+        self._order = _Order(split_into_blocks(usable, table), per_window, (seed, self._domain))
         self._identity = {"seed": seed, "n_spectra": len(usable), "window": per_window, "block": table.block_rows}
         self._reader = _Reader(table, prepare, self._order)
         # Also at the interpreter's exit, while its threads are still whole; the reader does not know this object.
