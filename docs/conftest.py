@@ -1,5 +1,7 @@
 """Doctests of these pages write into a folder that goes away, use one core, and do not meet the builder's files."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ collect_ignore = ["__init__.py", "conf.py", "figures.py", "_build", "api"]
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(Path(__file__).parent / "examples")
 
 
 @pytest.fixture(autouse=True, scope="session")
