@@ -277,11 +277,11 @@ def prior(options):
     pool = np.hstack([four, rest]) @ design.double().numpy()
     abundances = [k for k, name in enumerate(label_set) if name.endswith("_h") and name not in ("c_h", "n_h")]
     pool[:, abundances] += ELEMENT_SCATTER * rng.standard_normal((len(pool), len(abundances)))
-    inside = ((pool >= label_set.lower) & (pool <= label_set.upper)).all(1)
-    log.info("%d of %d labels lie on the grid", inside.sum(), len(pool))
-    np.savez(
-        options.work / "label_pool.npz", pool=pool[inside].astype(np.float32), scatter=scatter, four=four, trend=trend
-    )
+    # clipped, not left out: that would take away giants of high gravity, and with them the zero point of log g
+    outside = ((pool < label_set.lower) | (pool > label_set.upper)).any(1)
+    log.info("%d of %d rows of labels are moved to the edge of the grid", outside.sum(), len(pool))
+    pool = pool.clip(label_set.lower, label_set.upper)
+    np.savez(options.work / "label_pool.npz", pool=pool.astype(np.float32), scatter=scatter, four=four, trend=trend)
 
 
 def quadratic(labels, reference):
