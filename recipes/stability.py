@@ -439,7 +439,7 @@ def tables(rows):
                 n_converged = f"{sum(map(converged, found))} of {len(found)}"
                 lines.append((pair, option, n_converged, chi2, correlation, metals, score))
     header = ("domains", "recipe", "converged", "χ² of Eq. 11", "correlation, Teff", "[M/H]", "label-free score")
-    write_table("seeds", header, lines, "Ten seeds: median (lowest to highest)")
+    write_table("seeds", header, lines, "Seeds: median (lowest to highest)")
 
     lines = []
     for option in OPTIONS:
