@@ -265,6 +265,9 @@ class Batches:
         self.n_drawn += n
         return tuple(array[self.n_drawn - n : self.n_drawn] for array in self.arrays)
 
+    def to(self, device):
+        return self
+
 
 def step_losses(truth, x_synth, x_obs, weight_obs):
     """S1, Section 2.3: every term of one iteration; the critics' on detached tensors."""
