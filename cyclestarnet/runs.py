@@ -8,12 +8,10 @@ the first step.
 from __future__ import annotations
 
 import logging
-import os
 import textwrap
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import timedelta
 from importlib import resources
 from importlib.util import find_spec
 from itertools import pairwise
@@ -42,7 +40,7 @@ from cyclestarnet.backend.sources import (
     SyntheticSpectra,
     split_into_blocks,
 )
-from cyclestarnet.backend.training import Anchors, Trainer
+from cyclestarnet.backend.training import Anchors, Trainer, join_processes
 from cyclestarnet.config import Config, ConfigError
 from cyclestarnet.continuum import ContinuumRecipe
 from cyclestarnet.exceptions import (
@@ -227,21 +225,10 @@ def joined_processes(config: Config):
     ConfigError
         If the processes shall train on CUDA devices, but there is none.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield config, 0
-        return
     _check_device(config)
-    backend = "gloo"
-    if config.run.device == "cuda":
-        backend, device = "nccl", f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device)
-        config = replace(config, run=replace(config.run, device=device))
-    # The others wait while the first process trains an emulator, which may take hours.
-    dist.init_process_group(backend, timeout=timedelta(days=1))
-    try:
-        yield config, dist.get_rank()
-    finally:
-        dist.destroy_process_group()
+    with join_processes(config.run.device) as device:
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        yield replace(config, run=replace(config.run, device=device)), rank
 
 
 def finish(run: Run, *, progress=True) -> Path:

@@ -202,7 +202,8 @@ def test_a_figure_that_fails_hides_no_error_of_the_training(folder, capsys, capl
 
 def test_processes_wait_for_the_first_one_as_long_as_it_needs(folder, monkeypatch):
     given = {}
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "1")
     for name in ("get_rank", "destroy_process_group"):
         monkeypatch.setattr(f"torch.distributed.{name}", lambda: 0)
     monkeypatch.setattr("torch.distributed.init_process_group", lambda backend, **options: given.update(options))
