@@ -373,6 +373,7 @@ def pack(options):
     translation.load_state_dict(state["average"])
     translator = Translator(translation, settings.flux_mean, settings.flux_std)
     pool = np.load(options.work / "label_pool.npz")["pool"].astype(float)
+    pool = pool.clip(label_set.lower, label_set.upper)  # single precision rounds across the edge
     model = assemble_model(
         "apogee-giants",
         labels=label_set,
