@@ -757,7 +757,7 @@ def write_tables(report, emulator_report):
 def write_comparison(options):
     """Write docs/tables/before_after.rst: models that were measured on the same stars, side by side."""
     reports = {}
-    for run in ("before", "training", "anchored"):
+    for run in dict.fromkeys(("before", options.run, "anchored")):
         path = options.work / f"evaluation_{run}.json"
         if path.exists():
             reports[run] = json.loads(path.read_text())
@@ -779,6 +779,7 @@ def write_comparison(options):
         return form.format(report["networks"]["scores"][key])
 
     rows = {
+        "stars": lambda r: r["Eq. 11"]["n"],
         "χ²/dof, median": lambda r: f"{r['Eq. 11']['chi2']:.2f} ({r['Eq. 9']['chi2']:.2f})",
         "residual half-width [σ]": lambda r: f"{r['Eq. 11']['half_width']:.2f} ({r['Eq. 9']['half_width']:.2f})",
         "residual bias [σ]": lambda r: f"{r['Eq. 11']['bias_sigma']:+.3f} ({r['Eq. 9']['bias_sigma']:+.3f})",
@@ -799,10 +800,10 @@ def write_comparison(options):
     }
     header = (
         "Eq. 11 (Eq. 9 in brackets)",
-        *({"training": "now", "anchored": f"{N_ANCHORS} anchors"}.get(k, k) for k in reports),
+        *({options.run: "now", "anchored": f"{N_ANCHORS} anchors"}.get(k, k) for k in reports),
     )
     lines = [
-        ".. list-table:: The embedded model before and now, on the same 1,000 held-out stars",
+        ".. list-table:: The embedded model before and now, on the same held-out stars",
         "   :header-rows: 1",
         "",
     ]
