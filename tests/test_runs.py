@@ -182,7 +182,10 @@ def test_ctrl_c_saves_and_says_how_to_go_on(folder, capsys, monkeypatch):
 
 
 def test_ctrl_c_before_the_first_step_does_not_say_that_anything_is_saved(folder, capsys, monkeypatch):
-    monkeypatch.setattr("cyclestarnet.runs.train_emulator", lambda *_, **options: signal.raise_signal(signal.SIGINT))
+    def interrupt(*_, **options):
+        raise KeyboardInterrupt  # not by a signal: background jobs of a shell ignore SIGINT
+
+    monkeypatch.setattr("cyclestarnet.runs.train_emulator", interrupt)
     assert main(["train", str(write_config(folder))]) == 130
     assert "interrupted before the training began, and nothing is saved" in capsys.readouterr().err
 
