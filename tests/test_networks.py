@@ -245,5 +245,6 @@ def test_initial_weights_fill_the_xavier_range(module):
         if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d | nn.Linear):
             n = layer.weight.shape
             bound = np.sqrt(6 / ((n[0] + n[1]) * np.prod(n[2:])))
-            assert 0.9 * bound < layer.weight.abs().max().item() <= bound
+            largest = layer.weight.abs().max().item()
+            assert (0.9 if layer.weight.numel() > 100 else 0.5) * bound < largest <= bound  # few draws rarely fill it
             assert (layer.bias == 0.01).all()

@@ -110,7 +110,7 @@ def quick_scores():
 
     def scores(network, x_synth, x_obs, weight_obs, **options):
         with torch.no_grad():
-            return dict.fromkeys(SCORES, network.encode_obs(x_obs.to(next(network.parameters())))[0].std().item())
+            return dict.fromkeys(SCORES, network.obs_to_synth(x_obs.to(next(network.parameters()))).std().item())
 
     with mock.patch("cyclestarnet.backend.training.alignment_scores", scores):
         yield
