@@ -1,12 +1,43 @@
-"""Priors on labels: what is believed of a star before its spectrum is seen."""
+"""Priors on labels: what is believed of a star before its spectrum is seen.
+
+Densities are up to a constant factor, over all labels of a model, in the
+labels' own units; bounds are no concern of theirs. They do arithmetic on
+float64 tensors, on the device where the labels are.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
-__all__ = ["GaussianPrior"]
+from cyclestarnet.exceptions import LabelError
+from cyclestarnet.labels import LabelSet, difference_unit
+
+__all__ = ["GaussianConstraints", "GaussianPrior", "IsochronePrior", "Prior", "ProductPrior"]
+
+BLOCK = 2_000_000  # products of stars and isochrone points in memory at once, 16 MB per array
+
+
+class Prior(Protocol):
+    """A density of labels (n, n_labels), known with its derivatives."""
+
+    n_labels: int
+
+    def log_density(self, labels: Tensor) -> Tensor:
+        """Natural logarithm of the density up to a constant, (n,)."""
+        ...
+
+    def derivatives(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log density (n,), its gradient (n, d), and its curvature (n, d, d).
+
+        The curvature is minus the Hessian, or a positive semi-definite stand-in.
+        """
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +73,310 @@ class GaussianPrior:
         object.__setattr__(self, "covariance", covariance)
         object.__setattr__(self, "precision", np.linalg.inv(covariance))
 
+    @property
+    def n_labels(self) -> int:
+        """Number of labels."""
+        return len(self.mean)
+
     def distance2(self, labels: np.ndarray) -> np.ndarray:
         """Squared Mahalanobis distance of labels (..., n_labels)."""
         offset = labels - self.mean
         return np.einsum("...i,ij,...j->...", offset, self.precision, offset)
 
+    def log_density(self, labels: Tensor) -> Tensor:
+        """See `Prior`."""
+        offset = labels - _tensor(self.mean, labels)
+        return -0.5 * ((offset @ _tensor(self.precision, labels)) * offset).sum(-1)
+
+    def derivatives(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Prior`; the curvature is exact."""
+        offset, precision = labels - _tensor(self.mean, labels), _tensor(self.precision, labels)
+        slope = offset @ precision
+        return -0.5 * (slope * offset).sum(-1), -slope, precision.expand(len(labels), -1, -1)
+
 
 def _correlation(covariance: np.ndarray) -> np.ndarray:
     size = np.sqrt(np.diag(covariance))
     return covariance / np.outer(size, size)
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianConstraints:
+    """Independent Gaussians on some labels, or on linear combinations of labels; flat in all else.
+
+    Parameters
+    ----------
+    matrix : array, shape (n_constraints, n_labels)
+        Weights of the labels in each combination.
+    mean, sigma : array, shape (n_constraints,)
+        Of the combinations.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not agree, or a number is not finite or a sigma not positive.
+
+    See Also
+    --------
+    GaussianConstraints.of : the same from names and quantities.
+    """
+
+    matrix: np.ndarray
+    mean: np.ndarray
+    sigma: np.ndarray
+
+    def __post_init__(self):
+        for name in ("matrix", "mean", "sigma"):
+            object.__setattr__(self, name, np.array(getattr(self, name), dtype=float))
+        if self.matrix.ndim != 2 or not self.mean.shape == self.sigma.shape == self.matrix.shape[:1]:
+            raise ValueError(
+                "constraints need a matrix (m, n_labels), a mean (m,) and a sigma (m,), but have shapes "
+                f"{self.matrix.shape}, {self.mean.shape}, {self.sigma.shape}"
+            )
+        if not all(np.isfinite(a).all() for a in (self.matrix, self.mean, self.sigma)):
+            raise ValueError("matrix, mean and sigma of constraints must be finite; leave out what is not known")
+        if not (self.sigma > 0).all():
+            raise ValueError(f"sigma must be positive, but is {self.sigma}; to fix a label use `fixed` of a fit")
+
+    @classmethod
+    def of(cls, beliefs: Mapping, labels: LabelSet) -> GaussianConstraints:
+        """Make constraints from pairs of mean and σ by name.
+
+        Parameters
+        ----------
+        beliefs : mapping of str to pair of `~astropy.units.Quantity`
+            Mean and standard deviation of labels, or of combinations that
+            ``labels`` defines. Plain numbers will do for what is in dex.
+        labels : `~cyclestarnet.LabelSet`
+            Of the model.
+
+        Returns
+        -------
+        `GaussianConstraints`
+
+        Raises
+        ------
+        LabelError
+            If a name is unknown, a unit wrong, or a value no pair of finite
+            numbers with a positive second one.
+
+        Examples
+        --------
+        >>> import astropy.units as u
+        >>> from cyclestarnet import LabelSet
+        >>> from cyclestarnet.fitting.priors import GaussianConstraints
+        >>> labels = LabelSet(["teff", "logg", "m_h"], [3500, 0, -2], [6000, 4, 0.5])
+        >>> prior = GaussianConstraints.of({"teff": (4500 * u.K, 50 * u.K), "m_h": (-0.1, 0.05)}, labels)
+        >>> prior.mean
+        array([ 4.5e+03, -1.0e-01])
+        """
+        if not beliefs:
+            raise LabelError("a prior needs at least one label, for example {'m_h': (-0.1, 0.05)}; or use prior=None")
+        rows, means, sigmas = [], [], []
+        for name, pair in beliefs.items():
+            rows.append(_weights(labels, name))
+            try:
+                mean, sigma = pair
+            except (TypeError, ValueError):
+                raise LabelError(f"the prior of '{name}' must be a pair (mean, sigma), but is {pair!r}") from None
+            means.append(_values(name, mean, ndim=0))
+            sigmas.append(_sigma(name, sigma))
+        return cls(np.stack(rows), np.stack(means), np.stack(sigmas))
+
+    @property
+    def n_labels(self) -> int:
+        """Number of labels."""
+        return self.matrix.shape[1]
+
+    def log_density(self, labels: Tensor) -> Tensor:
+        """See `Prior`."""
+        return -0.5 * (self._residual(labels) ** 2).sum(-1)
+
+    def derivatives(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Prior`; the curvature is exact."""
+        residual, whitening = self._residual(labels), _tensor(self.matrix / self.sigma[:, None], labels)
+        curvature = (whitening.T @ whitening).expand(len(labels), -1, -1)
+        return -0.5 * (residual**2).sum(-1), -residual @ whitening, curvature
+
+    def _residual(self, labels: Tensor) -> Tensor:
+        combined = labels @ _tensor(self.matrix, labels).T
+        return (combined - _tensor(self.mean, labels)) / _tensor(self.sigma, labels)
+
+
+@dataclass(frozen=True, eq=False)
+class ProductPrior:
+    """Several priors that are all believed, independent of each other: their product.
+
+    Parameters
+    ----------
+    priors : sequence of `Prior`
+        At least one, all of the same labels.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or they are of different numbers of labels.
+    """
+
+    priors: Sequence[Prior]
+
+    def __post_init__(self):
+        object.__setattr__(self, "priors", tuple(self.priors))
+        sizes = [prior.n_labels for prior in self.priors]
+        if len(set(sizes)) != 1:
+            raise ValueError(f"a product needs one or more priors of the same labels, but theirs are {sizes}")
+
+    @property
+    def n_labels(self) -> int:
+        """Number of labels."""
+        return self.priors[0].n_labels
+
+    def log_density(self, labels: Tensor) -> Tensor:
+        """See `Prior`."""
+        return sum(prior.log_density(labels) for prior in self.priors)
+
+    def derivatives(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Prior`; positive semi-definite if the curvature of each factor is."""
+        value, gradient, curvature = zip(*(prior.derivatives(labels) for prior in self.priors), strict=True)
+        return sum(value), sum(gradient), sum(curvature)
+
+
+class IsochronePrior:
+    """Stars lie on isochrones: a mixture of Gaussians around their points.
+
+    The density is Σ_k w_k N(labels | point_k, diag(σ²)). Points should be
+    closer than σ to each other, or the gaps between them are seen. Every point
+    has its say on every star, in 1.5 s per 100 000 points and 1000 stars on a
+    core, and in blocks that bound the memory.
+
+    The curvature is minus the Hessian, without its negative eigenvalues: σ⁻²
+    across a sequence of points, and next to none along it, where no point is
+    better than the next and a prior of width σ would promise too small errors.
+
+    Parameters
+    ----------
+    points : `~astropy.table.QTable` or mapping
+        A column per label or combination that ``sigma`` names, (n_points,),
+        with units; other columns do not matter. A row per point.
+    sigma : mapping of str to `~astropy.units.Quantity`
+        Width of the Gaussians, for two or more labels or combinations:
+        spacing of the isochrones, and what may be wrong with them.
+    labels : `~cyclestarnet.LabelSet`
+        Of the model.
+    weights : array_like, shape (n_points,), optional
+        Not negative; proportional to how many stars a point stands for: the
+        initial-mass function times the step in initial mass. Default: equal.
+
+    Raises
+    ------
+    LabelError
+        If a column is missing or has a wrong unit, a value is not finite, a
+        name is unknown, or a sigma not positive.
+    ValueError
+        If ``weights`` are not one per point, or negative or all zero.
+
+    See Also
+    --------
+    mist_isochrones : points and weights from the MIST tracks.
+
+    Examples
+    --------
+    >>> import astropy.units as u, torch
+    >>> from cyclestarnet import LabelSet
+    >>> from cyclestarnet.fitting.priors import IsochronePrior
+    >>> labels = LabelSet(["teff", "logg", "m_h"], [3500, 0, -2], [6000, 4, 0.5])
+    >>> points = {"teff": [4200, 4600, 4800] * u.K, "logg": [1.5, 2.2, 2.7]}
+    >>> prior = IsochronePrior(points, {"teff": 100 * u.K, "logg": 0.2}, labels)
+    >>> stars = torch.tensor([[4600, 2.2, 0.0], [4600, 1.2, 0.0]], dtype=torch.float64)
+    >>> better, worse = prior.log_density(stars)
+    >>> bool(better > worse)
+    True
+    """
+
+    def __init__(self, points, sigma: Mapping, labels: LabelSet, weights=None):
+        if len(sigma) < 2:
+            raise LabelError(f"sigma must name two or more labels of the isochrones, but names {list(sigma)}")
+        matrix = np.stack([_weights(labels, name) for name in sigma])
+        columns = getattr(points, "colnames", points)
+        missing = [name for name in sigma if name not in columns]
+        if missing:
+            raise LabelError(f"sigma names {missing}, but points has only the columns {', '.join(columns)}")
+        values = [_values(name, points[name], ndim=1) for name in sigma]
+        sizes = {len(column) for column in values}
+        if len(sizes) != 1 or sizes == {0}:
+            raise LabelError(f"the columns of points must be of one length, at least 1, but have {sorted(sizes)}")
+        scale = np.stack([_sigma(name, width) for name, width in sigma.items()])
+        weights = np.ones(len(values[0])) if weights is None else np.asarray(weights, dtype=float)
+        if weights.shape != values[0].shape:
+            raise ValueError(f"weights must have the shape {values[0].shape} of the points, but has {weights.shape}")
+        if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.sum() > 0):
+            raise ValueError("weights must be finite and not negative, and one of them positive")
+        self.n_labels = len(labels)
+        # In units of sigma from the mean point, where squares lose no digits, stars are at labels @ matrix - centre.
+        white = np.stack(values, axis=-1) / scale
+        centre, keep = white.mean(0), weights > 0
+        self._matrix, self._centre, self._points = matrix.T / scale, centre, (white - centre)[keep]
+        self._log_weights = np.log(weights[keep] / weights.sum())
+
+    def log_density(self, labels: Tensor) -> Tensor:
+        """See `Prior`."""
+        return torch.cat([torch.logsumexp(logits, dim=1) for _, logits in self._blocks(labels)])
+
+    def derivatives(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Prior`; value and gradient are exact."""
+        points, matrix = _tensor(self._points, labels), _tensor(self._matrix, labels)
+        m = points.shape[1]
+        moments = torch.cat([points, (points[:, :, None] * points[:, None, :]).flatten(1)], dim=1)
+        values, slopes, curvatures = [], [], []
+        for white, logits in self._blocks(labels):
+            value = torch.logsumexp(logits, dim=1)
+            expected = torch.exp(logits - value[:, None]) @ moments  # by the chances that a star belongs to each point
+            mean, square = expected[:, :m], expected[:, m:].unflatten(1, (m, m))
+            scatter = square - mean[:, :, None] * mean[:, None, :]
+            hessian = torch.eye(m, dtype=scatter.dtype, device=scatter.device) - scatter
+            values.append(value)
+            slopes.append(mean - white)
+            curvatures.append(_without_negative(hessian))
+        return torch.cat(values), torch.cat(slopes) @ matrix.T, matrix @ torch.cat(curvatures) @ matrix.T
+
+    def _blocks(self, labels: Tensor):
+        """Stars in units of sigma (b, m), and log weights of each point in their density (b, n_points), block-wise."""
+        points, log_weights = _tensor(self._points, labels), _tensor(self._log_weights, labels)
+        offset = log_weights - 0.5 * (points**2).sum(1)
+        stars = labels @ _tensor(self._matrix, labels) - _tensor(self._centre, labels)
+        for white in stars.split(max(1, BLOCK // len(points))):
+            yield white, white @ points.T + offset - 0.5 * (white**2).sum(1, keepdim=True)
+
+
+def _without_negative(matrices: Tensor) -> Tensor:
+    """Nearest positive semi-definite matrices (n, m, m)."""
+    # A star whose labels are not finite must not stop the others: its value says enough.
+    eigenvalues, vectors = torch.linalg.eigh(matrices.nan_to_num())
+    return (vectors * eigenvalues.clamp(min=0)[:, None]) @ vectors.mT
+
+
+def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
+    return torch.as_tensor(array, dtype=like.dtype, device=like.device)
+
+
+# -- names and units -----------------------------------------------------------------------
+def _weights(labels: LabelSet, name: str) -> np.ndarray:
+    """Weights (n_labels,) of the labels in a label or combination."""
+    if name in labels.combinations:
+        return labels.combination_matrix[list(labels.combinations).index(name)]
+    return np.eye(len(labels))[labels.index(name)]
+
+
+def _values(name: str, quantity, ndim: int) -> np.ndarray:
+    """Values of a label or combination in its unit, whose rules a label of that name knows."""
+    values = LabelSet([name], [0.0], [1.0]).value(name, quantity)
+    if values.ndim != ndim:
+        raise LabelError(f"'{name}' must be {('one number', 'a column')[ndim]} here, but has shape {values.shape}")
+    return values
+
+
+def _sigma(name: str, quantity) -> np.ndarray:
+    sigma = _values(name, quantity, ndim=0)
+    if not sigma > 0:
+        raise LabelError(f"sigma of '{name}' must be positive, but is {sigma:g} {difference_unit(name)}")
+    return sigma
