@@ -1,5 +1,8 @@
 """Priors against closed forms and finite differences."""
 
+import sys
+from types import SimpleNamespace
+
 import astropy.units as u
 import numpy as np
 import pytest
@@ -10,7 +13,13 @@ from scipy.stats import multivariate_normal, norm
 from cyclestarnet import LabelSet
 from cyclestarnet.exceptions import LabelError
 from cyclestarnet.fitting import priors
-from cyclestarnet.fitting.priors import GaussianConstraints, GaussianPrior, IsochronePrior, ProductPrior
+from cyclestarnet.fitting.priors import (
+    GaussianConstraints,
+    GaussianPrior,
+    IsochronePrior,
+    ProductPrior,
+    mist_isochrones,
+)
 
 LABELS = LabelSet(
     ["teff", "logg", "mg_h", "fe_h"], [3500, 0, -2, -2], [6000, 4, 1, 1],
@@ -279,3 +288,99 @@ def test_isochrones_that_cannot_be_used_raise(points, sigma, complaint):
 def test_weights_that_cannot_be_used_raise(weights):
     with pytest.raises(ValueError, match="weights must"):
         IsochronePrior(POINTS, SIGMA, LABELS, weights=weights)
+
+
+# -- isochrones of MIST ------------------------------------------------------------------------
+class Tracks:
+    """In place of minimint's tracks: stars that die at a mass of (age / 10 Gyr)**-0.4, giants in the last 5 %."""
+
+    def __init__(self, folder=None):
+        if folder == "nowhere":
+            raise FileNotFoundError("nowhere/logg.npy")
+
+    def __call__(self, mass, logage, feh):
+        assert mass.shape == logage.shape == feh.shape
+        last = (10**logage / 1e10) ** -0.4
+        climb = np.clip((mass / last - 0.95) / 0.05, 0, 1.5)  # 0 on the main sequence, 1 at the tip
+        gone = (mass > 1.1 * last) | (np.abs(feh) > 2)
+        logteff = np.log10(5000 + 1000 * np.minimum(mass, 1) - 2500 * climb)
+        values = {"logteff": logteff, "logg": 4.5 - 4.5 * climb - 0.1 * feh, "phase": np.where(climb > 1, 6.0, 0.0)}
+        return {name: np.where(gone, np.nan, value) for name, value in values.items()}
+
+
+@pytest.fixture
+def tracks(monkeypatch):
+    monkeypatch.setitem(sys.modules, "minimint", SimpleNamespace(TheoryInterpolator=Tracks))
+
+
+@pytest.mark.usefixtures("tracks")
+def test_mist_points_lie_on_the_tracks():
+    table = mist_isochrones([2, 10] * u.Gyr, [-0.5, 0.0])
+    true = Tracks()(table["initial_mass"].value, np.log10(table["age"].value), table["m_h"].value)
+    np.testing.assert_allclose(table["teff"].to_value(u.K), 10 ** true["logteff"])
+    np.testing.assert_allclose(table["logg"].value, true["logg"])
+
+
+@pytest.mark.usefixtures("tracks")
+def test_mist_points_are_close_to_each_other_up_to_the_tip():
+    table = mist_isochrones(10 * u.Gyr, 0.0)
+    assert np.abs(np.diff(table["teff"].value)).max() <= 50
+    assert np.abs(np.diff(table["logg"].value)).max() <= 0.05
+    assert 0 < table["logg"].value.min() < 0.05
+
+
+@pytest.mark.usefixtures("tracks")
+def test_mist_weights_add_up_to_the_initial_mass_function():
+    """The integral of Kroupa's function from 0.1 to 1 Msun, the most massive star of 10 Gyr."""
+    weight = mist_isochrones(10 * u.Gyr, 0.0)["weight"]
+    true = (0.1**-0.3 - 0.5**-0.3) / 0.3 + 0.5 * (0.5**-1.3 - 1) / 1.3
+    assert weight.sum() == pytest.approx(true, rel=1e-3)
+
+
+@pytest.mark.usefixtures("tracks")
+def test_stars_that_are_no_more_are_left_out():
+    """The last giant of 10 Gyr has 1 Msun; there are stars of 1 to 1.1 Msun in the tracks, but in later phases."""
+    mass = mist_isochrones(10 * u.Gyr, 0.0)["initial_mass"].to_value(u.Msun)
+    assert mass.max() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.usefixtures("tracks")
+def test_mist_isochrones_make_a_prior():
+    """The ridge of the prior is where the giants of 10 Gyr are."""
+    labels = LabelSet(["teff", "logg", "m_h"], [3000, 0, -1], [7000, 5, 1])
+    table = mist_isochrones(10 * u.Gyr, 0.0)
+    prior = IsochronePrior(table, {"teff": 50 * u.K, "logg": 0.1, "m_h": 0.1}, labels, weights=table["weight"])
+    stars = torch.tensor([[teff, 2.5, 0] for teff in np.arange(4500, 5300, 10)], dtype=torch.float64)
+    climb = (4.5 - 2.5) / 4.5
+    true = 5000 + 1000 * (0.95 + 0.05 * climb) - 2500 * climb
+    assert stars[prior.log_density(stars).argmax(), 0].item() == pytest.approx(true, abs=10)
+
+
+@pytest.mark.usefixtures("tracks")
+@pytest.mark.parametrize(
+    ("ages", "metallicities", "error", "complaint"),
+    [
+        ([1, 2], 0.0, ValueError, "unit of time"),
+        ([1, 2] * u.m, 0.0, ValueError, "unit of time"),
+        ([1, 0] * u.Gyr, 0.0, ValueError, "positive and finite"),
+        ([1, np.nan] * u.Gyr, 0.0, ValueError, "positive and finite"),
+        (1 * u.Gyr, [0.0, np.inf], LabelError, "not finite"),
+        (1 * u.Gyr, 0.0 * u.K, LabelError, "unit dex"),
+        (1 * u.Gyr, [0.0, -3.0], ValueError, r"no stars of 1 Gyr and \[Fe/H\] = -3"),
+    ],
+)
+def test_isochrones_that_mist_has_not_raise(ages, metallicities, error, complaint):
+    with pytest.raises(error, match=complaint):
+        mist_isochrones(ages, metallicities)
+
+
+@pytest.mark.usefixtures("tracks")
+def test_absent_tracks_say_how_to_get_them():
+    with pytest.raises(FileNotFoundError, match=r"nowhere/logg.npy.*minimint.download_and_prepare\(\)"):
+        mist_isochrones(1 * u.Gyr, 0.0, folder="nowhere")
+
+
+def test_absent_minimint_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "minimint", None)
+    with pytest.raises(ImportError, match=r"pip install cyclestarnet\[isochrones\]"):
+        mist_isochrones(1 * u.Gyr, 0.0)

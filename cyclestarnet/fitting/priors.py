@@ -11,15 +11,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import astropy.units as u
 import numpy as np
 import torch
+from astropy.table import QTable
 from torch import Tensor
 
 from cyclestarnet.exceptions import LabelError
-from cyclestarnet.labels import LabelSet, difference_unit
+from cyclestarnet.labels import LabelSet, difference_unit, unit_of_label
 
-__all__ = ["GaussianConstraints", "GaussianPrior", "IsochronePrior", "Prior", "ProductPrior"]
+__all__ = ["GaussianConstraints", "GaussianPrior", "IsochronePrior", "Prior", "ProductPrior", "mist_isochrones"]
 
+MASSES, N_MASSES = (0.1, 100.0), 600  # Msun; where the sampling of an isochrone begins
+ROUNDS = 12  # of halving steps: to 3e-6 of a mass
+LONGEST_STEP = (50.0, 0.05)  # K, dex
+LAST_PHASE = 5  # of MIST: thermal pulses on the asymptotic giant branch
 BLOCK = 2_000_000  # products of stars and isochrone points in memory at once, 16 MB per array
 
 
@@ -246,8 +252,8 @@ class IsochronePrior:
 
     The density is Σ_k w_k N(labels | point_k, diag(σ²)). Points should be
     closer than σ to each other, or the gaps between them are seen. Every point
-    has its say on every star, in 1.5 s per 100 000 points and 1000 stars on a
-    core, and in blocks that bound the memory.
+    has its say on every star, which takes a core about 1 s per 100 000 points
+    and 1000 stars, in blocks that bound the memory.
 
     The curvature is minus the Hessian, without its negative eigenvalues: σ⁻²
     across a sequence of points, and next to none along it, where no point is
@@ -320,7 +326,8 @@ class IsochronePrior:
 
     def log_density(self, labels: Tensor) -> Tensor:
         """See `Prior`."""
-        return torch.cat([torch.logsumexp(logits, dim=1) for _, logits in self._blocks(labels)])
+        values = [peak + density.sum(1).log() for _, peak, density in self._blocks(labels)]
+        return torch.cat(values) if values else labels.new_zeros(0)
 
     def derivatives(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `Prior`; value and gradient are exact."""
@@ -328,24 +335,145 @@ class IsochronePrior:
         m = points.shape[1]
         moments = torch.cat([points, (points[:, :, None] * points[:, None, :]).flatten(1)], dim=1)
         values, slopes, curvatures = [], [], []
-        for white, logits in self._blocks(labels):
-            value = torch.logsumexp(logits, dim=1)
-            expected = torch.exp(logits - value[:, None]) @ moments  # by the chances that a star belongs to each point
+        for white, peak, density in self._blocks(labels):
+            total = density.sum(1)
+            expected = density @ moments / total[:, None]  # by the chances that a star belongs to each point
             mean, square = expected[:, :m], expected[:, m:].unflatten(1, (m, m))
             scatter = square - mean[:, :, None] * mean[:, None, :]
             hessian = torch.eye(m, dtype=scatter.dtype, device=scatter.device) - scatter
-            values.append(value)
+            values.append(peak + total.log())
             slopes.append(mean - white)
             curvatures.append(_without_negative(hessian))
         return torch.cat(values), torch.cat(slopes) @ matrix.T, matrix @ torch.cat(curvatures) @ matrix.T
 
     def _blocks(self, labels: Tensor):
-        """Stars in units of sigma (b, m), and log weights of each point in their density (b, n_points), block-wise."""
+        """Of blocks of stars: place in units of sigma (b, m), log of the largest of the points' densities (b,), and
+        each point's density as a fraction of that (b, n_points)."""
         points, log_weights = _tensor(self._points, labels), _tensor(self._log_weights, labels)
         offset = log_weights - 0.5 * (points**2).sum(1)
         stars = labels @ _tensor(self._matrix, labels) - _tensor(self._centre, labels)
         for white in stars.split(max(1, BLOCK // len(points))):
-            yield white, white @ points.T + offset - 0.5 * (white**2).sum(1, keepdim=True)
+            logits = torch.addmm(offset, white, points.T)
+            peak = logits.detach().amax(1)
+            yield white, peak - 0.5 * (white**2).sum(1), logits.sub_(peak[:, None]).exp_()
+
+
+def mist_isochrones(ages, metallicities, *, folder=None) -> QTable:
+    """Points of MIST isochrones, with the numbers of stars that they stand for, for an `IsochronePrior`.
+
+    Needs the package minimint (``pip install cyclestarnet[isochrones]``) and
+    the MIST tracks, which ``minimint.download_and_prepare()`` brings once (more
+    than 10 GB). Initial masses are spaced so that points are at most 50 K and
+    0.05 dex in log g apart, where the tracks have no jump. Stars run up to the
+    end of the asymptotic giant branch; what is left of them is not there.
+
+    Each isochrone counts alike: evenly spaced ages stand for a constant star
+    formation rate. Multiply ``weight`` by another history, if there is one.
+
+    Parameters
+    ----------
+    ages : `~astropy.units.Quantity`, scalar or shape (n_ages,)
+        Positive times.
+    metallicities : array_like, scalar or shape (n_metallicities,)
+        [Fe/H] at birth, in dex. The tracks have the Sun's mixture of metals,
+        so that the column says [M/H].
+    folder : path-like, optional
+        Where the prepared tracks are. Default: where minimint puts them.
+
+    Returns
+    -------
+    `~astropy.table.QTable`
+        Columns ``teff``, ``logg``, ``m_h``, ``weight``, ``age`` and
+        ``initial_mass``. The weight is Kroupa's initial-mass function times
+        the step in initial mass, the same for all isochrones.
+
+    Raises
+    ------
+    ImportError
+        If minimint is not installed.
+    FileNotFoundError
+        If the tracks are not there.
+    LabelError
+        If ``metallicities`` are not finite or have another unit than dex.
+    ValueError
+        If ``ages`` are not positive times, or the tracks do not cover one of the isochrones.
+
+    References
+    ----------
+    .. [1] Choi et al. 2016, ApJ 823, 102 (MIST).
+    .. [2] Kroupa 2001, MNRAS 322, 231.
+
+    Examples
+    --------
+    ::
+
+        points = mist_isochrones(np.arange(1, 13) * u.Gyr, np.arange(-2, 0.5, 0.1))
+        sigma = {"teff": 100 * u.K, "logg": 0.1, "m_h": 0.1}
+        prior = IsochronePrior(points, sigma, model.labels, weights=points["weight"])
+    """
+    try:
+        import minimint
+    except ImportError as error:
+        raise ImportError("MIST isochrones need minimint: pip install cyclestarnet[isochrones]") from error
+
+    unit = getattr(ages, "unit", None)
+    if unit is None or not unit.is_equivalent(u.yr):
+        raise ValueError(f"ages must have a unit of time, for example [1, 5, 10] * u.Gyr, but are {ages!r}")
+    years = np.atleast_1d(ages.to_value(u.yr))
+    if not (np.isfinite(years).all() and (years > 0).all()):
+        raise ValueError(f"ages must be positive and finite, but are {ages}")
+    metallicities = np.atleast_1d(_values("m_h", metallicities))
+    try:
+        tracks = minimint.TheoryInterpolator(folder)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"the MIST tracks are not there ({error}); get them once with minimint.download_and_prepare()"
+        ) from error
+
+    columns = {name: [] for name in ("teff", "logg", "m_h", "weight", "age", "initial_mass")}
+    for age in years:
+        for metallicity in metallicities:
+            mass, teff, logg = _mist_isochrone(tracks, np.log10(age), metallicity)
+            there = np.isfinite(teff)
+            if not there.any():
+                raise ValueError(f"the MIST tracks have no stars of {age / 1e9:g} Gyr and [Fe/H] = {metallicity:g}")
+            edges = np.concatenate([mass[:1], 0.5 * (mass[1:] + mass[:-1]), mass[-1:]])
+            weight = _kroupa(mass) * np.diff(edges)
+            for column, value in zip(columns.values(), (teff, logg, metallicity, weight, age, mass), strict=True):
+                column.append(np.broadcast_to(value, mass.shape)[there])
+    units = {name: unit_of_label(name) for name in ("teff", "logg", "m_h")} | {"age": u.yr, "initial_mass": u.Msun}
+    joined = {name: np.concatenate(column) for name, column in columns.items()}
+    return QTable({name: column * units[name] if name in units else column for name, column in joined.items()})
+
+
+def _mist_isochrone(tracks, log_age: float, metallicity: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Initial masses, and effective temperatures and log g; NaN where there is no star any more."""
+
+    def stars(mass: np.ndarray) -> np.ndarray:
+        found = tracks(mass, np.full_like(mass, log_age), np.full_like(mass, metallicity))
+        alive = found["phase"] <= LAST_PHASE
+        return np.where(alive, [10 ** found["logteff"], found["logg"]], np.nan)
+
+    mass = np.geomspace(*MASSES, N_MASSES)
+    found = stars(mass)
+    # Giants of all luminosities differ by a few per cent in initial mass: halve steps in mass where those are too
+    # long in temperature or gravity. There is no end to that where a track jumps, so that it ends after some rounds.
+    for _ in range(ROUNDS):
+        step = np.abs(np.diff(found, axis=1))
+        alive = np.isfinite(found[0])
+        too_long = (step > np.array(LONGEST_STEP)[:, None]).any(0) | (alive[1:] != alive[:-1])
+        if not too_long.any():
+            break
+        between = 0.5 * (mass[1:] + mass[:-1])[too_long]
+        order = np.argsort(np.concatenate([mass, between]))
+        mass = np.concatenate([mass, between])[order]
+        found = np.concatenate([found, stars(between)], axis=1)[:, order]
+    return mass, *found
+
+
+def _kroupa(mass: np.ndarray) -> np.ndarray:
+    """Kroupa's (2001) number of stars per initial mass in Msun, up to a factor, above 0.08 Msun."""
+    return np.where(mass < 0.5, mass**-1.3, 0.5 * mass**-2.3)
 
 
 def _without_negative(matrices: Tensor) -> Tensor:
@@ -367,10 +495,10 @@ def _weights(labels: LabelSet, name: str) -> np.ndarray:
     return np.eye(len(labels))[labels.index(name)]
 
 
-def _values(name: str, quantity, ndim: int) -> np.ndarray:
+def _values(name: str, quantity, ndim: int | None = None) -> np.ndarray:
     """Values of a label or combination in its unit, whose rules a label of that name knows."""
     values = LabelSet([name], [0.0], [1.0]).value(name, quantity)
-    if values.ndim != ndim:
+    if ndim is not None and values.ndim != ndim:
         raise LabelError(f"'{name}' must be {('one number', 'a column')[ndim]} here, but has shape {values.shape}")
     return values
 
