@@ -326,8 +326,7 @@ class IsochronePrior:
 
     def log_density(self, labels: Tensor) -> Tensor:
         """See `Prior`."""
-        values = [peak + density.sum(1).log() for _, peak, density in self._blocks(labels)]
-        return torch.cat(values) if values else labels.new_zeros(0)
+        return torch.cat([peak + density.sum(1).log() for _, peak, density in self._blocks(labels)])
 
     def derivatives(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `Prior`; value and gradient are exact."""
