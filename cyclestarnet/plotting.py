@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from itertools import cycle
 
@@ -90,34 +91,43 @@ def plot_fit(result, axes=None, *, window=None):
 def plot_posterior(posterior, names):
     """Corner plot of sampled labels.
 
+    Contours hold 39, 68 and 95 % of the samples: the first is the 1 σ ellipse
+    of a Gaussian. Titles and dashed lines are medians with the 68 % interval.
+
     Parameters
     ----------
     posterior : `~cyclestarnet.Posterior`
     names : sequence of str
-        Labels to show.
+        Labels and combinations to show.
 
     Returns
     -------
     `~matplotlib.figure.Figure`
     """
-    plt = _pyplot()
-    names, n = list(names), len(names)
-    columns = [posterior.samples[name] for name in names]
-    figure, axes = plt.subplots(n, n, figsize=(2.2 * n, 2.2 * n), squeeze=False, layout="constrained")
-    for i in range(n):
-        for j in range(n):
-            ax = axes[i, j]
-            if j > i:
-                ax.axis("off")
-            elif i == j:
-                ax.hist(columns[i].value, bins=40, color="0.6")
-                ax.set_yticks([])
-            else:
-                ax.hist2d(columns[j].value, columns[i].value, bins=40, cmap="Greys")
-            if i == n - 1:
-                ax.set_xlabel(f"{names[j]} [{columns[j].unit}]" if str(columns[j].unit) else names[j])
-            if j == 0 and i:
-                ax.set_ylabel(names[i])
+    _pyplot()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # it imports ArviZ, which announces changes of its own
+            import corner
+    except ImportError as error:
+        raise ImportError("corner plots need corner: pip install cyclestarnet[matplotlib]") from error
+    columns = {name: posterior.chain(name).ravel() for name in names}
+    figure = corner.corner(
+        np.column_stack([column.value for column in columns.values()]),
+        labels=[f"{name} [{column.unit}]" if str(column.unit) else name for name, column in columns.items()],
+        quantiles=(0.16, 0.5, 0.84),
+        levels=(0.39, 0.68, 0.95),
+        smooth=0.8,  # pixels
+        max_n_ticks=4,
+        labelpad=0.03,
+    )
+    for k, name in enumerate(columns):
+        low, high = (edge.value for edge in posterior.interval(name))
+        middle = posterior.labels[name].value
+        digits = 4 if low == high else int(np.clip(1 - np.floor(np.log10(high - low)), 0, 4))
+        up, down = (f"{abs(edge - middle):.{digits}f}" for edge in (high, low))
+        title = f"{name} = ${middle:.{digits}f}^{{+{up}}}_{{-{down}}}$"
+        figure.axes[k * (len(columns) + 1)].set_title(title, fontsize=11)
     return figure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import warnings
 from dataclasses import dataclass, field
 
 import astropy.units as u
@@ -176,14 +177,53 @@ class FitResult:
         return f"<p><b>FitResult</b> {self._headline()}</p>{self.summary()._repr_html_()}"
 
 
+def _digits(error):
+    """Digits after the point that show two figures of an error."""
+    return 4 if error == 0 else int(np.clip(1 - np.floor(np.log10(error)), 0, 4))
+
+
 def _summary(labels, errors, fixed=()):
     rows = []
     for name, value in labels.items():
         error = errors[name]
-        digits = 4 if error.value == 0 else int(np.clip(1 - np.floor(np.log10(error.value)), 0, 4))
+        digits = _digits(error.value)
         shown = "fixed" if name in fixed else f"{error.value:.{digits}f}"
         rows.append((name, f"{value.value:.{digits}f}", shown, str(value.unit)))
     return Table(rows=rows, names=["label", "value", "uncertainty", "unit"])
+
+
+def autocorrelation_time(chain):
+    """Integrated autocorrelation time of an ensemble's chain.
+
+    Deviations are from the mean of all walkers, so that walkers that stay
+    apart count as correlated.
+
+    Parameters
+    ----------
+    chain : array, shape (n_steps, n_walkers, k)
+
+    Returns
+    -------
+    array, shape (k,)
+        In steps; NaN if the chain is shorter than five of them, or all walkers stand still.
+
+    References
+    ----------
+    .. [1] Sokal 1997, Monte Carlo methods in statistical mechanics, Section 3.
+    """
+    n = len(chain)
+    tau = np.full(chain.shape[2], np.nan)
+    for k in range(chain.shape[2]) if n else ():
+        deviation = chain[..., k] - chain[..., k].mean()
+        power = np.abs(np.fft.rfft(deviation, 2 * n, axis=0)) ** 2  # padded, so that the ends do not meet
+        covariance = np.fft.irfft(power.mean(axis=1), 2 * n)[:n]
+        if not covariance[0] > 0:
+            continue
+        summed = 2 * np.cumsum(covariance) / covariance[0] - 1
+        windows = np.flatnonzero(np.arange(n) >= 5 * summed)
+        if windows.size:
+            tau[k] = summed[windows[0]]
+    return tau
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -193,17 +233,30 @@ class Posterior:
     Attributes
     ----------
     samples : `~astropy.table.QTable`
-        A row per sample, a column per free label and combination, and ``log_posterior``.
+        A row per sample, a column per free label and combination, and
+        ``log_posterior``. The walkers' first draws come first, then their
+        second ones, and so on.
     acceptance_fraction : float
-        Of all walkers; 0.2 to 0.5 is healthy.
+        Mean of all walkers; 0.2 to 0.5 is healthy.
     autocorrelation_time : array, shape (n_free,)
-        In steps, by label in the order of ``free``; NaN if the chain is too short to tell.
+        In steps, of the parameters that were sampled; NaN if the chain is too
+        short to tell.
     converged : bool
-        Whether the chain is longer than 50 autocorrelation times.
+        Whether the chain is longer than 50 autocorrelation times, these are
+        stable, and all walkers move.
     free : tuple of str
         Labels that were sampled.
     n_steps : int
         Steps of each walker, burn-in included.
+    meta : dict
+        That of the fit from which the walkers started.
+    n_walkers : int
+    thin : int
+        Steps from draw to draw.
+    lowest_acceptance : float
+        Of the walker that moved least; 0 if one got stuck where it started.
+    n_nan : int
+        Positions at which the posterior was not a number; they count as impossible.
     """
 
     samples: QTable
@@ -213,6 +266,10 @@ class Posterior:
     free: tuple[str, ...]
     n_steps: int
     meta: dict = field(default_factory=dict)
+    n_walkers: int = 1
+    thin: int = 1
+    lowest_acceptance: float = np.nan
+    n_nan: int = 0
 
     def __len__(self):
         return len(self.samples)
@@ -231,6 +288,39 @@ class Posterior:
             out[name] = 0.5 * (high - low) * difference_unit(name)
         return out
 
+    def interval(self, name, level=0.68):
+        """Central interval that holds a label with a given probability.
+
+        Parameters
+        ----------
+        name : str
+        level : float, optional
+            Between 0 and 1.
+
+        Returns
+        -------
+        low, high : `~astropy.units.Quantity`
+
+        Raises
+        ------
+        LabelError
+            If the label was not sampled.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level must be between 0 and 1, but is {level}")
+        column = self._column(name)
+        low, high = np.quantile(column.value, [0.5 - level / 2, 0.5 + level / 2])
+        return low * column.unit, high * column.unit
+
+    def chain(self, name):
+        """Draws of one label by walker.
+
+        Returns
+        -------
+        `~astropy.units.Quantity`, shape (n_walkers, n_draws)
+        """
+        return self._column(name).reshape(-1, self.n_walkers).T
+
     @property
     def _names(self):
         return [name for name in self.samples.colnames if name != "log_posterior"]
@@ -241,21 +331,74 @@ class Posterior:
         return self.samples[name]
 
     def summary(self):
-        """Table of medians and half-widths, one row per label."""
-        return _summary(self.labels, self.uncertainties)
+        """Table of labels, one row each.
 
-    def plot(self, names=("teff", "logg", "m_h", "alpha_m")):
-        """Corner plot of some labels; see `cyclestarnet.plotting.plot_posterior`."""
+        Returns
+        -------
+        `~astropy.table.Table`
+            Median and 16th and 84th percentile, rounded to the label's
+            uncertainty, as text; ``unit``; autocorrelation time ``tau`` in
+            steps and the number of independent samples ``n_effective``, both
+            NaN if the chain is too short to tell.
+        """
+        rows = []
+        for name, error in self.uncertainties.items():
+            low, high = self.interval(name)
+            values = (self.labels[name].value, low.value, high.value)
+            digits = _digits(error.value)
+            tau = np.maximum(autocorrelation_time(self.chain(name).value.T[..., None])[0], 1)  # of draws
+            unit = str(self._column(name).unit)
+            rows.append((name, *(f"{v:.{digits}f}" for v in values), unit, tau * self.thin, len(self) / tau))
+        table = Table(rows=rows, names=["label", "median", "p16", "p84", "unit", "tau", "n_effective"])
+        table["tau"].format = table["n_effective"].format = ".0f"
+        return table
+
+    def to_arviz(self):
+        """Samples for ArviZ, which has more diagnostics and figures.
+
+        Returns
+        -------
+        `arviz.InferenceData`
+            ``posterior`` with a variable per label, (chain, draw) = (walker,
+            draw), its unit in the attribute ``units``; ``lp`` in ``sample_stats``.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # it announces changes of its own, once a day
+                import arviz
+        except ImportError as error:
+            raise ImportError("to_arviz needs arviz: pip install cyclestarnet[sampling]") from error
+        draws = {name: self.chain(name) for name in self._names}
+        log_posterior = np.asarray(self.samples["log_posterior"]).reshape(-1, self.n_walkers).T
+        data = arviz.from_dict({name: q.value for name, q in draws.items()}, sample_stats={"lp": log_posterior})
+        for name, quantity in draws.items():
+            data.posterior[name].attrs["units"] = str(quantity.unit)
+        return data
+
+    def plot(self, names=None):
+        """Corner plot; see `cyclestarnet.plotting.plot_posterior`.
+
+        Parameters
+        ----------
+        names : sequence of str, optional
+            Default: ``teff``, ``logg``, ``m_h`` and ``alpha_m``, or all labels if none of these was sampled.
+
+        Returns
+        -------
+        `~matplotlib.figure.Figure`
+        """
         from cyclestarnet.plotting import plot_posterior
 
-        return plot_posterior(self, [name for name in names if name in self._names])
+        usual = [name for name in ("teff", "logg", "m_h", "alpha_m") if name in self._names]
+        return plot_posterior(self, usual or self._names if names is None else names)
 
     def _headline(self):
         tau = np.nanmax(self.autocorrelation_time) if np.isfinite(self.autocorrelation_time).any() else np.nan
         state = "converged" if self.converged else "NOT converged: sample longer"
+        stuck = ", some walkers never moved" if self.lowest_acceptance == 0 else ""
         return (
             f"{len(self)} samples of {len(self.free)} labels, {self.n_steps} steps, acceptance "
-            f"{self.acceptance_fraction:.2f}, longest autocorrelation time {tau:.0f} steps ({state})"
+            f"{self.acceptance_fraction:.2f}, longest autocorrelation time {tau:.0f} steps ({state}{stuck})"
         )
 
     def __repr__(self):

@@ -5,9 +5,8 @@ from types import SimpleNamespace
 import astropy.units as u
 import numpy as np
 import pytest
-from astropy.table import QTable
 
-from cyclestarnet import FitFlag, FitResult, LabelError, LabelSet, Posterior
+from cyclestarnet import FitFlag, FitResult, LabelSet
 
 COVARIANCE = np.array([[900.0, 0.3, 0.0], [0.3, 0.0016, 0.0006], [0.0, 0.0006, 0.0025]])
 
@@ -75,25 +74,3 @@ def test_summary_shows_fixed_labels(result):
 def test_text_names_object_and_flags(result, method):
     text = getattr(result, method)()
     assert all(word in text for word in ("star 1", "AT_BOUND, LOW_SNR", "teff", "alpha_m", "1.20 (0.90"))
-
-
-# -- samples ---------------------------------------------------------------------------------
-@pytest.fixture
-def posterior(rng):
-    samples = QTable({"teff": rng.normal(4800, 30, 20000) * u.K, "log_posterior": np.zeros(20000)})
-    return Posterior(samples, 0.4, np.array([40.0]), True, ("teff",), 5000)
-
-
-def test_posterior_gives_median_and_half_width(posterior):
-    assert posterior.labels["teff"].to_value(u.K) == pytest.approx(4800, abs=1)
-    assert posterior.uncertainties["teff"].to_value(u.K) == pytest.approx(30, rel=0.03)
-
-
-def test_posterior_knows_its_labels(posterior):
-    with pytest.raises(LabelError, match="Label 'logg' was not sampled; sampled: teff"):
-        posterior._column("logg")
-
-
-def test_text_of_a_posterior(posterior):
-    text = repr(posterior)
-    assert all(word in text for word in ("20000 samples of 1 labels", "acceptance 0.40", "40 steps (converged)"))
