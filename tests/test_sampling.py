@@ -1,153 +1,372 @@
-"""emcee on a posterior that is known: a linear predictor with normal errors."""
+"""Chains of posteriors that are known in closed form, and files of chains that end in many ways."""
 
+import os
+import signal
+import subprocess
+import sys
+
+import h5py
 import numpy as np
 import pytest
 
-from cyclestarnet import GaussianPrior
+from cyclestarnet.exceptions import FileFormatError
 from cyclestarnet.fitting.sampling import sample_posterior
+from cyclestarnet.results import autocorrelation_time
 
-pytest.importorskip("emcee")
+emcee = pytest.importorskip("emcee")
 
-PRIOR = GaussianPrior([4500, 2, 0], np.diag([1e3, 0.01, 0.002]))
-TWO_FREE = np.array([True, False, True])
-
-
-def sample(objective, *, seed=1, centre=None, covariance=None, **options):
-    mean, spread = objective.predictor.posterior(objective.flux, objective.ivar, objective.prior)
-    centre = mean if centre is None else np.asarray(centre)
-    spread = spread if covariance is None else covariance
-    options = {"max_steps": 400, "progress": False} | options
-    return sample_posterior(objective, centre, spread, rng=np.random.default_rng(seed), **options)
+MEAN = np.array([4600.0, 2.0, -0.3])
+SIZE = np.array([30.0, 0.1, 0.02])
+COVARIANCE = np.array([[1, 0.8, 0.3], [0.8, 1, -0.1], [0.3, -0.1, 1]]) * np.outer(SIZE, SIZE)
+PRECISION = np.linalg.inv(COVARIANCE)
 
 
-@pytest.fixture(scope="module", params=[None, PRIOR], ids=["flat", "gaussian"])
-def long_chain(request, make_objective):
-    """About 1000 independent samples, and the mean and covariance that they should have."""
-    objective = make_objective(prior=request.param)
-    truth = objective.predictor.posterior(objective.flux, objective.ivar, request.param)
-    return sample(objective, max_steps=6000, n_walkers=16), *truth
+def gaussian(positions):
+    return -0.5 * np.einsum("ni,ij,nj->n", positions - MEAN, PRECISION, positions - MEAN)
+
+
+def standard(positions):
+    return -0.5 * (positions**2).sum(1)
+
+
+def sample(log_posterior=gaussian, *, seed=1, centre=MEAN, covariance=COVARIANCE, lower=None, upper=None, **options):
+    """100 steps within 20 sigma of the centre, unless told otherwise."""
+    reach = 20 * np.sqrt(np.diag(covariance))
+    lower, upper = centre - reach if lower is None else lower, centre + reach if upper is None else upper
+    options = {"max_steps": 100, "progress": False} | options
+    return sample_posterior(log_posterior, lower, upper, centre, covariance, rng=np.random.default_rng(seed), **options)
+
+
+def sample_one(log_posterior=standard, **options):
+    """The same of one parameter, around 0 and within -10 and 10."""
+    options = {"lower": [-10.0], "upper": [10.0], "max_steps": 4000, "n_walkers": 8} | options
+    return sample(log_posterior, centre=np.zeros(1), covariance=np.eye(1), **options)
 
 
 def n_independent(chain):
-    return 16 * chain["n_steps"] / chain["autocorrelation_time"].max()
+    return chain["n_walkers"] * chain["n_steps"] / chain["autocorrelation_time"].max()
+
+
+def assert_equal(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def long_chain():
+    """About 2000 independent samples."""
+    return sample(max_steps=6000, n_walkers=32)
 
 
 # -- the right distribution ----------------------------------------------------------------
 def test_mean_is_that_of_the_posterior(long_chain):
-    chain, mean, covariance = long_chain
-    deviation = (chain["samples"].mean(0) - mean) / np.sqrt(np.diag(covariance))
-    assert (np.abs(deviation) < 4 / np.sqrt(n_independent(chain))).all()
+    deviation = (long_chain["samples"].mean(0) - MEAN) / SIZE
+    assert (np.abs(deviation) < 4 / np.sqrt(n_independent(long_chain))).all()
 
 
 def test_covariance_is_that_of_the_posterior(long_chain):
-    chain, _, covariance = long_chain
-    size = np.sqrt(np.diag(covariance))
-    difference = (np.cov(chain["samples"].T) - covariance) / np.outer(size, size)
-    assert (np.abs(difference) < 4 * np.sqrt(2 / n_independent(chain))).all()
+    difference = (np.cov(long_chain["samples"].T) - COVARIANCE) / np.outer(SIZE, SIZE)
+    assert (np.abs(difference) < 4 * np.sqrt(2 / n_independent(long_chain))).all()
 
 
+def test_log_posterior_belongs_to_the_samples(long_chain):
+    assert long_chain["thin"] > 1
+    np.testing.assert_allclose(long_chain["log_posterior"], gaussian(long_chain["samples"]), rtol=1e-9, atol=1e-9)
+
+
+def assert_half_normal(chain):
+    """Mean and variance of |x| of a standard normal x."""
+    x, error = chain["samples"][:, 0], 4 / np.sqrt(n_independent(chain))
+    assert x.min() >= 0
+    assert x.mean() == pytest.approx(np.sqrt(2 / np.pi), abs=error)
+    assert x.var() == pytest.approx(1 - 2 / np.pi, abs=error)
+
+
+def test_gaussian_that_is_cut_at_a_bound():
+    chain = sample_one(lower=[0.0])
+    assert_half_normal(chain)
+    assert chain["n_nan"] == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_positions_without_a_density_count_as_impossible(value):
+    chain = sample_one(lambda x: np.where(x[:, 0] < 0, value, standard(x)))
+    assert_half_normal(chain)
+    assert chain["n_nan"] > 100
+
+
+def test_density_is_asked_only_inside_the_bounds():
+    asked = []
+    sample(lambda x: asked.append(x) or gaussian(x), lower=MEAN - 0.5 * SIZE, upper=MEAN + SIZE)
+    asked = np.concatenate(asked)
+    assert len(asked) > 200
+    assert (asked >= MEAN - 0.5 * SIZE).all()
+    assert (asked <= MEAN + SIZE).all()
+
+
+def test_burn_in_is_left_out():
+    """Walkers that start 30 sigma away, and end in the right place."""
+    chain = sample(centre=MEAN - 30 * SIZE, lower=MEAN - 40 * SIZE, upper=MEAN + 40 * SIZE, max_steps=2000)
+    assert (np.abs(chain["samples"] - MEAN) < 5 * SIZE).all()
+
+
+# -- convergence ------------------------------------------------------------------------------
 def test_sampling_stops_at_50_autocorrelation_times(long_chain):
-    chain, _, _ = long_chain
-    assert chain["converged"]
-    assert 50 * chain["autocorrelation_time"].max() < chain["n_steps"] < 6000
-    assert 0.3 < chain["acceptance_fraction"] < 0.8
+    assert long_chain["converged"]
+    assert 50 * long_chain["autocorrelation_time"].max() < long_chain["n_steps"] < 6000
+    assert 0.1 < long_chain["lowest_acceptance"] < long_chain["acceptance_fraction"] < 0.5
 
 
-def test_log_posterior_belongs_to_the_samples(make_objective):
-    objective = make_objective(prior=PRIOR)
-    chain = sample(objective, max_steps=1000)  # thinned
-    assert len(chain["samples"]) < 8 * 500
-    np.testing.assert_allclose(chain["log_posterior"], objective.log_posterior(chain["samples"]), rtol=1e-12)
-
-
-def test_too_short_a_chain_is_not_converged(make_objective):
-    chain = sample(make_objective(), max_steps=200)
+def test_too_short_a_chain_is_not_converged():
+    chain = sample(max_steps=200)
     assert not chain["converged"]
     assert chain["n_steps"] == 200
 
 
-def test_burn_in_is_left_out(make_objective):
-    """Walkers that start 30 sigma away, and end in the right place."""
-    objective = make_objective()
-    mean, covariance = objective.predictor.posterior(objective.flux, objective.ivar)
-    size = np.sqrt(np.diag(covariance))
-    chain = sample(objective, centre=mean - 5 * size, max_steps=1000)
-    assert (np.abs(chain["samples"] - mean).max(0) < 5 * size).all()
+def test_autocorrelation_time_of_very_few_steps_is_not_known():
+    assert np.isnan(sample(max_steps=5)["autocorrelation_time"]).all()
 
 
-# -- bounds and fixed labels -----------------------------------------------------------------
-def test_samples_stay_within_the_bounds(make_objective):
-    """The data want 4600 K, the bound is at 4550 K."""
-    objective = make_objective(upper=np.array([4550.0, 4.0, 1.0]))
-    samples = sample(objective, centre=[4549.0, 2.2, 0.1])["samples"]
-    assert (samples <= objective.upper).all()
-    assert samples[:, 0].max() > 4545
+def test_two_islands_never_converge():
+    """Walkers of either island mix well among themselves: only their distance from the others tells."""
+    islands = sample_one(lambda x: -0.5 * ((np.abs(x[:, 0]) - 6) / 0.02) ** 2, max_steps=1500, n_walkers=12)
+    assert 0 < (islands["samples"] < 0).mean() < 1
+    assert not islands["converged"]
 
 
-def test_walkers_start_within_the_bounds(make_objective):
+def test_walker_that_never_moves_is_noticed(caplog):
+    """Its start is, by mistake, better than everything else."""
+    calls = []
+
+    def one_stuck(x):
+        calls.append(len(x))
+        return standard(x) + 1e9 * ((np.arange(len(x)) == 0) & (len(calls) == 1))
+
+    chain = sample_one(one_stuck, max_steps=2000)
+    assert (chain["lowest_acceptance"], chain["converged"]) == (0, False)
+    assert "1 of 8 walkers never moved" in caplog.text
+
+
+@pytest.mark.parametrize("a", [0.5, 0.9])
+def test_autocorrelation_time_of_an_autoregressive_chain(rng, a):
+    """x' = a x + noise has (1 + a) / (1 - a)."""
+    chain = np.zeros((20000, 100, 1))
+    for k in range(1, len(chain)):
+        chain[k] = a * chain[k - 1] + rng.normal(size=(100, 1))
+    assert autocorrelation_time(chain)[0] == pytest.approx((1 + a) / (1 - a), rel=0.05)
+
+
+def test_autocorrelation_time_of_standing_walkers_is_not_known():
+    assert np.isnan(autocorrelation_time(np.ones((100, 4, 2)))).all()
+
+
+# -- the start --------------------------------------------------------------------------------
+def start_of(**options):
+    """Positions at which the density is asked first."""
+    asked = []
+    sample(lambda x: asked.append(x) or gaussian(x), max_steps=1, **options)
+    return asked[0]
+
+
+def test_walkers_start_at_draws_of_the_laplace_approximation():
+    start = start_of(n_walkers=4000)
+    np.testing.assert_allclose(start.mean(0), MEAN, atol=0.08 * SIZE.max(), rtol=0)
+    np.testing.assert_allclose(np.cov(start.T) / np.outer(SIZE, SIZE), COVARIANCE / np.outer(SIZE, SIZE), atol=0.1)
+
+
+def test_walkers_start_within_the_bounds():
     """Even if the optimum lies on a bound and the covariance reaches far beyond."""
-    objective = make_objective(upper=np.array([4550.0, 4.0, 1.0]))
-    wide = np.diag([1e6, 1.0, 1.0])
-    chain = sample(objective, centre=[4550.0, 2.2, 0.1], covariance=wide, max_steps=4)
+    start = start_of(upper=MEAN, lower=MEAN - SIZE, covariance=1e4 * COVARIANCE, n_walkers=100)
+    assert (start >= MEAN - SIZE).all()
+    assert (start <= MEAN).all()
+    assert (start.std(0) > 0.2 * SIZE).all()
+
+
+def test_walkers_start_where_the_density_is_positive():
+    chain = sample_one(lambda x: np.where(np.abs(x[:, 0]) < 0.01, 0.0, np.nan), max_steps=20)
     assert np.isfinite(chain["log_posterior"]).all()
 
 
-def test_fixed_labels_keep_their_value(make_objective):
-    chain = sample(make_objective(free=TWO_FREE), centre=[4600.0, 2.345, 0.1])
-    assert (chain["samples"][:, 1] == 2.345).all()
-    assert chain["samples"][:, [0, 2]].std(0).min() > 0
-    assert len(chain["autocorrelation_time"]) == 2
+def test_parameter_without_variance_is_sampled():
+    """A Laplace covariance of 0, as at a bound, does not hold the walkers together."""
+    chain = sample(covariance=np.diag([900.0, 0, 0]), lower=MEAN - 20 * SIZE, upper=MEAN + 20 * SIZE, max_steps=1000)
+    assert (chain["samples"].std(0) > 0.5 * SIZE).all()
 
 
-def test_default_number_of_walkers(make_objective):
-    chain = sample(make_objective(free=TWO_FREE), max_steps=20)
-    assert len(chain["samples"]) == 2 * (2 + 1) * 10  # half of the steps
+# -- what is refused ------------------------------------------------------------------------------
+def test_default_number_of_walkers():
+    assert sample(max_steps=2)["n_walkers"] == 2 * (3 + 1)
 
 
-def test_too_few_walkers_are_refused(make_objective):
-    with pytest.raises(ValueError, match="n_walkers must be at least 6 for 3 free labels, but is 4"):
-        sample(make_objective(), n_walkers=4)
+def test_too_few_walkers_are_refused():
+    with pytest.raises(ValueError, match="n_walkers must be at least 8 for 3 free parameters, but is 7"):
+        sample(n_walkers=7)
+
+
+def test_start_without_a_density_is_refused():
+    with pytest.raises(ValueError, match="−inf or NaN at the starts of 8 of 8 walkers"):
+        sample(lambda x: np.full(len(x), np.nan))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lower": MEAN[:2]}, r"must have shapes .* not \(\(2,\), \(3,\)"),
+        ({"lower": MEAN + 30 * SIZE}, "lower must be below upper"),
+        ({"centre": MEAN * np.nan, "lower": MEAN - SIZE, "upper": MEAN + SIZE}, "centre and covariance must be finite"),
+        ({"max_steps": 0}, "max_steps and check_every must be positive, but are 0 and 100"),
+        ({"log_posterior": lambda x: x}, r"log_posterior must give shape \(8,\), but gave \(8, 3\)"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        sample(**options)
+
+
+def test_nothing_is_printed_if_the_density_raises(capfd):
+    calls = []
+
+    def fails(x):
+        calls.append(x)
+        return gaussian(x) if len(calls) < 5 else 1 / 0
+
+    with pytest.raises(ZeroDivisionError):
+        sample(fails)
+    assert capfd.readouterr() == ("", "")
 
 
 # -- the same numbers ----------------------------------------------------------------------------
-def test_same_seed_same_chain(make_objective):
-    first, second = (sample(make_objective(), max_steps=60)["samples"] for _ in range(2))
-    np.testing.assert_array_equal(first, second)
+def test_same_seed_same_chain():
+    assert_equal(sample(), sample())
 
 
-def test_other_seed_other_chain(make_objective):
-    first, second = (sample(make_objective(), max_steps=60, seed=seed)["samples"] for seed in (1, 2))
-    assert not np.array_equal(first, second)
+def test_other_seed_other_chain():
+    assert not np.array_equal(sample()["samples"], sample(seed=2)["samples"])
 
 
-def test_global_random_state_does_not_matter(make_objective):
+def test_global_random_state_does_not_matter():
     np.random.seed(3)  # noqa: NPY002
-    first = sample(make_objective(), max_steps=60)["samples"]
+    first = sample()
     np.random.seed(4)  # noqa: NPY002
-    np.testing.assert_array_equal(sample(make_objective(), max_steps=60)["samples"], first)
+    assert_equal(sample(), first)
 
 
 # -- the file --------------------------------------------------------------------------------------
-def test_resumed_chain_equals_an_uninterrupted_one(make_objective, tmp_path):
-    path, whole = tmp_path / "chain.h5", sample(make_objective(), max_steps=120)
-    sample(make_objective(), max_steps=70, backend=path)
-    resumed = sample(make_objective(), max_steps=120, backend=path, seed=99)
-    np.testing.assert_array_equal(resumed["samples"], whole["samples"])
+KILLED = """
+import os, signal, sys
+import test_sampling
+
+calls = 0
+
+def deadly(x):
+    global calls
+    calls += 1
+    if calls == 437:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return test_sampling.sometimes_nan(x)
+
+test_sampling.sample(deadly, max_steps=300, check_every=30, backend=sys.argv[1])
+"""
 
 
-def test_resumed_chain_is_continued_not_repeated(make_objective, tmp_path):
+def sometimes_nan(x):
+    return np.where(x[:, 0] > MEAN[0] + 2 * SIZE[0], np.nan, gaussian(x))
+
+
+def test_chain_of_a_killed_process_ends_as_if_it_had_lived(tmp_path):
+    """Bit by bit, with all its figures; the random state is that of the file, not of the new seed."""
+    path = tmp_path / "chain.h5"
+    places = os.pathsep.join([os.path.dirname(__file__), os.getcwd()])
+    run = subprocess.run([sys.executable, "-c", KILLED, path], env=os.environ | {"PYTHONPATH": places})
+    assert run.returncode == -signal.SIGKILL
+    with h5py.File(path) as file:
+        assert file["mcmc"].attrs["iteration"] in range(30, 300, 30)
+    options = {"max_steps": 300, "check_every": 30}
+    resumed = sample(sometimes_nan, backend=path, seed=99, **options)
+    assert_equal(resumed, sample(sometimes_nan, **options))
+
+
+def test_interrupted_chain_is_kept_to_the_last_step(tmp_path):
+    calls = []
+
+    def interrupted(x):
+        calls.append(x)
+        if len(calls) == 102:
+            raise KeyboardInterrupt
+        return gaussian(x)
+
+    with pytest.raises(KeyboardInterrupt):
+        sample(interrupted, backend=tmp_path / "chain.h5")
+    with h5py.File(tmp_path / "chain.h5") as file:
+        assert file["mcmc"].attrs["iteration"] == 50  # one call for the start, two for each step
+    assert_equal(sample(backend=tmp_path / "chain.h5", seed=99), sample())
+
+
+def test_chain_can_be_made_longer(tmp_path):
     for max_steps in (150, 250):
-        chain = sample(make_objective(), max_steps=max_steps, backend=tmp_path / "chain.h5")
+        chain = sample(max_steps=max_steps, backend=tmp_path / "chain.h5")
         assert chain["n_steps"] == max_steps
 
 
-def test_finished_chain_is_read_again(make_objective, tmp_path):
-    first, again = (sample(make_objective(), backend=tmp_path / "chain.h5") for _ in range(2))
-    assert again["n_steps"] == first["n_steps"] == 400
-    np.testing.assert_array_equal(again["samples"], first["samples"])
+def test_converged_chain_is_read_again(tmp_path):
+    """Without a call of the density."""
+    first = sample_one(backend=tmp_path / "chain.h5")
+    assert first["converged"]
+    assert first["n_steps"] < 4000
+    assert_equal(sample_one(None, backend=tmp_path / "chain.h5"), first)
 
 
-def test_chain_of_other_labels_is_refused(make_objective, tmp_path):
-    sample(make_objective(), max_steps=10, backend=tmp_path / "chain.h5")
-    with pytest.raises(ValueError, match=r"incompatible"):
-        sample(make_objective(free=TWO_FREE), max_steps=10, backend=tmp_path / "chain.h5")
+def test_emcee_reads_the_file(tmp_path):
+    chain = sample(max_steps=20, backend=tmp_path / "chain.h5")
+    backend = emcee.backends.HDFBackend(tmp_path / "chain.h5", read_only=True)
+    np.testing.assert_array_equal(backend.get_chain(flat=True)[-80:], chain["samples"][-80:])
+    assert np.mean(backend.accepted / backend.iteration) == chain["acceptance_fraction"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"identity": "star 2"}, "8 walkers in 3 dimensions of 'star 1', but this one has 8 in 3 of 'star 2'"),
+        ({"n_walkers": 9}, "8 walkers in 3 dimensions of 'star 1', but this one has 9 in 3"),
+    ],
+)
+def test_chain_of_another_problem_is_refused(tmp_path, changes, message):
+    options = {"max_steps": 10, "backend": tmp_path / "chain.h5", "identity": "star 1"}
+    sample(**options)
+    with pytest.raises(ValueError, match=message):
+        sample(**(options | changes))
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def alter(path):
+    """Change a number in the middle of the chain."""
+    with h5py.File(path) as file:
+        place = file["mcmc/chain"].id.get_chunk_info(0).byte_offset
+    contents = bytearray(path.read_bytes())
+    contents[place + 100] ^= 1
+    path.write_bytes(contents)
+
+
+def lose_the_random_state(path):
+    with h5py.File(path, "r+") as file:
+        del file["mcmc"].attrs["random_state_1"]
+
+
+def forget_steps(path):
+    with h5py.File(path, "r+") as file:
+        file["mcmc"].attrs["iteration"] = 7
+
+
+@pytest.mark.parametrize(
+    "damage", [cut_short, alter, lose_the_random_state, forget_steps, lambda path: path.write_text("a,b\n")]
+)
+def test_damaged_file_is_refused(tmp_path, damage):
+    path = tmp_path / "chain.h5"
+    sample(max_steps=20, backend=path)
+    damage(path)
+    with pytest.raises(FileFormatError, match=r"chain.h5 is damaged or holds no chain of cyclestarnet"):
+        sample(max_steps=20, backend=path)
