@@ -1,0 +1,211 @@
+"""Where the spectra of a survey come from: files, memory or HDF5, each read when its turn comes."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import astropy.units as u
+import h5py
+import numpy as np
+from astropy.nddata import StdDevUncertainty
+
+from cyclestarnet.exceptions import FileFormatError, GridError, SpectrumError
+from cyclestarnet.io import TrainingSet, read
+from cyclestarnet.spectra import Spectrum
+
+__all__ = ["StarSource", "star_sources"]
+
+
+class StarSource:
+    """One star, not yet read: ``name``, ``read()``, and ``identity``, a text by which a resumed run knows it."""
+
+    @property
+    def identity(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class _File(StarSource):
+    path: str
+    reader: Callable
+
+    @property
+    def name(self):
+        return os.fsencode(self.path).decode("utf-8", "backslashreplace")  # a file name may be any bytes
+
+    def read(self):
+        return self.reader(self.path)
+
+
+@dataclass(frozen=True, eq=False)
+class _Given(StarSource):
+    spectrum: Spectrum
+
+    @property
+    def name(self):
+        meta = getattr(self.spectrum, "meta", None) or {}
+        return str(meta.get("object") or meta.get("apogee_id") or "")
+
+    @property
+    def identity(self):
+        if not isinstance(self.spectrum, Spectrum):
+            return type(self.spectrum).__name__
+        digest = hashlib.sha256()
+        arrays = (self.spectrum.flux, self.spectrum.spectral_axis, self.spectrum.mask)
+        for array in (*arrays, getattr(self.spectrum.uncertainty, "array", None)):
+            digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
+        return f"{self.name} {digest.hexdigest()[:16]}"
+
+    def read(self):
+        if not isinstance(self.spectrum, Spectrum):
+            raise TypeError(f"a star must be a specutils.Spectrum or a path, but is a {type(self.spectrum).__name__}")
+        return self.spectrum
+
+
+@dataclass(frozen=True, eq=False)
+class _StackRow(StarSource):
+    stack: Spectrum
+    row: int
+
+    @property
+    def name(self):
+        return _Given(self.stack).name
+
+    @property
+    def identity(self):
+        return _Given(self.read()).identity
+
+    def read(self):
+        return self.stack[self.row]
+
+    def __reduce__(self):  # a row travels to a worker without the others
+        return _Given, (self.read(),)
+
+
+@dataclass(frozen=True, eq=False)
+class _TrainingRow(StarSource):
+    rows: _TrainingRows
+    row: int
+
+    @property
+    def name(self):
+        return f"{self.rows.dataset.path} {self.rows.dataset.split} {self.row}"
+
+    def read(self):
+        return self.rows.read(self.row)
+
+
+class _TrainingRows:
+    """Rows of a training file as spectra; neighbours are read together and kept until others are wanted."""
+
+    def __init__(self, dataset, wavelength):
+        self.dataset, self.wavelength = dataset, wavelength
+        self._block = (0, 0, ())
+
+    def read(self, row):
+        start, stop, arrays = self._block
+        if not start <= row < stop:
+            start = row - row % self.dataset.block_rows
+            stop = min(start + self.dataset.block_rows, len(self.dataset))
+            try:
+                arrays = self.dataset.read(start, stop)
+            except FileFormatError:  # damage in one row must not cost the others
+                start, stop, arrays = row, row + 1, self.dataset.read(row, row + 1)
+            self._block = (start, stop, arrays)
+        flux, sigma, mask = (array[row - start] for array in arrays)
+        return Spectrum(
+            flux=flux * u.one, spectral_axis=self.wavelength, uncertainty=StdDevUncertainty(sigma), mask=mask
+        )
+
+    def __reduce__(self):  # without the rows that were read
+        return _TrainingRows, (self.dataset, self.wavelength)
+
+
+def star_sources(spectra, *, grid=None, selection=None, reader=read) -> list[StarSource]:
+    """Turn whatever holds the spectra of stars into a list of stars, none of which is read yet.
+
+    Parameters
+    ----------
+    spectra : iterable of `~specutils.Spectrum` or path-like, or one of:
+        a path; a pattern such as ``"spectra/apStar-*.fits"``, whose matches
+        are sorted; a `~specutils.Spectrum` of one star or with a row per star;
+        an HDF5 file in the layout of `cyclestarnet.io.write_training_set`
+        (``.h5`` or ``.hdf5``), or a `~cyclestarnet.io.TrainingSet`, if the file
+        has several splits or other pixels.
+    grid : `~cyclestarnet.WavelengthGrid`, optional
+        Pixels of an HDF5 file that has no dataset ``wavelength``.
+    selection : `~cyclestarnet.io.Selection`, optional
+        Which spectra of an HDF5 file to take. Default: all.
+    reader : callable, optional
+        Reads a path. Default: `cyclestarnet.io.read`.
+
+    Returns
+    -------
+    list of `StarSource`
+
+    Raises
+    ------
+    FileNotFoundError
+        If nothing matches the pattern, or there is no such HDF5 file.
+    FileFormatError, GridError
+        If the HDF5 file is damaged, or its pixels are not known.
+
+    Examples
+    --------
+    >>> from cyclestarnet.survey import star_sources
+    >>> [star.name for star in star_sources(["apStar-a.fits", "apStar-b.fits"])]
+    ['apStar-a.fits', 'apStar-b.fits']
+    """
+    if isinstance(spectra, str | os.PathLike):
+        path = os.fspath(spectra)
+        if glob.has_magic(path) and not os.path.lexists(path):
+            spectra = sorted(glob.glob(path, recursive=True))
+            if not spectra:
+                raise FileNotFoundError(f"no file matches the pattern {path!r}; the working directory is {os.getcwd()}")
+        elif Path(path).suffix.lower() in (".h5", ".hdf5"):
+            spectra = TrainingSet(path, split=_only_split(path))
+        else:
+            spectra = [path]
+    if isinstance(spectra, TrainingSet):
+        rows = _TrainingRows(spectra, _wavelength(spectra, grid))
+        chosen = range(len(spectra)) if selection is None else spectra.rows(selection).tolist()
+        return [_TrainingRow(rows, row) for row in chosen]
+    if selection is not None:
+        raise TypeError(f"selection = {selection} chooses from an HDF5 file, but spectra is no such file")
+    if isinstance(spectra, Spectrum):
+        if spectra.flux.ndim > 2:
+            raise SpectrumError(f"flux must have the shape (n_pixels,) or (n, n_pixels), but has {spectra.flux.shape}")
+        return (
+            [_Given(spectra)] if spectra.flux.ndim == 1 else [_StackRow(spectra, k) for k in range(len(spectra.flux))]
+        )
+    return [_File(os.fspath(item), reader) if isinstance(item, str | os.PathLike) else _Given(item) for item in spectra]
+
+
+def _only_split(path):
+    """The split of a training file that has one only."""
+    splits = []
+    if h5py.is_hdf5(path):  # else TrainingSet says what is wrong
+        with h5py.File(path) as file:
+            splits = [name.removeprefix("spectra ") for name in file if name.startswith("spectra ")]
+    if len(splits) > 1:
+        raise FileFormatError(
+            f"{path} has the splits {', '.join(splits)}; choose one: TrainingSet({path!r}, split={splits[0]!r})"
+        )
+    return splits[0] if splits else "train"
+
+
+def _wavelength(dataset, grid):
+    if dataset.domain != "observed":
+        raise SpectrumError(f"{dataset!r} has no errors, without which no pixel can be weighted; use domain='observed'")
+    with h5py.File(dataset.path) as file:
+        if "wavelength" in file:
+            return file["wavelength"][dataset.pixels] * u.AA
+    if grid is None:
+        raise GridError(f"{dataset.path} has no dataset 'wavelength'; give the grid of its pixels")
+    TrainingSet(dataset.path, split=dataset.split, pixels=dataset.pixels, grid=grid)  # raises if they do not fit
+    return grid.wavelength

@@ -1,0 +1,115 @@
+"""A survey on two workers, each a process of its own, one of which is killed."""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from survey_fakes import Fit, failed_row, make_star, read_star, save_stars
+from test_survey import assert_same
+
+from cyclestarnet.exceptions import CycleStarNetError
+from cyclestarnet.survey import fit_survey, read_results, star_sources
+
+distributed = pytest.importorskip("distributed")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def client():
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs="CRITICAL"
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def paths(tmp_path, rng):
+    """Thirty stars, two of which cannot be read."""
+    paths = save_stars(tmp_path, rng.uniform(0.5, 1.5, 30))
+    paths[3].unlink()
+    paths[17].write_bytes(b"")
+    return paths
+
+
+def survey(spectra, fit=None, **options):
+    stars = star_sources(spectra, reader=read_star)
+    return fit_survey(stars, fit or Fit(), failed_row, **({"progress": False, "block_size": 4} | options))
+
+
+def test_cluster_gives_the_same_table(client, paths, tmp_path):
+    np.save(paths[9], -2.0)  # raises for its whole block
+    table = survey(paths, client=client, output=tmp_path / "t.ecsv")
+    assert_same(survey(paths), table)
+    assert_same(table, read_results(tmp_path / "t.ecsv"), leave_out=())
+
+
+def test_spectra_in_memory_go_to_the_workers(client):
+    stars = [make_star(value) for value in (0.1, 0.2, 0.3, -1, 0.5)]
+    assert_same(survey(stars), survey(stars, client=client, block_size=2))
+
+
+def test_both_workers_take_part(client, paths, tmp_path):
+    survey(paths, Fit(0.05, str(tmp_path / "pids")), client=client)
+    assert len(set((tmp_path / "pids").read_text().split())) == 2
+
+
+def test_run_begun_in_one_process_ends_on_a_cluster(client, paths, tmp_path):
+    value = np.load(paths[20])
+    np.save(paths[20], -3.0)
+    with pytest.raises(KeyboardInterrupt):
+        survey(paths, output=tmp_path / "t.fits")
+    np.save(paths[20], value)
+    survey(paths, output=tmp_path / "t.fits", client=client)
+    assert_same(survey(paths), read_results(tmp_path / "t.fits"))
+
+
+def test_error_of_the_cluster_reaches_the_caller(client, paths, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no-folder"):
+        fit_survey(star_sources(paths, reader=read_star), Fit(), NoTemplate(), client=client, progress=False, retries=0)
+
+
+class NoTemplate:
+    """Makes rows in the process that made it, and fails elsewhere, as where a file of the model is not to be seen."""
+
+    def __init__(self):
+        self.pid = os.getpid()
+
+    def __call__(self, name, error):
+        if os.getpid() != self.pid:
+            raise FileNotFoundError("no-folder")
+        return failed_row(name, error)
+
+
+def test_killed_worker_loses_no_row_and_doubles_none(client, paths, tmp_path):
+    pid_file = tmp_path / "pids"
+
+    def kill_one():
+        while not pid_file.exists():
+            time.sleep(0.01)
+        time.sleep(0.2)
+        os.kill(int(pid_file.read_text().split()[0]), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    table = survey(paths, Fit(0.2, str(pid_file)), client=client, output=tmp_path / "t.ecsv", block_size=1)
+    killer.join()
+    assert_same(survey(paths), table)
+    assert len(set(pid_file.read_text().split())) == 3  # dask started another worker
+    assert_same(table, read_results(tmp_path / "t.ecsv"), leave_out=())
+
+
+def deadly(spectra):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_block_that_kills_every_worker_is_named(client, paths, monkeypatch):
+    monkeypatch.setattr(client.cluster.scheduler, "allowed_failures", 0)  # else four workers must start and die
+    with pytest.raises(CycleStarNetError, match="stars 0 to 3 were lost with every worker"):
+        survey(paths[:4], deadly, client=client, retries=0)
