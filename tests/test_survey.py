@@ -201,6 +201,11 @@ def test_rows_of_an_hdf5_file_are_stars(training_file, values, given):
     assert stars[7].name == f"{training_file} val 7"
 
 
+def test_star_without_a_name_has_that_of_its_source(training_file):
+    table = fit_survey(star_sources(training_file), Fit(), failed_row, progress=False)
+    assert table["object"].tolist() == [f"{training_file} val {k}" for k in range(30)]
+
+
 def test_mask_of_an_hdf5_file_is_turned_round(training_file):
     with h5py.File(training_file, "r+") as file:
         file["spectra_msk val"][3, 2] = 0
@@ -379,6 +384,18 @@ def test_journal_cut_anywhere_is_resumed(interrupted, paths, rng):
         journal.write_bytes(content[:length])
         survey(paths, output=interrupted, overwrite=True, run={"space": "observed"})
         assert_same(uninterrupted, read_results(interrupted))
+
+
+def test_torn_block_does_not_spoil_those_that_follow(interrupted, paths):
+    journal, value, run = Path(f"{interrupted}.partial"), np.load(paths[25]), {"run": {"space": "observed"}}
+    journal.write_bytes(journal.read_bytes()[:-9])  # the block of stars 12 to 15
+    np.save(paths[25], -3.0)
+    with pytest.raises(KeyboardInterrupt):
+        survey(paths, output=interrupted, **run)
+    np.save(paths[25], value)
+    fit = CountingFit()
+    assert_same(survey(paths), survey(paths, fit, output=interrupted, **run))
+    assert fit.n_stars == 6
 
 
 def test_journal_with_zeros_of_a_power_failure_is_resumed(interrupted, paths):
