@@ -249,7 +249,7 @@ def plot(ranks):
         low, high = binom.interval(1 - 0.05 / n_bins, n, 1 / n_bins)
         left.axhspan(low, high, color="0.88", lw=0)
         left.axhline(n / n_bins, color="0.5", lw=0.8)
-        left.hist(found / N_RANKS, bins=n_bins, range=(0, 1), histtype="step", color="#0072B2", lw=1.4)
+        left.stairs(*np.histogram(found / N_RANKS, n_bins, (0, 1)), baseline=None, color="#0072B2", lw=1.4)
         left.set(ylabel="stars", xlim=(0, 1), ylim=(0, None))
         left.set_title(f"{name}, {n} stars", loc="left", fontsize=10, fontweight="bold")
         place = np.arange(1, N_RANKS) / N_RANKS
