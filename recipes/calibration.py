@@ -280,7 +280,7 @@ def main(argv=None):
     parser.add_argument(
         "--like", type=Path, help="observed spectrum whose split latent is used; default: a typical one"
     )
-    parser.add_argument("--max-steps", type=int, default=5000, help="of a chain")
+    parser.add_argument("--max-steps", type=int, default=10_000, help="of a chain")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     model = CalibratedModel.from_pretrained() if options.model is None else CalibratedModel.load(options.model)

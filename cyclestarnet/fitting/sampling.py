@@ -29,7 +29,7 @@ def sample_posterior(
     *,
     rng: np.random.Generator,
     n_walkers: int | None = None,
-    max_steps: int = 5000,
+    max_steps: int = 10_000,
     check_every: int = 100,
     backend=None,
     identity: str = "",
@@ -55,7 +55,8 @@ def sample_posterior(
     n_walkers : int, optional
         At least 2 (k + 1), the default: the differences of half of the walkers must span the space.
     max_steps : int, optional
-        Length of the chain, with what ``backend`` holds already, at which sampling ends in any case.
+        Length of the chain, with what ``backend`` holds already, at which
+        sampling ends in any case. 20 labels take about 5000 steps.
     check_every : int, optional
         Steps between checks of convergence, and between writes of ``backend``.
     backend : path-like, optional
