@@ -12,7 +12,7 @@ from cyclestarnet.exceptions import (
     ModelFileError,
     SpectrumError,
 )
-from cyclestarnet.fitting.objective import GaussianPrior
+from cyclestarnet.fitting.priors import GaussianPrior
 from cyclestarnet.grid import WavelengthGrid, air_to_vacuum
 from cyclestarnet.io import read_apstar, read_apvisit, read_aspcapstar
 from cyclestarnet.labels import LabelSet

@@ -25,6 +25,8 @@ _UNITS = {
     "vmicro": u.km / u.s,
     "vmacro": u.km / u.s,
     "vbroad": u.km / u.s,
+    "velocity": u.km / u.s,
+    "broadening": u.km / u.s,
     "c12_c13": u.dimensionless_unscaled,
 }
 

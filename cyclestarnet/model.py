@@ -6,14 +6,15 @@ import hashlib
 import inspect
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from importlib import resources
 from pathlib import Path
 
 import astropy.units as u
 import numpy as np
 import torch
-from astropy.table import QTable, Table, vstack
+from astropy.table import QTable, Table
 
 from cyclestarnet.backend.checkpoint import load_arrays, save_arrays
 from cyclestarnet.backend.emulator import Emulator
@@ -26,24 +27,20 @@ from cyclestarnet.backend.published import (
     read_published_checkpoint,
 )
 from cyclestarnet.backend.settings import TrainingSettings
+from cyclestarnet.backend.shortcuts import Shortcuts
 from cyclestarnet.continuum import ContinuumRecipe
-from cyclestarnet.diagnostics import LatentCloud, line_shift
+from cyclestarnet.diagnostics import LatentCloud
 from cyclestarnet.exceptions import CycleStarNetError, FitWarning, GridError, LabelError, ModelFileError
-from cyclestarnet.fitting.objective import GaussianPrior, Objective
-from cyclestarnet.fitting.sampling import sample_posterior
-from cyclestarnet.fitting.solvers import minimise
+from cyclestarnet.fits import FitSetup, _choice, fit_stars, make_objective, prepare_stars
+from cyclestarnet.fitting.priors import GaussianPrior
 from cyclestarnet.grid import APSTAR_CHIPS, WavelengthGrid, apogee_grid
 from cyclestarnet.labels import LabelSet, difference_unit, kelvin_scale
-from cyclestarnet.results import FitFlag, FitResult, Posterior
+from cyclestarnet.results import FitFlag, Posterior
 from cyclestarnet.spectra import Pixels, to_pixels, to_spectrum
 
 __all__ = ["CalibratedModel"]
 
-SPACES = ("observed", "synthetic", "emulator")
 DOMAINS = ("observed", "synthetic")
-AIR_SHIFT = (-92.0, -72.0)  # km/s: where lines appear if air wavelengths are taken for vacuum
-REST = 10.0  # km/s
-ROUGH_ERROR = 0.01  # of a translated spectrum, before its own residuals tell
 CUTS = {"paper": "red", "repository": "blue"}  # end of the APOGEE grid that the spectra of a preset lack
 
 
@@ -83,6 +80,8 @@ class CalibratedModel:
         Covariance of the labels' errors that residuals do not show, because a
         wrong label can hide in the translation; learnt on validation stars of
         known labels, and added to the covariance of fits in the observed space.
+    shortcuts : `~cyclestarnet.backend.shortcuts.Shortcuts`, optional
+        First guesses and expected derivatives, which make fits quick.
 
     Examples
     --------
@@ -107,6 +106,7 @@ class CalibratedModel:
     provenance: Mapping = field(default_factory=dict)
     scatter_inflation: Mapping[str, float] = field(default_factory=dict)
     label_error: np.ndarray | None = None
+    shortcuts: Shortcuts | None = None
 
     def __post_init__(self):
         sizes = {
@@ -305,6 +305,11 @@ class CalibratedModel:
         for name in ("typical_nuisance", "label_error"):
             if getattr(self, name) is not None:
                 arrays[name] = getattr(self, name)
+        if self.shortcuts is not None:
+            arrays |= {
+                f"shortcuts.{key}": np.asarray(value, dtype=np.float16 if key == "slopes" else np.float32)
+                for key, value in vars(self.shortcuts).items()
+            }
         meta = {
             "name": self.name,
             "labels": self.labels.to_dict(),
@@ -336,6 +341,9 @@ class CalibratedModel:
                 k.removeprefix(prefix): torch.from_numpy(v).float() for k, v in arrays.items() if k.startswith(prefix)
             }
             module.load_state_dict(own)
+        shortcuts = {k.removeprefix("shortcuts."): v for k, v in arrays.items() if k.startswith("shortcuts.")}
+        if shortcuts:
+            shortcuts = {k: v.astype(np.float32 if k == "slopes" else float) for k, v in shortcuts.items()}
         return cls(
             name=meta["name"],
             labels=labels,
@@ -351,6 +359,7 @@ class CalibratedModel:
             provenance=meta["provenance"],
             scatter_inflation=meta["scatter_inflation"],
             label_error=arrays.get("label_error"),
+            shortcuts=Shortcuts(**shortcuts) if shortcuts else None,
         )
 
     # -- forward ---------------------------------------------------------------
@@ -469,11 +478,26 @@ class CalibratedModel:
             )
         _, slopes = self._predictor(domain, self._nuisance(like)).jacobian(values)
         columns = {"wavelength": self.grid.wavelength}
-        columns |= {n: slopes[:, k] / difference_unit(n) for k, n in enumerate(self.labels)}
+        columns |= {n: slopes[k] / difference_unit(n) for k, n in enumerate(self.labels)}
         return QTable(columns, meta={"model": self.name, "domain": domain})
 
     # -- inverse -----------------------------------------------------------------
-    def fit(self, spectrum, *, space="observed", start=None, fixed=None, bounds=None, prior="training", method="lbfgs"):
+    def fit(
+        self,
+        spectrum,
+        *,
+        space="observed",
+        start=None,
+        fixed=None,
+        bounds=None,
+        tied=(),
+        motion=(),
+        prior="training",
+        nuisance="own",
+        ignore=None,
+        inflation=1.0,
+        method="lbfgs",
+    ):
         """Find the labels that maximise the posterior.
 
         Parameters
@@ -486,14 +510,35 @@ class CalibratedModel:
             emulator with obs→synth(data), unweighted (Eq. 10), or the emulator
             with the data (Eq. 9: no translation).
         start : mapping of str to `~astropy.units.Quantity`, or `~cyclestarnet.FitResult`, optional
-            Starting labels; those not given start cold, at the mean of the prior.
+            Starting labels; those not given start at the mean of the prior.
+            Default: a guess from the spectrum's latent.
         fixed : mapping of str to `~astropy.units.Quantity`, optional
             Labels held at a value.
         bounds : mapping of str to (low, high), optional
             Narrower bounds. Default: the training range.
-        prior : "training", None or `~cyclestarnet.fitting.objective.GaussianPrior`, optional
-            Gaussian of the training labels (default); flat within the bounds; your own.
-        method : {"lbfgs"}, optional
+        tied : sequence of sequences of str, optional
+            Groups of labels that move together and keep the differences that
+            they have at ``start``, or else at the mean of the prior. For
+            example, the α elements in one group and all others in a second
+            leave [M/H] and [α/M].
+        motion : sequence of {"velocity", "broadening"}, optional
+            Fit a radial velocity or an extra Gaussian broadening (σ), too, in
+            km/s. They become labels of the result.
+        prior : optional
+            ``"training"``: Gaussian of the training labels (default). None:
+            flat within the bounds. A mapping of label or combination to
+            (mean, sigma). An object such as `~cyclestarnet.GaussianPrior` or
+            `~cyclestarnet.fitting.priors.IsochronePrior`. A list of these: their product.
+        nuisance : {"own", "typical"}, optional
+            Split latent of the observed domain: from the star's own spectrum
+            (the paper's choice), or that of a typical training star.
+        ignore : array of bool, shape (n_pixels,), or sequence of (low, high), optional
+            Pixels of the model, or wavelength regions, that are not used.
+        inflation : float, optional
+            Factor on the errors of the data.
+        method : {"lbfgs", "lm"}, optional
+            L-BFGS with a strong-Wolfe line search, or Levenberg-Marquardt,
+            which is quicker and ends within a fraction of the error bar.
 
         Returns
         -------
@@ -504,7 +549,7 @@ class CalibratedModel:
         SpectrumError, GridError
             If the spectrum cannot be used; see `~cyclestarnet.spectra.to_pixels`.
         LabelError
-            If ``start``, ``fixed`` or ``bounds`` name unknown labels or have wrong units.
+            If ``start``, ``fixed``, ``bounds`` or ``tied`` name unknown labels or have wrong units.
 
         Warns
         -----
@@ -515,34 +560,21 @@ class CalibratedModel:
         ----------
         .. [1] O'Briain et al. 2021, ApJ 906, 130, Section 3.2.6.
         """
-        _choice("space", space, SPACES)
-        _choice("method", method, ("lbfgs",))
-        settings = self._fit_settings(start, fixed, bounds, prior)
-        pixels = self._pixels(spectrum)
-        velocity = self._check_rest(pixels)
-        objective = self._objective(pixels, space, settings)
-        begin = settings["start"]
-        if space == "observed":
-            # Cold start: the fits without translation and to the translated spectrum are cheap, and one is close.
-            cheap = [self._objective(pixels, other, settings) for other in ("emulator", "synthetic")]
-            starts = [begin, *(minimise(other, begin, max_rounds=3).labels for other in cheap)]
-            begin = max(starts, key=lambda labels: objective.log_posterior(labels)[0])
-        scaled, optimum = self._fit_with_scaled_errors(objective, minimise(objective, begin), space)
-        settings["options"] = {"space": space, "fixed": fixed, "bounds": bounds, "prior": prior}
-        settings["error_scale"] = float(np.sqrt(objective.ivar.max() / scaled.ivar.max()))
-        if space == "synthetic":
-            optimum = replace(optimum, covariance=self._propagated(pixels, scaled, optimum))
-        elif space == "observed" and self.label_error is not None:
-            own = np.where(np.outer(settings["free"], settings["free"]), self.label_error, 0.0)
-            optimum = replace(optimum, covariance=optimum.covariance + own)
-        result = self._result(spectrum, pixels, scaled, optimum, space, settings, velocity)
+        setup = FitSetup.of(
+            self, space=space, start=start, fixed=fixed, bounds=bounds, tied=tied, motion=motion, prior=prior,
+            nuisance=nuisance, ignore=ignore, inflation=inflation, method=method,
+        )  # fmt: skip
+        (result,) = fit_stars(self, [spectrum], setup)
+        if isinstance(result, Exception):
+            raise result
         if not result.success:
             warnings.warn(f"the fit did not converge: {result.message}", FitWarning, stacklevel=2)
         return result
 
     def sample(
-        self, spectrum, *, start=None, seed=None, rng=None, max_steps=5000, backend=None, progress=True, **options
-    ):
+        self, spectrum, *, start=None, seed=None, rng=None, n_walkers=None, max_steps=10_000, backend=None,
+        progress=True, **options,
+    ):  # fmt: skip
         """Sample the posterior with emcee, started from the optimum and its covariance.
 
         Parameters
@@ -552,15 +584,15 @@ class CalibratedModel:
             Default: `fit` is done first.
         seed : int, or rng : `numpy.random.Generator`, optional
             The same seed gives the same samples on the same machine.
+        n_walkers : int, optional
+            Default: twice the number of parameters and two.
         max_steps : int, optional
             Sampling stops earlier once the chain is 50 autocorrelation times long.
         backend : path-like, optional
             HDF5 file that keeps the chain; an existing one is continued.
         progress : bool, optional
         **options
-            ``space``, ``fixed``, ``bounds`` and ``prior`` of `fit`, by default
-            those of ``start``; ``n_walkers``.
-            Eq. 10 (``space="synthetic"``) has no likelihood to sample.
+            Of `fit`, by default those of ``start``. Eq. 10 (``space="synthetic"``) has no likelihood to sample.
 
         Returns
         -------
@@ -571,28 +603,35 @@ class CalibratedModel:
         FitWarning
             If the chain is shorter than 50 autocorrelation times.
         """
-        n_walkers = options.pop("n_walkers", None)
-        unknown = sorted(set(options) - {"space", "fixed", "bounds", "prior"})
-        if unknown:
-            raise TypeError(f"unknown options {unknown}; there are space, fixed, bounds, prior, n_walkers")
+        from cyclestarnet.fitting.sampling import sample_posterior
+
+        self._known_options(options)
         if start is None:
             start = self.fit(spectrum, **options)
-        options = {**start.meta["options"], **options}
-        space = options.pop("space")
-        _choice("space", space, ("observed", "emulator"))
-        settings = self._fit_settings(start, **options)
-        objective = self._objective(self._pixels(spectrum), space, settings)
-        if space == start.space:
-            objective = replace(objective, ivar=objective.ivar / start.meta["error_scale"] ** 2)
-        rng = rng if rng is not None else np.random.default_rng(seed)
+        setup = FitSetup.of(self, **({**start.meta["options"], **options} | {"start": start}))
+        _choice("space", setup.space, ("observed", "emulator"))
+        stars, (place,) = prepare_stars(self, [spectrum], setup)
+        if isinstance(place, Exception):
+            raise place
+        objective, parameters = make_objective(self, stars, setup), setup.parameters
+        inverse = np.linalg.pinv(parameters.matrix)
         chain = sample_posterior(
-            objective, settings["start"], start.covariance, rng=rng, n_walkers=n_walkers, max_steps=max_steps,
-            backend=backend, progress=progress,
-        )  # fmt: skip
-        free = tuple(n for n, is_free in zip(self.labels, settings["free"], strict=True) if is_free)
-        columns = self.labels.to_quantities(chain.pop("samples"))
-        held = set(self.labels) - set(free)
-        table = QTable({n: q for n, q in columns.items() if n not in held})
+            objective.log_posterior,
+            parameters.lower,
+            parameters.upper,
+            parameters.values(setup.begin),
+            inverse @ start.covariance[: len(setup.labels), : len(setup.labels)] @ inverse.T,
+            rng=rng if rng is not None else np.random.default_rng(seed),
+            n_walkers=n_walkers,
+            max_steps=max_steps,
+            backend=backend,
+            identity=self._identity(spectrum, setup),
+            progress=progress,
+        )
+        varies = parameters.matrix.any(1)
+        free = tuple(name for name, moves in zip(setup.labels, varies, strict=True) if moves)
+        columns = setup.labels.to_quantities(parameters.labels(chain.pop("samples")))
+        table = QTable({name: q for name, q in columns.items() if name in free or name not in setup.labels})
         table["log_posterior"] = chain.pop("log_posterior")
         posterior = Posterior(samples=table, free=free, meta=start.meta, **chain)
         if not posterior.converged:
@@ -603,17 +642,33 @@ class CalibratedModel:
             )
         return posterior
 
-    def fit_many(self, spectra, *, progress=True, **options):
-        """Fit many stars, one after the other; a bad one is flagged and never stops the rest.
+    def fit_many(
+        self, spectra, *, output=None, overwrite=False, selection=None, client=None, progress=True, method="lm",
+        **options,
+    ):  # fmt: skip
+        """Fit many stars; a bad one is flagged and never stops the rest.
+
+        Stars are read ahead while others are fitted, and rows are written as
+        they come. The same call after a kill goes on where it was.
 
         Parameters
         ----------
         spectra : iterable of `~specutils.Spectrum` or path-like
-            Also one of them, or a `~specutils.Spectrum` with a row per star.
+            Also one of them, a pattern such as ``"spectra/apStar-*.fits"``, a
+            `~specutils.Spectrum` with a row per star, or an HDF5 file as
+            `~cyclestarnet.io.training_set` has it.
             Files are read as their names tell (``apStar-…``, ``apVisit-…``).
+        output : path-like, optional
+            Table to write: ``.ecsv``, ``.fits`` or ``.parquet``.
+        overwrite : bool, optional
+        selection : `~cyclestarnet.io.training_set.Selection`, optional
+            Rows of an HDF5 file.
+        client : `dask.distributed.Client`, optional
+            Fit on its workers; see `cyclestarnet.survey`.
         progress : bool, optional
+        method : {"lm", "lbfgs"}, optional
         **options
-            Of `fit`.
+            Others of `fit`.
 
         Returns
         -------
@@ -622,30 +677,43 @@ class CalibratedModel:
             not be fitted have NaN labels, the flag ``FAILED`` and the reason in
             ``message``.
         """
-        from tqdm.auto import tqdm
+        from cyclestarnet.survey import fit_survey, star_sources
 
-        from cyclestarnet.io import read
+        self._known_options(options)
+        setup = FitSetup.of(self, method=method, **options)
+        return fit_survey(
+            star_sources(spectra, grid=self.grid, selection=selection),
+            partial(fit_stars, self, setup=setup),
+            partial(_failed_row, setup.labels),
+            run={"model": self.name, "weights": self._digest} | setup.options,
+            output=output,
+            overwrite=overwrite,
+            progress=progress,
+            client=client,
+        )
 
-        unknown = sorted(set(options) - set(inspect.signature(self.fit).parameters))
+    def _known_options(self, options):
+        unknown = sorted(set(options) - (set(inspect.signature(self.fit).parameters) - {"spectrum"}))
         if unknown:
-            raise TypeError(f"unknown options {unknown}; fit_many takes those of fit")
-        self._fit_settings(*(options.get(k) for k in ("start", "fixed", "bounds")), options.get("prior", "training"))
-        _choice("space", options.get("space", "observed"), SPACES)
-        if isinstance(spectra, str | Path) or getattr(getattr(spectra, "flux", None), "ndim", 0) == 1:
-            spectra = [spectra]  # one star; iterating over it would go through its pixels or letters
-        rows = []
-        for item in tqdm(list(spectra), desc="fitting", disable=not progress):
-            name = item.name if isinstance(item, Path) else item if isinstance(item, str) else None
-            try:
-                spectrum = read(item) if name is not None else item
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", FitWarning)  # the row's flag says it
-                    row = self.fit(spectrum, **options).to_table()
-                row["object"] = [str(row["object"][0]) or name or ""]
-            except (CycleStarNetError, TypeError, OSError, FloatingPointError, np.linalg.LinAlgError) as error:
-                row = self._failed_row(name or "", error)
-            rows.append(row)
-        return vstack(rows, metadata_conflicts="silent") if rows else self._failed_row("", "")[:0]
+            raise TypeError(f"unknown options {unknown}; there are those of fit")
+
+    @cached_property
+    def _digest(self):
+        """Of the networks: tells models apart."""
+        digest = hashlib.sha256()
+        for module in (self.emulator, self.translator.network):
+            for name, tensor in module.state_dict().items():
+                digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def _identity(self, spectrum, setup):
+        """Of a sampling: model, data and options."""
+        digest = hashlib.sha256(self._digest.encode())
+        options = {key: value for key, value in setup.options.items() if key not in ("start", "method")}
+        digest.update(repr(sorted(options.items(), key=lambda item: item[0])).encode())
+        pixels = self._pixels(spectrum)
+        digest.update(pixels.flux.tobytes() + pixels.ivar.tobytes())
+        return digest.hexdigest()
 
     # -- inside ------------------------------------------------------------------
     def _predictor(self, domain, nuisance=None):
@@ -686,170 +754,6 @@ class CalibratedModel:
         """Inverse variance with the model's own scatter."""
         return np.where(ivar > 0, 1 / (1 / np.where(ivar > 0, ivar, 1.0) + inflation * self.scatter[space] ** 2), 0.0)
 
-    def _check_rest(self, pixels):
-        """Velocity of the lines against a mean star; air wavelengths raise."""
-        template = self._predictor("synthetic").flux(self.prior.mean)
-        velocity, _ = line_shift(self.grid.wavelength.value, pixels.flux, pixels.ivar, template)
-        if AIR_SHIFT[0] < velocity < AIR_SHIFT[1]:
-            raise GridError(
-                f"The lines appear at {velocity:.0f} km/s, as they do when air wavelengths are taken for vacuum. "
-                "Convert the spectral axis with cyclestarnet.air_to_vacuum, or shift the spectrum to rest"
-            )
-        return velocity
-
-    def _fit_settings(self, start, fixed, bounds, prior):
-        """Check the options of a fit before any work is done."""
-        labels = self.labels
-        lower, upper, free = labels.lower.copy(), labels.upper.copy(), np.ones(len(labels), dtype=bool)
-        for name, pair in (bounds or {}).items():
-            k = labels.index(name)
-            low, high = (float(labels.value(name, value)) for value in pair)
-            if not low < high or high <= lower[k] or low >= upper[k]:
-                raise LabelError(
-                    f"bounds of '{name}' must be (low, high) that overlap the training range "
-                    f"{lower[k]:g} to {upper[k]:g}, but are {low:g}, {high:g}"
-                )
-            lower[k], upper[k] = max(low, lower[k]), min(high, upper[k])
-        begin = self.prior.mean.copy()
-        if isinstance(start, FitResult):
-            start = start.labels
-        for name, value in {**labels.known(start or {}), **(fixed or {})}.items():
-            begin[labels.index(name)] = float(labels.value(name, value))
-        free[[labels.index(name) for name in fixed or {}]] = False
-        labels.check_range(np.where(free, np.clip(begin, labels.lower, labels.upper), begin))
-        if not free.any():
-            raise LabelError("all labels are fixed; nothing is left to fit")
-        if isinstance(prior, str) and prior == "training":
-            chosen = self.prior
-        elif prior is None or isinstance(prior, GaussianPrior):
-            chosen = prior
-        else:
-            raise TypeError(f'prior must be "training", None or a GaussianPrior, but is {prior!r}')
-        said = "training" if chosen is self.prior else "none" if chosen is None else "Gaussian, user's own"
-        return {
-            "start": begin, "free": free, "lower": lower, "upper": upper, "prior": chosen, "prior_name": said,
-            "fixed": tuple(fixed or ()),
-        }  # fmt: skip
-
-    def _objective(self, pixels, space, settings, error=ROUGH_ERROR):
-        ivar = self._data_ivar(pixels)
-        good = ivar > 0
-        if space == "synthetic":
-            predictor, flux = self._predictor("synthetic"), self.translator.obs_to_synth(self._filled(pixels)[None])[0]
-            ivar = np.where(good, error**-2, 0.0)
-        else:
-            nuisance = self.translator.encode_obs(self._filled(pixels)[None])[1] if space == "observed" else None
-            predictor = self._predictor(
-                "observed" if space == "observed" else "synthetic", None if nuisance is None else nuisance[0]
-            )
-            flux = pixels.flux
-            ivar = self._total_ivar(ivar, space, self.scatter_inflation.get(space, 1.0))
-        return Objective(
-            predictor, flux, ivar, settings["lower"], settings["upper"], settings["free"], settings["prior"]
-        )
-
-    @staticmethod
-    def _fit_with_scaled_errors(objective, optimum, space):
-        """Scale all errors so that the residuals bear them out, and fit again.
-
-        A spectrum that the model cannot match to within its errors has larger
-        errors than we knew: without this, misfits would overrule the prior and
-        leave tiny error bars. Eq. 10 has no errors of its own: there they
-        shrink as well.
-        """
-        for _ in range(3):
-            good = objective.ivar > 0
-            residual = objective.flux - objective.predictor.flux(optimum.labels)
-            ratio = float(residual**2 @ objective.ivar / max(good.sum() - objective.free.sum(), 1))
-            if 0.9 < ratio < 1.1 or (ratio < 1 and space != "synthetic"):
-                break
-            objective = replace(objective, ivar=objective.ivar / ratio)
-            optimum = minimise(objective, optimum.labels)
-        return objective, optimum
-
-    def _propagated(self, pixels, objective, optimum, n_draws=64):
-        """Covariance of Eq. 10: noise of the data, sent through the translation and the linearised fit.
-
-        The residuals of a translated spectrum say little: the translation
-        removes most of the noise, and correlates the rest.
-        """
-        ivar = self._total_ivar(self._data_ivar(pixels), "observed")
-        sigma = np.where(ivar > 0, 1 / np.sqrt(np.where(ivar > 0, ivar, 1.0)), 0.0)
-        noise = np.random.default_rng(0).standard_normal((n_draws, self.grid.n_pixels)) * sigma
-        translated = self.translator.obs_to_synth(self._filled(pixels) + noise)
-        _, slopes = objective.predictor.jacobian(optimum.labels)
-        gain = optimum.covariance @ (slopes * objective.ivar[:, None]).T  # d labels / d translated flux
-        return np.cov(gain @ translated.T)
-
-    def _result(self, spectrum, pixels, objective, optimum, space, settings, velocity):
-        data_ivar, good = self._data_ivar(pixels), objective.ivar > 0
-        model_flux = objective.predictor.flux(optimum.labels)
-        residual = np.where(good, objective.flux - model_flux, 0.0)
-        dof = max(int(good.sum()) - int(settings["free"].sum()), 1)
-        total_ivar = objective.ivar if space == "synthetic" else self._total_ivar(data_ivar, space)
-        chi2, chi2_total = float(residual**2 @ data_ivar), float(residual**2 @ total_ivar)
-        snr = float(np.median((pixels.flux * np.sqrt(pixels.ivar))[good]))
-        latent = self.translator.encode_obs(self._filled(pixels)[None])[0]
-        distance = float(self.cloud.distance(latent)[0])
-        prior_distance = float(np.sqrt(self.prior.distance2(optimum.labels) / len(self.labels)))
-        reasons = {
-            FitFlag.NOT_CONVERGED: not optimum.success,
-            FitFlag.AT_BOUND: optimum.at_bound.any(),
-            FitFlag.OUTSIDE_TRAINING: prior_distance > self.limits["prior_distance"],
-            FitFlag.POOR_FIT: space == "observed" and chi2_total / dof > self.limits["reduced_chi2_total"],
-            FitFlag.UNFAMILIAR: distance > self.cloud.threshold,
-            FitFlag.FEW_PIXELS: pixels.n_good < 0.5 * self.grid.n_pixels,
-            FitFlag.LOW_SNR: snr < 20,
-            FitFlag.VELOCITY: abs(velocity) > REST,
-        }
-        flags = FitFlag(0)
-        for flag, holds in reasons.items():
-            flags |= flag if holds else FitFlag(0)
-        source = spectrum.meta or {}
-        meta = {
-            "object": str(source.get("object", source.get("apogee_id", ""))),
-            "model": self.name,
-            "prior": settings["prior_name"],
-            "fixed": settings["fixed"],
-            "n_evaluations": optimum.n_evaluations,
-            "snr": snr,
-            "normalised_here": pixels.continuum is not None,
-            "error_scale": settings["error_scale"],
-            "options": settings["options"],
-            "velocity": velocity * u.km / u.s,
-            "latent_distance": distance,
-            "prior_distance": prior_distance,
-            "at_bound": [n for n, hit in zip(self.labels, optimum.at_bound, strict=True) if hit],
-        }
-        return FitResult(
-            label_set=self.labels,
-            values=optimum.labels,
-            covariance=optimum.covariance,
-            chi2=chi2,
-            chi2_total=chi2_total,
-            dof=dof,
-            success=optimum.success,
-            message=optimum.message,
-            flags=flags,
-            spectrum=to_spectrum(objective.flux, self.grid, ivar=data_ivar, meta={"model": self.name}),
-            model_spectrum=to_spectrum(model_flux, self.grid, meta={"model": self.name, "domain": space}),
-            space=space,
-            meta=meta,
-        )
-
-    def _failed_row(self, name, error):
-        labels = self.labels
-        nothing = labels.to_quantities(np.full((1, len(labels)), np.nan))
-        columns = {"object": [name]}
-        for label, value in nothing.items():
-            columns[label] = value
-            columns[f"{label}_err"] = [np.nan] * difference_unit(label)
-        columns |= {
-            "reduced_chi2": [np.nan], "reduced_chi2_total": [np.nan], "snr": [np.nan], "success": [False],
-            "flags": [FitFlag.FAILED.value], "flag_names": ["FAILED"], "message": [str(error)],
-        }  # fmt: skip
-        return QTable(columns)
-
     # -- showing -------------------------------------------------------------------
     def __repr__(self):
         return f"<CalibratedModel {self.name}: {len(self.labels)} labels, {self.grid!r}>"
@@ -859,9 +763,20 @@ class CalibratedModel:
         return f"<p><b>CalibratedModel</b> {self.name}</p>{self.labels._repr_html_()}<table>{facts}</table>"
 
 
-def _choice(argument, value, choices):
-    if value not in choices:
-        raise ValueError(f"{argument} must be one of {', '.join(map(repr, choices))}, but is {value!r}")
+def _failed_row(labels, name, error):
+    """Row of a table for a star without a fit."""
+    nothing = labels.to_quantities(np.full((1, len(labels)), np.nan))
+    columns = {"object": [name]}
+    for label, value in nothing.items():
+        columns[label] = value
+        columns[f"{label}_err"] = [np.nan] * difference_unit(label)
+    ours = isinstance(error, CycleStarNetError | str)
+    columns |= {
+        "reduced_chi2": [np.nan], "reduced_chi2_total": [np.nan], "dof": [0], "snr": [np.nan], "success": [False],
+        "flags": [FitFlag.FAILED.value], "flag_names": ["FAILED"],
+        "message": [str(error) if ours else f"{type(error).__name__}: {error}"],
+    }  # fmt: skip
+    return QTable(columns)
 
 
 def _published_labels(labels, n_labels):

@@ -142,6 +142,7 @@ class FitResult:
         columns |= {
             "reduced_chi2": [self.reduced_chi2],
             "reduced_chi2_total": [self.reduced_chi2_total],
+            "dof": [self.dof],
             "snr": [self.meta.get("snr", np.nan)],
             "success": [self.success],
             "flags": [self.flags.value],

@@ -95,13 +95,13 @@ def test_bfloat16_is_within_two_percent_of_float32(part):
 
 # -- the joined rows ---------------------------------------------------------------
 def test_joined_puts_the_next_rows_beside():
-    found = fast._joined(torch.arange(10.0).view(5, 2), 3)
+    found = fast.joined_rows(torch.arange(10.0).view(5, 2), 3)
     assert found.tolist() == [[0, 1, 2], [2, 3, 4], [4, 5, 6], [6, 7, 8], [8, 9, 0]]
 
 
 @pytest.mark.parametrize(("n_joined", "starts"), [(3, [0]), (7, [0, 3, 6]), (6, [0, 3])])
 def test_reaches_cover_all_columns(n_joined, starts):
-    reaches = fast._reaches(n_joined, 3)
+    reaches = fast.row_reaches(n_joined, 3)
     assert [columns.start for _, columns in reaches] == starts
     assert [c for _, columns in reaches for c in range(n_joined)[columns]] == list(range(n_joined))
 

@@ -188,7 +188,7 @@ def _unfinish(grad: Tensor, data: Tensor, slope: float | None, batch: int, lengt
     return grad
 
 
-def _reaches(n_joined: int, n_rows: int):
+def row_reaches(n_joined: int, n_rows: int):
     """Slices of the columns that a row shares with its k-th following row, for k = 0, 1, ..."""
     return list(enumerate(slice(start, min(start + n_rows, n_joined)) for start in range(0, n_joined, n_rows)))
 
@@ -199,7 +199,7 @@ class _Strided(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, matrix, bias, stride, slope, batch, length):
         rows = x.view(-1, stride * x.shape[1])
-        data = _finish(torch.addmm(bias, _joined(rows, len(matrix)), matrix), slope, batch, length)
+        data = _finish(torch.addmm(bias, joined_rows(rows, len(matrix)), matrix), slope, batch, length)
         ctx.save_for_backward(x, matrix, data)
         ctx.stride, ctx.how = stride, (slope, batch, length)
         return data
@@ -212,23 +212,23 @@ class _Strided(torch.autograd.Function):
         grad_x = grad_matrix = grad_bias = None
         if ctx.needs_input_grad[0]:
             joined = grad @ matrix.T
-            (_, first), *others = _reaches(len(matrix), rows.shape[1])
+            (_, first), *others = row_reaches(len(matrix), rows.shape[1])
             grad_x = joined if not others and joined.shape == rows.shape else joined[:, first].clone()
             for k, columns in others:
                 grad_x[k:, : columns.stop - columns.start] += joined[:-k, columns]
             grad_x = grad_x.view(x.shape)
         if ctx.needs_input_grad[1]:
-            grad_matrix = (grad.T @ _joined(rows, len(matrix))).T
+            grad_matrix = (grad.T @ joined_rows(rows, len(matrix))).T
             grad_bias = grad.sum(0)
         return grad_x, grad_matrix, grad_bias, None, None, None, None
 
 
-def _joined(rows: Tensor, width: int) -> Tensor:
+def joined_rows(rows: Tensor, width: int) -> Tensor:
     """Row i beside the rows that follow it, cut to ``width`` columns."""
     if width == rows.shape[1]:
         return rows
     out = rows.new_empty(len(rows), width)
-    for k, columns in _reaches(width, rows.shape[1]):
+    for k, columns in row_reaches(width, rows.shape[1]):
         part = out[:, columns]
         part[: len(rows) - k] = rows[k:, : part.shape[1]]
         part[len(rows) - k :] = 0
@@ -241,7 +241,7 @@ class _Transposed(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, matrix, bias, stride, slope, batch, length):
         n_rows = stride * len(bias)
-        (_, first), *others = _reaches(matrix.shape[1], n_rows)
+        (_, first), *others = row_reaches(matrix.shape[1], n_rows)
         made = torch.addmm(bias.repeat(stride), x, matrix[:, first])
         for k, columns in others:
             made[k:, : columns.stop - columns.start].addmm_(x[:-k], matrix[:, columns])
@@ -255,7 +255,7 @@ class _Transposed(torch.autograd.Function):
         x, matrix, data = ctx.saved_tensors
         grad = _unfinish(grad, data, *ctx.how)
         made = grad.view(len(x), -1)
-        (_, first), *others = _reaches(matrix.shape[1], made.shape[1])
+        (_, first), *others = row_reaches(matrix.shape[1], made.shape[1])
         grad_x = grad_matrix = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_x = made @ matrix[:, first].T

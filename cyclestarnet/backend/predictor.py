@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,8 +11,13 @@ from torch import Tensor
 
 from cyclestarnet.backend.emulator import Emulator
 from cyclestarnet.backend.networks import TranslationNetwork
+from cyclestarnet.backend.tangents import has_fast_bfloat16, linearise_emulator, linearise_translation
 
-__all__ = ["EmulatorPredictor", "ObservedPredictor", "Translator"]
+if TYPE_CHECKING:
+    from cyclestarnet.backend.kinematics import Kinematics
+    from cyclestarnet.backend.shortcuts import Shortcuts
+
+__all__ = ["EmulatorPredictor", "MovingPredictor", "ObservedPredictor", "Translator"]
 
 BATCH = 32  # spectra that go through the networks at once; bounds the memory of large requests
 
@@ -32,7 +38,7 @@ class Translator:
 
     def standardise(self, flux) -> Tensor:
         if not isinstance(flux, Tensor):
-            flux = torch.tensor(np.asarray(flux), dtype=self.dtype)
+            flux = torch.as_tensor(np.asarray(flux), dtype=self.dtype, device=self.device)
         return (flux - self.flux_mean) / self.flux_std
 
     def restore(self, standardised: Tensor) -> Tensor:
@@ -42,15 +48,19 @@ class Translator:
     def dtype(self) -> torch.dtype:
         return next(self.network.parameters()).dtype
 
-    def encode_obs(self, flux) -> tuple[np.ndarray, np.ndarray | None]:
-        """Shared and split latents of observed flux (n, n_pixels)."""
-        pairs = [self.network.encode_obs(part) for part in self.standardise(flux).split(BATCH)]
-        shared = torch.cat([pair[0] for pair in pairs]).double().numpy()
-        return shared, torch.cat([pair[1] for pair in pairs]).double().numpy() if self.network.has_split else None
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def encode_obs(self, flux, *, together: int = BATCH) -> tuple[np.ndarray, np.ndarray | None]:
+        """Shared and split latents of observed flux (n, n_pixels), ``together`` rows at once."""
+        pairs = [self.network.encode_obs(part) for part in self.standardise(flux).split(together)]
+        shared = torch.cat([pair[0] for pair in pairs]).double().cpu().numpy()
+        return shared, torch.cat([pair[1] for pair in pairs]).double().cpu().numpy() if self.network.has_split else None
 
     def encode_synth(self, flux) -> np.ndarray:
         """Shared latents of synthetic flux (n, n_pixels)."""
-        return self._map(self.network.encode_synth, self.standardise(flux)).double().numpy()
+        return self._map(self.network.encode_synth, self.standardise(flux)).double().cpu().numpy()
 
     def reconstruct_synth(self, flux) -> np.ndarray:
         """Synthetic flux through its own autoencoder."""
@@ -72,100 +82,243 @@ class Translator:
         return self._flux(lambda x: self.network.synth_to_obs(x, _repeat(split, len(x))), flux)
 
     def _split(self, z_split) -> Tensor | None:
-        return None if z_split is None else torch.tensor(np.asarray(z_split), dtype=self.dtype)
+        return None if z_split is None else torch.tensor(np.asarray(z_split), dtype=self.dtype, device=self.device)
 
     def _map(self, function, standardised: Tensor) -> Tensor:
         with torch.no_grad():
             return torch.cat([function(part) for part in standardised.split(BATCH)])
 
     def _flux(self, function, flux) -> np.ndarray:
-        return self.restore(self._map(function, self.standardise(flux))).double().numpy()
+        return self.restore(self._map(function, self.standardise(flux))).double().cpu().numpy()
 
 
-class _Differentiable:
-    """Derivatives of a torch function ``_forward`` of labels (n, n_labels); see `EmulatorPredictor`."""
+class _Predictor:
+    """Labels to flux, for one star or many.
+
+    Arrays come out as they went in: of `numpy`, or tensors on the device of
+    the networks. Where stars differ in more than their labels, ``stars`` (n,)
+    tells which star each row of labels (n, n_labels) belongs to.
+    """
 
     n_labels: int
     n_pixels: int
     dtype: torch.dtype
+    device: torch.device
+    together: int = BATCH
+    shortcuts: Shortcuts | None = None
 
-    def _forward(self, labels: Tensor) -> Tensor:
+    def _forward(self, labels: Tensor, stars: Tensor | None) -> Tensor:
         raise TypeError("subclasses define _forward")
 
-    def flux(self, labels) -> np.ndarray:
+    def _linearise(self, labels: Tensor, stars: Tensor | None, coarse: bool) -> tuple[Tensor, Tensor]:
+        raise TypeError("subclasses define _linearise")
+
+    def _parts(self, labels, stars, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        rows = torch.as_tensor(labels, dtype=self.dtype, device=self.device).reshape(-1, self.n_labels)
+        if stars is None:
+            return ((part, None) for part in rows.split(size))
+        stars = torch.as_tensor(stars, dtype=torch.long, device=self.device)
+        return zip(rows.split(size), stars.split(size), strict=True)
+
+    def flux(self, labels, stars=None):
         """Flux (..., n_pixels) of labels (..., n_labels)."""
-        labels = np.asarray(labels, dtype=float)
-        flat = torch.tensor(labels.reshape(-1, self.n_labels), dtype=self.dtype)
         with torch.no_grad():
-            flux = torch.cat([self._forward(part) for part in flat.split(BATCH)])
-        return flux.double().numpy().reshape(*labels.shape[:-1], self.n_pixels)
+            flux = torch.cat([self._forward(*part) for part in self._parts(labels, stars, self.together)])
+        return _like(labels, flux.reshape(*labels.shape[:-1], self.n_pixels).double())
 
-    def pullback(self, labels) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-        """Flux of one star, and a function from ∂f/∂flux (n_pixels,) to ∂f/∂labels (n_labels,)."""
-        leaf = torch.tensor(np.asarray(labels)[None], dtype=self.dtype, requires_grad=True)
-        flux = self._forward(leaf)
+    def pullback(self, labels, stars=None):
+        """Flux (..., n_pixels), and a function from ∂f/∂flux (..., n_pixels) to ∂f/∂labels (..., n_labels)."""
+        leaves, fluxes = [], []
+        for part, which in self._parts(labels, stars, self.together):
+            leaves.append(part.detach().clone().requires_grad_())
+            fluxes.append(self._forward(leaves[-1], which))
 
-        def pull(cotangent: np.ndarray) -> np.ndarray:
-            (gradient,) = torch.autograd.grad(
-                flux, leaf, torch.tensor(cotangent[None], dtype=self.dtype), retain_graph=True
-            )
-            return gradient[0].double().numpy()
+        def pull(cotangent):
+            rows = torch.as_tensor(cotangent, dtype=self.dtype, device=self.device).reshape(-1, self.n_pixels)
+            gradients = torch.autograd.grad(fluxes, leaves, rows.split(self.together), retain_graph=True)
+            return _like(labels, torch.cat(gradients).reshape(labels.shape).double())
 
-        return flux[0].detach().double().numpy(), pull
+        flux = torch.cat([part.detach() for part in fluxes])
+        return _like(labels, flux.reshape(*labels.shape[:-1], self.n_pixels).double()), pull
 
-    def jacobian(self, labels) -> tuple[np.ndarray, np.ndarray]:
-        """Flux (n_pixels,) of one star and its derivatives (n_pixels, n_labels), by forward-mode differentiation."""
-        point = torch.tensor(np.asarray(labels), dtype=self.dtype)
+    def jacobian(self, labels, stars=None, *, coarse: bool = False):
+        """Flux (..., n_pixels) and its derivatives (..., n_labels, n_pixels), by forward-mode differentiation.
 
-        def with_flux(y: Tensor) -> tuple[Tensor, Tensor]:
-            flux = self._forward(y[None])[0]
-            return flux, flux
+        Parameters
+        ----------
+        labels : array or Tensor, shape (..., n_labels)
+        stars : array or Tensor of int, optional
+        coarse : bool, optional
+            Use bfloat16 where the processor is quick at it: derivatives that
+            are right to 0.5 % of their largest value. The flux is exact.
+        """
+        size = self.together if self.device.type == "cuda" else 1
+        with torch.no_grad():
+            pairs = [self._linearise(*part, coarse) for part in self._parts(labels, stars, size)]
+        flux, slopes = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        shape = (*labels.shape[:-1], self.n_pixels)
+        slopes = slopes.reshape(*labels.shape, self.n_pixels)
+        return _like(labels, flux.reshape(shape).double()), _like(labels, slopes)
 
-        slopes, flux = torch.func.jacfwd(with_flux, has_aux=True)(point)
-        return flux.double().numpy(), slopes.double().numpy()
+    def expected_slopes(self, labels: Tensor) -> Tensor | None:
+        """Derivatives (n, n_labels, n_pixels) to expect at labels (n, n_labels), if anything is known of them."""
+        return None if self.shortcuts is None else self.shortcuts.expected_slopes(labels)
 
 
-class EmulatorPredictor(_Differentiable):
+class EmulatorPredictor(_Predictor):
     """Labels to synthetic flux.
 
     Parameters
     ----------
     emulator : `Emulator`
+    together : int, optional
+        See `ObservedPredictor`.
     """
 
-    def __init__(self, emulator: Emulator):
-        self.emulator = emulator.eval().requires_grad_(False)
-        self.n_labels, self.n_pixels, self.dtype = emulator.n_labels, emulator.n_pixels, emulator.lower.dtype
+    def __init__(self, emulator: Emulator, *, together: int = BATCH):
+        self.emulator, self.together = emulator.eval().requires_grad_(False), together
+        self.n_labels, self.n_pixels = emulator.n_labels, emulator.n_pixels
+        self.dtype, self.device = emulator.lower.dtype, emulator.lower.device
 
-    def _forward(self, labels: Tensor) -> Tensor:
+    def _forward(self, labels: Tensor, stars: Tensor | None) -> Tensor:
         return self.emulator(labels)
 
+    def _linearise(self, labels: Tensor, stars: Tensor | None, coarse: bool) -> tuple[Tensor, Tensor]:
+        return linearise_emulator(self.emulator, labels)
 
-class ObservedPredictor(_Differentiable):
-    """Labels to observed flux: the emulator, then synthetic → observed with one star's split latent (S1, Eq. 11).
+
+class ObservedPredictor(_Predictor):
+    """Labels to observed flux: the emulator, then synthetic → observed with the stars' split latents (S1, Eq. 11).
 
     Parameters
     ----------
     emulator : `Emulator`
     translator : `Translator`
-    z_split : array, shape (split_filters, latent_length), or None
+    z_split : array, shape (split_filters, latent_length) or (n_stars, split_filters, latent_length), or None
+    together : int, optional
+        Rows that go through the networks at once. With 1, a star's flux does
+        not depend on its company to the last bit.
+    shortcuts : `~cyclestarnet.backend.shortcuts.Shortcuts`, optional
+        For fits that need not compute each Jacobian.
     """
 
-    def __init__(self, emulator: Emulator, translator: Translator, z_split):
+    def __init__(
+        self,
+        emulator: Emulator,
+        translator: Translator,
+        z_split,
+        *,
+        together: int = BATCH,
+        shortcuts: Shortcuts | None = None,
+    ):
         self.emulator = emulator.eval().requires_grad_(False)
-        self.translator = translator
-        self.n_labels, self.n_pixels, self.dtype = emulator.n_labels, emulator.n_pixels, translator.dtype
-        network = translator.network
-        split = None if z_split is None else translator._split(z_split)
-        # D_sp does not depend on the labels: once per star
-        self._hidden_split = None if split is None else network.decoder_sp(split[None])
+        self.translator, self.together, self.shortcuts = translator, together, shortcuts
+        self.n_labels, self.n_pixels = emulator.n_labels, emulator.n_pixels
+        self.dtype, self.device = translator.dtype, translator.device
+        self._hidden_split = None
+        if z_split is not None:
+            split = torch.as_tensor(np.asarray(z_split), dtype=self.dtype, device=self.device)
+            split = split.reshape(-1, *split.shape[-2:])
+            # D_sp does not depend on the labels: once per star
+            with torch.no_grad():
+                self._hidden_split = torch.cat([translator.network.decoder_sp(z[None]) for z in split])
 
-    def _forward(self, labels: Tensor) -> Tensor:
+    def _hidden(self, n: int, stars: Tensor | None) -> Tensor | None:
+        if self._hidden_split is None:
+            return None
+        return self._hidden_split.expand(n, -1, -1) if stars is None else self._hidden_split[stars]
+
+    def _forward(self, labels: Tensor, stars: Tensor | None) -> Tensor:
         network = self.translator.network
         hidden = network.decoder_sh(network.encode_synth(self.translator.standardise(self.emulator(labels))))
-        if self._hidden_split is not None:
-            hidden = torch.cat([hidden, self._hidden_split.expand(len(hidden), -1, -1)], dim=1)
+        split = self._hidden(len(labels), stars)
+        if split is not None:
+            hidden = torch.cat([hidden, split], dim=1)
         return self.translator.restore(network.decoder_obs(hidden)[:, 0])
+
+    def _linearise(self, labels: Tensor, stars: Tensor | None, coarse: bool) -> tuple[Tensor, Tensor]:
+        translator = self.translator
+        dtype = torch.bfloat16 if coarse and has_fast_bfloat16(self.device) else self.dtype
+        flux, slopes = linearise_emulator(self.emulator, labels)
+        # the standard deviation of the flux cancels in the slopes
+        flux, slopes = linearise_translation(
+            translator.network, translator.standardise(flux), slopes, self._hidden(len(labels), stars), dtype
+        )
+        return translator.restore(flux), slopes
+
+
+class MovingPredictor:
+    """A predictor whose spectra move and are broadened: velocity and broadening (km/s) follow the labels.
+
+    Parameters
+    ----------
+    predictor : `EmulatorPredictor` or `ObservedPredictor`
+    kinematics : `~cyclestarnet.backend.kinematics.Kinematics`
+    names : sequence of {"velocity", "broadening"}
+        What follows the labels, in this order; the other is 0.
+    """
+
+    def __init__(self, predictor: _Predictor, kinematics: Kinematics, names: Sequence[str]):
+        self.predictor, self.kinematics = predictor, kinematics
+        self.columns = [("velocity", "broadening").index(name) for name in names]
+        self.n_labels, self.n_pixels = predictor.n_labels + len(names), predictor.n_pixels
+        self.device, self.dtype = predictor.device, predictor.dtype
+
+    def _split(self, labels) -> tuple[Tensor, Tensor]:
+        """Labels (m, n_labels) and motions (2, m), flat."""
+        rows = torch.as_tensor(labels, dtype=torch.float64, device=self.device).reshape(-1, self.n_labels)
+        motion = rows.new_zeros(2, len(rows))
+        motion[self.columns] = rows[:, self.predictor.n_labels :].T
+        return rows[:, : self.predictor.n_labels], motion
+
+    def _join(self, slopes: Tensor) -> Tensor:
+        n = self.predictor.n_labels
+        return torch.cat([slopes[:, :n], slopes[:, n:][:, self.columns]], dim=1)
+
+    def flux(self, labels, stars=None):
+        """See `EmulatorPredictor`."""
+        own, motion = self._split(labels)
+        flux = self._one_by_one(self.kinematics.apply, self.predictor.flux(own, stars), *motion)
+        return _like(labels, flux.reshape(*labels.shape[:-1], self.n_pixels))
+
+    def pullback(self, labels, stars=None):
+        """See `EmulatorPredictor`."""
+        own, motion = self._split(labels)
+        at_rest, pull_rest = self.predictor.pullback(own, stars)
+        leaves = [at_rest.clone().requires_grad_(), motion.clone().requires_grad_()]
+        flux = self._one_by_one(self.kinematics.apply, leaves[0], *leaves[1])
+
+        def pull(cotangent):
+            rows = torch.as_tensor(cotangent, dtype=torch.float64, device=self.device).reshape(-1, self.n_pixels)
+            to_flux, to_motion = torch.autograd.grad(flux, leaves, rows, retain_graph=True)
+            gradient = torch.cat([pull_rest(to_flux), to_motion[self.columns].T], dim=1)
+            return _like(labels, gradient.reshape(labels.shape))
+
+        return _like(labels, flux.detach().reshape(*labels.shape[:-1], self.n_pixels)), pull
+
+    def jacobian(self, labels, stars=None, *, coarse: bool = False):
+        """See `EmulatorPredictor`."""
+        own, motion = self._split(labels)
+        flux, slopes = self.predictor.jacobian(own, stars, coarse=coarse)
+        flux, slopes = self._one_by_one(self.kinematics.linearise, flux, slopes.double(), *motion)
+        flux = flux.reshape(*labels.shape[:-1], self.n_pixels)
+        return _like(labels, flux), _like(labels, self._join(slopes).reshape(*labels.shape, self.n_pixels))
+
+    def expected_slopes(self, labels: Tensor) -> Tensor | None:
+        """Nothing is known of these: velocities differ too much."""
+        return None
+
+    @staticmethod
+    def _one_by_one(function, *rows: Tensor):
+        results = [function(*(tensor[k : k + 1] for tensor in rows)) for k in range(len(rows[0]))]
+        if isinstance(results[0], Tensor):
+            return torch.cat(results)
+        return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
+
+
+def _like(given, tensor: Tensor):
+    """A tensor as such if tensors were given, else as an array of float64."""
+    return tensor if isinstance(given, Tensor) else tensor.cpu().double().cpu().numpy()
 
 
 def _repeat(split: Tensor | None, n: int) -> Tensor | None:

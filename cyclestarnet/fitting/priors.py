@@ -20,7 +20,15 @@ from torch import Tensor
 from cyclestarnet.exceptions import LabelError
 from cyclestarnet.labels import LabelSet, difference_unit, unit_of_label
 
-__all__ = ["GaussianConstraints", "GaussianPrior", "IsochronePrior", "Prior", "ProductPrior", "mist_isochrones"]
+__all__ = [
+    "GaussianConstraints",
+    "GaussianPrior",
+    "IsochronePrior",
+    "LeadingLabels",
+    "Prior",
+    "ProductPrior",
+    "mist_isochrones",
+]
 
 MASSES, N_MASSES = (0.1, 100.0), 600  # Msun; where the sampling of an isochrone begins
 ROUNDS = 12  # of halving steps: to 3e-6 of a mass
@@ -245,6 +253,33 @@ class ProductPrior:
         """See `Prior`; positive semi-definite if the curvature of each factor is."""
         value, gradient, curvature = zip(*(prior.derivatives(labels) for prior in self.priors), strict=True)
         return sum(value), sum(gradient), sum(curvature)
+
+
+@dataclass(frozen=True, eq=False)
+class LeadingLabels:
+    """A prior on the first labels; flat in those that follow, such as a velocity.
+
+    Parameters
+    ----------
+    prior : `Prior`
+    n_labels : int
+        Of all.
+    """
+
+    prior: Prior
+    n_labels: int
+
+    def log_density(self, labels: Tensor) -> Tensor:
+        """See `Prior`."""
+        return self.prior.log_density(labels[..., : self.prior.n_labels])
+
+    def derivatives(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Prior`."""
+        n = self.prior.n_labels
+        value, gradient, curvature = self.prior.derivatives(labels[..., :n])
+        all_gradient, all_curvature = torch.zeros_like(labels), labels.new_zeros(*labels.shape, self.n_labels)
+        all_gradient[..., :n], all_curvature[..., :n, :n] = gradient, curvature
+        return value, all_gradient, all_curvature
 
 
 class IsochronePrior:
