@@ -17,6 +17,7 @@ from astropy.nddata import StdDevUncertainty
 from tqdm.auto import tqdm
 
 from cyclestarnet.backend.predictor import EmulatorPredictor
+from cyclestarnet.backend.shortcuts import Shortcuts
 from cyclestarnet.continuum import ContinuumRecipe
 from cyclestarnet.diagnostics import LatentCloud
 from cyclestarnet.exceptions import CycleStarNetError, FitWarning, SpectrumError
@@ -96,6 +97,7 @@ def assemble_model(
         rows = np.linspace(0, len(pool) - 1, min(len(pool), 500)).astype(int)
         recipe = ContinuumRecipe(grid, quiet_pixels(EmulatorPredictor(emulator).flux(pool[rows]), grid))
     shared, split = translator.encode_obs(_filled(observed, limits["sigma_max"]))
+    nuisance = typical_latent(split)
     model = CalibratedModel(
         name=name,
         labels=labels,
@@ -106,7 +108,7 @@ def assemble_model(
         prior=prior,
         scatter={space: np.full(grid.n_pixels, value) for space, value in FIRST_SCATTER.items()},
         cloud=LatentCloud.from_latents(shared, n_components=max(1, min(40, len(shared) // 4))),
-        typical_nuisance=typical_latent(split),
+        typical_nuisance=nuisance,
         limits={
             "sigma_floor": limits["sigma_floor"],
             "sigma_max": limits["sigma_max"],
@@ -114,6 +116,7 @@ def assemble_model(
             "prior_distance": 1.1 * float(np.quantile(np.sqrt(prior.distance2(pool) / len(labels)), 0.999)),
         },
         provenance=dict(provenance or {}),
+        shortcuts=Shortcuts.learn(emulator, translator, prior, labels.lower, labels.upper, nuisance),
     )
     return learn_errors(model, validation, fit=fit or fit_residuals, progress=progress)
 
@@ -243,7 +246,7 @@ def fit_residuals(model, spectra, *, space="observed", progress=True):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FitWarning)
-                result = model.fit(spectra[row], space=space)
+                result = model.fit(spectra[row], space=space, method="lm")
         except (CycleStarNetError, FloatingPointError, np.linalg.LinAlgError) as error:
             reasons.append(f"validation star {row}: {error}")
             log.warning("left out %s", reasons[-1])

@@ -485,7 +485,7 @@ def _fit_star(task):
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = _worker_model.fit(spectrum, **options)
+        result = _worker_model.fit(spectrum, method="lm", **options)
     return {
         "values": result.values,
         "covariance": result.covariance,
