@@ -21,7 +21,7 @@ from cyclestarnet.backend.shortcuts import Shortcuts
 from cyclestarnet.continuum import ContinuumRecipe
 from cyclestarnet.diagnostics import LatentCloud
 from cyclestarnet.exceptions import CycleStarNetError, FitWarning, SpectrumError
-from cyclestarnet.fitting.objective import GaussianPrior
+from cyclestarnet.fitting.priors import GaussianPrior
 from cyclestarnet.model import CalibratedModel
 
 __all__ = [

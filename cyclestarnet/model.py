@@ -59,7 +59,7 @@ class CalibratedModel:
     emulator : `~cyclestarnet.backend.emulator.Emulator`
     translator : `~cyclestarnet.backend.predictor.Translator`
     recipe : `~cyclestarnet.ContinuumRecipe`
-    prior : `~cyclestarnet.fitting.objective.GaussianPrior`
+    prior : `~cyclestarnet.fitting.priors.GaussianPrior`
         Of the labels of the synthetic spectra in training.
     scatter : dict of array, shape (n_pixels,)
         The model's own error per pixel, 1 σ, for the spaces ``"observed"`` and ``"emulator"``.

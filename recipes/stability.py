@@ -273,7 +273,8 @@ def train(domains, changes, seed, pool=None, weights=None, anchors=False):
     flux, _ = synthetic.draw(len(held), torch.Generator().manual_seed(99))
     row["scores"] = alignment_scores(network, flux, held.flux, held.weight, seed=0)
     watch = Watch()
-    verdicts = [verdict for loss_row in history for verdict in watch.see_losses(loss_row)]
+    game = [loss_row for loss_row in history if "critic_accuracy" in loss_row]  # a warm start has no critics
+    verdicts = [verdict for loss_row in game for verdict in watch.see_losses(loss_row)]
     row["verdicts"] = [verdict.code for verdict in verdicts if verdict.severity == "failing"]
     row["last"] = history[-1]
     return row | {"seconds": seconds, "iterations": settings.n_iterations}
