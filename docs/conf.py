@@ -18,6 +18,12 @@ intersphinx_mapping = {}
 nitpicky = False
 extensions = [name for name in extensions if not name.startswith("sphinx_astropy.ext.intersphinx")]
 
+# The tutorial is executed when the pages are built.
+extensions.append("myst_nb")
+nb_execution_mode = "force"
+nb_execution_timeout = 600
+nb_execution_raise_on_error = True
+
 # tables/ holds parts that other pages include.
 exclude_patterns = [*exclude_patterns, "tables/*"]
 
