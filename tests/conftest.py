@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import TINY_NETWORK, LineFamily, tiny_trainer
+from toys import LinearPredictor, noisy_objective
 
 from cyclestarnet import CalibratedModel, ContinuumRecipe, GaussianPrior, WavelengthGrid, read_apvisit
 from cyclestarnet.backend.emulator import EmulatorSettings, train_emulator
@@ -16,7 +17,6 @@ from cyclestarnet.backend.settings import TrainingSettings
 from cyclestarnet.backend.sources import ObservedSpectra, SyntheticSpectra
 from cyclestarnet.backend.training import Trainer
 from cyclestarnet.diagnostics import LatentCloud
-from cyclestarnet.fitting.objective import Objective
 
 
 @pytest.fixture
@@ -131,59 +131,12 @@ def tiny_model(line_family, tiny_settings, tiny_emulator):
 
 
 # -- toys for the fitting room -------------------------------------------------------
-class LinearPredictor:
-    """Flux that is linear in three labels of very different units: everything about its posterior is known."""
-
-    n_labels, n_pixels = 3, 40
-
-    def __init__(self):
-        rng = np.random.default_rng(4)
-        self.matrix = rng.normal(size=(self.n_pixels, 3)) * [1e-4, 0.05, 0.3]  # per K, per dex, per km/s
-        self.offset = 1 - self.matrix @ [4500.0, 2.0, 0.0]
-
-    def flux(self, labels):
-        return self.offset + labels @ self.matrix.T
-
-    def pullback(self, labels):
-        return self.flux(labels), lambda cotangent: self.matrix.T @ cotangent
-
-    def jacobian(self, labels):
-        return self.flux(labels), self.matrix
-
-    def posterior(self, flux, ivar, prior=None):
-        """Mean and covariance of the labels by the normal equations."""
-        hessian = self.matrix.T @ (ivar[:, None] * self.matrix)
-        right = self.matrix.T @ (ivar * (flux - self.offset))
-        if prior is not None:
-            precision = np.linalg.inv(prior.covariance)
-            hessian, right = hessian + precision, right + precision @ prior.mean
-        return np.linalg.solve(hessian, right), np.linalg.inv(hessian)
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture
 def linear_predictor():
     return LinearPredictor()
 
 
-def noisy_objective(truth, **changes):
-    """An objective on noisy data of the predictor ``truth`` at (4600, 2.2, 0.1); options replace its parts."""
-    rng = np.random.default_rng(5)
-    sigma = rng.uniform(0.01, 0.02, truth.n_pixels)
-    flux = rng.normal(truth.flux(np.array([4600.0, 2.2, 0.1])), sigma)
-    ivar = sigma**-2
-    ivar[::7] = 0  # pixels that are not used
-    parts = {
-        "predictor": truth,
-        "flux": flux,
-        "ivar": ivar,
-        "lower": np.array([4000.0, 0.0, -1.0]),
-        "upper": np.array([5000.0, 4.0, 1.0]),
-        "free": np.ones(3, dtype=bool),
-    }
-    return Objective(**(parts | changes))
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture
 def make_objective(linear_predictor):
     """Function that makes a `noisy_objective` of the linear predictor."""
     return lambda **changes: noisy_objective(linear_predictor, **changes)

@@ -135,7 +135,10 @@ class Parameters:
 
     def values(self, labels: np.ndarray) -> np.ndarray:
         """Parameters (..., n_parameters), within bounds, nearest to labels (..., n_labels)."""
-        values = (labels - self.origin) @ self.matrix / (self.matrix**2).sum(0)
+        moved = labels - self.origin
+        # row by row: the last bits of a sum over a group must not depend on the other stars
+        sums = np.array([row @ self.matrix for row in moved.reshape(-1, moved.shape[-1])])
+        values = sums.reshape(*moved.shape[:-1], len(self)) / (self.matrix**2).sum(0)
         return np.clip(values, self.lower, self.upper)
 
     @staticmethod
@@ -254,7 +257,7 @@ class Objective:
         matrix = self._matrix.to(slopes.dtype)
         if bool(((matrix != 0).sum(0) == 1).all()):  # no label is tied: a choice of rows
             return slopes[:, matrix.argmax(0)]
-        return matrix.T @ slopes
+        return star_by_star(lambda row: matrix.T @ row, slopes)
 
     def normal_equations(
         self, values: Tensor, flux: Tensor, slopes: Tensor, stars: Tensor
