@@ -46,13 +46,24 @@ def demo(options):
 
 
 def fit(options):
-    """Fit spectrum files and print or write a table."""
+    """Fit spectrum files and print or write a table; run again after a kill, it goes on where it was."""
     model = _model(options.model)
-    table = model.fit_many(
-        options.files, space=options.space, prior=None if options.no_prior else "training", progress=sys.stderr.isatty()
-    )
+    try:
+        table = model.fit_many(
+            # one name may be a pattern, which no shell can make too long, or a file of many stars
+            options.files[0] if len(options.files) == 1 else options.files,
+            output=options.output,
+            overwrite=options.overwrite,
+            space=options.space,
+            method=options.method,
+            prior=None if options.no_prior else "training",
+            progress=sys.stderr.isatty(),
+        )
+    except KeyboardInterrupt:
+        kept = "; run the same command again to go on where it was" if options.output else ", and nothing is saved"
+        print(f"\ninterrupted{kept}", file=sys.stderr)
+        return 130
     if options.output:
-        table.write(options.output, overwrite=options.overwrite)
         print(f"{options.output}: {len(table)} rows, {int((~table['success']).sum())} of them failed or not converged")
     else:
         columns = ["object", "reduced_chi2", "flag_names", "message"]
@@ -186,11 +197,14 @@ def _parser():
     sub.set_defaults(run=demo)
 
     sub = commands.add_parser("fit", help=fit.__doc__)
-    sub.add_argument("files", nargs="+", type=Path, help="apStar, aspcapStar or apVisit files")
-    sub.add_argument("-o", "--output", type=Path, help="table to write, e.g. labels.ecsv (default: print)")
+    sub.add_argument(
+        "files", nargs="+", help="apStar, aspcapStar or apVisit files, a pattern in quotes, or an HDF5 file"
+    )
+    sub.add_argument("-o", "--output", type=Path, help="table to write: .ecsv, .fits or .parquet (default: print)")
     sub.add_argument("--overwrite", action="store_true", help="replace an existing table")
     sub.add_argument("--model", default="apogee-giants", help="embedded model or .safetensors file")
     sub.add_argument("--space", choices=["observed", "synthetic", "emulator"], default="observed")
+    sub.add_argument("--method", choices=["lm", "lbfgs"], default="lm", help="quick (default), or the paper's")
     sub.add_argument("--no-prior", action="store_true", help="flat prior within the training range")
     sub.set_defaults(run=fit)
 

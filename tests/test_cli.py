@@ -8,7 +8,9 @@ import astropy.units as u
 import pytest
 from astropy.table import QTable
 
+from cyclestarnet import CalibratedModel
 from cyclestarnet.cli import DEMO_STAR, main
+from cyclestarnet.survey import read_results
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +42,49 @@ def test_fit_writes_a_table_with_units_and_a_row_per_file(star_file, tmp_path):
     assert list(table["success"]) == [True, False]
     assert table["teff"].unit == u.K
     assert 3600 * u.K < table["teff"][0] < 5600 * u.K
+
+
+def test_fit_resumes_what_an_interrupt_left(star_file, tmp_path, monkeypatch, capsys):
+    command = ["fit", str(star_file), str(tmp_path / "apStar-none.fits"), "-o", str(tmp_path / "labels.fits")]
+    command += ["--space", "emulator"]
+    with monkeypatch.context() as patch:  # an interrupt once all stars are fitted
+        patch.setattr("cyclestarnet.survey.write_results", _interrupted)
+        assert main(command) == 130
+    assert "run the same command again" in capsys.readouterr().err
+    monkeypatch.setattr("cyclestarnet.model.fit_stars", _never)
+    assert main(command) == 1
+    assert read_results(tmp_path / "labels.fits")["success"].tolist() == [True, False]
+
+
+def _interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def _never(*_, **__):
+    raise AssertionError("a star was fitted again")
+
+
+def test_fit_takes_a_pattern_that_no_shell_expanded(star_file, tmp_path):
+    shutil.copy(star_file, tmp_path / "apVisit-again.fits")
+    output = tmp_path / "labels.ecsv"
+    assert main(["fit", str(tmp_path / "apVisit-*.fits"), "-o", str(output), "--space", "emulator"]) == 0
+    assert len(read_results(output)) == 2
+
+
+@pytest.mark.parametrize("method", ["lm", "lbfgs"])
+def test_fit_passes_the_method_on(star_file, monkeypatch, capsys, method):
+    def refuse(self, spectra, **options):
+        raise ValueError(options["method"])
+
+    monkeypatch.setattr(CalibratedModel, "fit_many", refuse)
+    assert main(["fit", str(star_file), "--method", method]) == 2
+    assert capsys.readouterr().err == f"cyclestarnet: {method}\n"
+
+
+def test_fit_refuses_a_suffix_before_it_fits(star_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("cyclestarnet.model.fit_stars", _never)
+    assert main(["fit", str(star_file), "-o", str(tmp_path / "labels.csv")]) == 2
+    assert ".ecsv, .fits, .parquet" in capsys.readouterr().err
 
 
 def test_fit_does_not_overwrite(star_file, tmp_path, capsys):
