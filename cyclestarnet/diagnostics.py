@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["LatentCloud", "line_shift"]
+__all__ = ["LatentCloud", "NuisanceCloud", "line_shift"]
 
 SPEED_OF_LIGHT = 299792.458  # km/s
 
@@ -55,8 +55,113 @@ class LatentCloud:
         return np.sqrt(((along**2 / self.variance).sum(1) + outside / self.rest) / offset.shape[1])
 
 
+@dataclass(frozen=True, eq=False)
+class NuisanceCloud:
+    """Gaussian description of the split latents of training spectra: what instruments and stars do beyond the labels.
+
+    A split latent is mean + Σ c_k √variance_k basis_k, with coordinates c
+    that are independent and of unit variance over the training spectra.
+
+    Parameters
+    ----------
+    mean : array, shape (split_filters, latent_length)
+    basis : array, shape (n_components, split_filters, latent_length)
+        Orthonormal principal directions, the widest first.
+    variance : array, shape (n_components,)
+        Variance along each.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.diagnostics import NuisanceCloud
+    >>> latents = np.random.default_rng(0).normal(size=(500, 4, 24))
+    >>> cloud = NuisanceCloud.from_latents(latents)
+    >>> cloud.coordinates(latents).std(0, ddof=1).round(6)
+    array([1., 1., 1., 1., 1., 1.])
+    """
+
+    mean: np.ndarray
+    basis: np.ndarray
+    variance: np.ndarray
+
+    @classmethod
+    def from_latents(cls, latents, *, n_components=6):
+        """Describe split latents (n_spectra, split_filters, latent_length), 2 or more, by principal components."""
+        latents = np.asarray(latents, dtype=float)
+        if len(latents) < 2:
+            raise ValueError(f"a cloud needs the split latents of 2 or more spectra, but there is {len(latents)}")
+        mean = latents.mean(0)
+        _, size, basis = np.linalg.svd((latents - mean).reshape(len(latents), -1), full_matrices=False)
+        variance = size**2 / (len(latents) - 1)
+        kept = min(n_components, int((variance > 1e-9 * variance[0]).sum()))
+        return cls(mean, basis[:kept].reshape(kept, *mean.shape), variance[:kept])
+
+    @property
+    def directions(self):
+        """Change of the latent with each coordinate, (n_components, split_filters, latent_length)."""
+        return self.basis * np.sqrt(self.variance)[:, None, None]
+
+    def coordinates(self, latents):
+        """Coordinates (n_spectra, n_components) of the latents in the cloud that are nearest to latents."""
+        basis = self.basis.reshape(len(self.basis), -1)
+        # one by one: the last bits must not depend on the company
+        return np.array([basis @ (z - self.mean).ravel() for z in latents]) / np.sqrt(self.variance)
+
+
+class ShiftSearch:
+    """Finds shifts of lines against one template, for many spectra on the same pixels.
+
+    Shifted templates are computed once; a spectrum then costs two products with them.
+
+    Parameters
+    ----------
+    wavelength, template : array, shape (n_pixels,)
+    limit, step : float, optional
+        Search range and step in km/s.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.diagnostics import ShiftSearch
+    >>> wavelength = np.linspace(15200, 15300, 1000)
+    >>> line = lambda centre: 1 - 0.3 * np.exp(-0.5 * ((wavelength - centre) / 0.3) ** 2)
+    >>> search = ShiftSearch(wavelength, line(15250.0))
+    >>> [round(search(line(centre), np.full(1000, 1e4))[0]) for centre in (15250.0, 15252.0)]
+    [0, 39]
+    """
+
+    def __init__(self, wavelength, template, *, limit=150.0, step=3.0):
+        n_steps = int(limit / step)
+        self.velocities = step * np.arange(-n_steps, n_steps + 1)
+        template = np.asarray(template, dtype=float) - np.mean(template)  # small numbers, or squares lose digits
+        self._shifted = np.array(
+            [np.interp(wavelength, wavelength * (1 + v / SPEED_OF_LIGHT), template) for v in self.velocities]
+        )
+        self._squares = self._shifted**2
+
+    def __call__(self, flux, ivar):
+        """Velocity of a spectrum and correlation there; see `line_shift`."""
+        good = ivar > 0
+        weight = good / max(good.sum(), 1)
+        data = np.where(good, flux, 1.0).clip(0, 1.3)
+        data = (data - data @ weight) * good
+        variance = self._squares @ weight - (self._shifted @ weight) ** 2
+        values = self._shifted @ data / np.sqrt((data @ data) * variance * good.sum() + 1e-300)
+        rest, best = len(values) // 2, int(values.argmax())
+        if values[best] < 0.3 or values[best] < values[rest] + 0.05:
+            return 0.0, float(values[rest])
+        if 0 < best < len(values) - 1:  # parabola through the three highest
+            step = self.velocities[1] - self.velocities[0]
+            below, at, above = values[best - 1 : best + 2]
+            fine = self.velocities[best] + step * 0.5 * (below - above) / (below - 2 * at + above)
+            return float(fine), float(at)
+        return float(self.velocities[best]), float(values[best])
+
+
 def line_shift(wavelength, flux, ivar, template, *, limit=150.0, step=3.0):
     """Find the velocity by which the lines of a spectrum are shifted against a template.
+
+    For many spectra and one template, `ShiftSearch` is quicker.
 
     Parameters
     ----------
@@ -82,23 +187,4 @@ def line_shift(wavelength, flux, ivar, template, *, limit=150.0, step=3.0):
     >>> round(velocity)
     39
     """
-    velocities = np.arange(-limit, limit + step, step)
-    good = ivar > 0
-    weight = np.where(good, 1.0, 0.0)
-    data = np.where(good, flux, 1.0).clip(0, 1.3)
-    data = (data - data[good].mean()) * weight
-
-    def correlation(velocity):
-        shifted = np.interp(wavelength, wavelength * (1 + velocity / SPEED_OF_LIGHT), template)
-        shifted = (shifted - shifted[good].mean()) * weight
-        return data @ shifted / np.sqrt((data @ data) * (shifted @ shifted) + 1e-300)
-
-    values = np.array([correlation(v) for v in velocities])
-    best = int(values.argmax())
-    if values[best] < 0.3 or values[best] < correlation(0.0) + 0.05:
-        return 0.0, float(correlation(0.0))
-    if 0 < best < len(values) - 1:  # parabola through the three highest
-        below, at, above = values[best - 1 : best + 2]
-        fine = velocities[best] + step * 0.5 * (below - above) / (below - 2 * at + above)
-        return float(fine), float(at)
-    return float(velocities[best]), float(values[best])
+    return ShiftSearch(wavelength, template, limit=limit, step=step)(flux, ivar)

@@ -11,13 +11,18 @@ from torch import Tensor
 
 from cyclestarnet.backend.emulator import Emulator
 from cyclestarnet.backend.networks import TranslationNetwork
-from cyclestarnet.backend.tangents import has_fast_bfloat16, linearise_emulator, linearise_translation
+from cyclestarnet.backend.tangents import (
+    has_fast_bfloat16,
+    linearise_emulator,
+    linearise_split,
+    linearise_translation,
+)
 
 if TYPE_CHECKING:
     from cyclestarnet.backend.kinematics import Kinematics
     from cyclestarnet.backend.shortcuts import Shortcuts
 
-__all__ = ["EmulatorPredictor", "MovingPredictor", "ObservedPredictor", "Translator"]
+__all__ = ["EmulatorPredictor", "FreeNuisancePredictor", "MovingPredictor", "ObservedPredictor", "Translator"]
 
 BATCH = 32  # spectra that go through the networks at once; bounds the memory of large requests
 
@@ -245,6 +250,75 @@ class ObservedPredictor(_Predictor):
             translator.network, translator.standardise(flux), slopes, self._hidden(len(labels), stars), dtype
         )
         return translator.restore(flux), slopes
+
+
+class FreeNuisancePredictor(_Predictor):
+    """Labels and coordinates of the split latent to observed flux, for fits of both.
+
+    Coordinates c follow the labels; the split latent is ``centre`` + Σ c_k ``directions``_k.
+
+    Parameters
+    ----------
+    emulator : `Emulator`
+    translator : `Translator`
+    centre : array, shape (split_filters, latent_length)
+    directions : array, shape (n_coordinates, split_filters, latent_length)
+    together, shortcuts : optional
+        See `ObservedPredictor`.
+    """
+
+    def __init__(
+        self,
+        emulator: Emulator,
+        translator: Translator,
+        centre,
+        directions,
+        *,
+        together: int = BATCH,
+        shortcuts: Shortcuts | None = None,
+    ):
+        self.emulator = emulator.eval().requires_grad_(False)
+        self.translator, self.together, self.shortcuts = translator, together, shortcuts
+        self.dtype, self.device = translator.dtype, translator.device
+        self.centre, self.directions = translator._split(centre), translator._split(directions)
+        self.n_labels, self.n_pixels = emulator.n_labels + len(self.directions), emulator.n_pixels
+
+    def _parted(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels, and the split latents (n, split_filters, latent_length) of the coordinates."""
+        labels, coordinates = rows[:, : self.emulator.n_labels], rows[:, self.emulator.n_labels :]
+        return labels, self.centre + torch.tensordot(coordinates, self.directions, 1)
+
+    def _forward(self, labels: Tensor, stars: Tensor | None) -> Tensor:
+        labels, z_split = self._parted(labels)
+        synthetic = self.translator.standardise(self.emulator(labels))
+        return self.translator.restore(self.translator.network.synth_to_obs(synthetic, z_split))
+
+    def _linearise(self, labels: Tensor, stars: Tensor | None, coarse: bool) -> tuple[Tensor, Tensor]:
+        labels, z_split = self._parted(labels)
+        return self._translate(*linearise_emulator(self.emulator, labels), z_split, coarse)
+
+    def _translate(self, flux: Tensor, slopes: Tensor | None, z_split: Tensor, coarse: bool) -> tuple[Tensor, Tensor]:
+        translator = self.translator
+        dtype = torch.bfloat16 if coarse and has_fast_bfloat16(self.device) else self.dtype
+        # the standard deviation of the flux cancels in the slopes by the labels, but not in these
+        directions = (self.directions * translator.flux_std).expand(len(flux), -1, -1, -1)
+        hidden, split_slopes = linearise_split(translator.network, z_split, directions, dtype)
+        flux, slopes = linearise_translation(
+            translator.network, translator.standardise(flux), slopes, hidden, dtype, split_slopes
+        )
+        return translator.restore(flux), slopes
+
+    def expected_slopes(self, labels: Tensor) -> Tensor | None:
+        """As of other predictors, with true derivatives by the coordinates: they take the decoders alone."""
+        if self.shortcuts is None:
+            return None
+        by_nuisance = []
+        with torch.no_grad():
+            for rows, _ in self._parts(labels, None, self.together):
+                own, z_split = self._parted(rows)
+                by_nuisance.append(self._translate(self.emulator(own), None, z_split, True)[1])
+        by_labels = self.shortcuts.expected_slopes(labels[:, : self.emulator.n_labels])
+        return torch.cat([by_labels, torch.cat(by_nuisance).to(by_labels.dtype)], dim=1)
 
 
 class MovingPredictor:

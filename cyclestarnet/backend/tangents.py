@@ -9,14 +9,17 @@ optimum, because the residuals are exact.
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cyclestarnet.backend.emulator import Emulator
 from cyclestarnet.backend.fast import RowMaps, joined_rows, row_reaches
 from cyclestarnet.backend.networks import TranslationNetwork
 
-__all__ = ["has_fast_bfloat16", "linearise_emulator", "linearise_translation"]
+__all__ = ["has_fast_bfloat16", "linearise_emulator", "linearise_split", "linearise_translation"]
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -49,8 +52,40 @@ def _activation(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return y.detach(), slope
 
 
+def linearise_split(
+    network: TranslationNetwork, z_split: Tensor, slopes: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Send split latents through the split decoder, with tangents.
+
+    Parameters
+    ----------
+    network : `TranslationNetwork`
+    z_split : Tensor, shape (n, split_filters, latent_length)
+    slopes : Tensor, shape (n, d, split_filters, latent_length)
+        Derivatives of ``z_split`` with respect to d parameters.
+    dtype : torch.dtype
+        Of the tangents' products.
+
+    Returns
+    -------
+    Tensor, shape (n, channels, positions)
+        In the precision of the network.
+    Tensor, shape (n, d, channels, positions)
+        Its derivatives, in ``dtype``.
+    """
+    padded = _padded_pixels(network) // _stride(network.settings.domain + network.settings.split)
+    tangents = RowMaps.from_channels(slopes.flatten(0, 1), padded, dtype)
+    hidden, tangents = _push(network.decoder_sp, z_split, tangents)
+    return hidden, tangents.channels().unflatten(0, slopes.shape[:2])
+
+
 def linearise_translation(
-    network: TranslationNetwork, flux: Tensor, slopes: Tensor, hidden_split: Tensor | None, dtype: torch.dtype
+    network: TranslationNetwork,
+    flux: Tensor,
+    slopes: Tensor | None,
+    hidden_split: Tensor | None,
+    dtype: torch.dtype,
+    split_slopes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Translate standardised synthetic spectra to the observed domain, with tangents.
 
@@ -58,34 +93,60 @@ def linearise_translation(
     ----------
     network : `TranslationNetwork`
     flux : Tensor, shape (n, n_pixels)
-    slopes : Tensor, shape (n, d, n_pixels)
-        Derivatives of ``flux`` with respect to d parameters.
+    slopes : Tensor, shape (n, d, n_pixels), or None
+        Derivatives of ``flux`` with respect to d parameters. None: only those
+        of ``hidden_split`` are of interest.
     hidden_split : Tensor, shape (n, channels, positions), or None
-        Output of the split decoder, which does not depend on the parameters.
+        Output of the split decoder.
     dtype : torch.dtype
         Of the tangents' products.
+    split_slopes : Tensor, shape (n, k, channels, positions), optional
+        Derivatives of ``hidden_split`` with respect to k parameters of its
+        own. Default: it does not depend on any.
 
     Returns
     -------
     Tensor, shape (n, n_pixels)
         Standardised, in the precision of the network.
-    Tensor, shape (n, d, n_pixels)
+    Tensor, shape (n, d + k, n_pixels)
         Its derivatives, in the precision of ``flux``.
     """
-    settings = network.settings
-    total_stride = 1
-    for _, _, stride in (*settings.domain, *settings.shared):
-        total_stride *= stride
-    x, tangents = flux[:, None], RowMaps.from_spectra(slopes.flatten(0, 1), total_stride, dtype)
+    x, tangents = flux[:, None], None
+    if slopes is not None:
+        tangents = RowMaps.from_channels(slopes.flatten(0, 1)[:, None], _padded_pixels(network), dtype)
     for part in (network.encoder_synth, network.encoder_sh, network.decoder_sh):
-        x, tangents = _push(part, x, tangents)
-    *first, transposed, activation, to_spectrum = network.decoder_obs
-    if hidden_split is not None:  # its channels have no tangents: the first layer takes only its other weights
+        x, tangents = (part(x), None) if tangents is None else _push(part, x, tangents)
+    if split_slopes is not None:
+        padded = _padded_pixels(network) // _stride(network.settings.domain)
+        tangents = _joined(tangents, x.shape[1], split_slopes, padded, dtype)
+    if hidden_split is not None:
         x = torch.cat([x, hidden_split], dim=1)
+    *first, transposed, activation, to_spectrum = network.decoder_obs
     x, tangents = _push(first, x, tangents)
     before = transposed(x)
     slopes = _last_layers(transposed, activation.negative_slope, to_spectrum, before, tangents, len(flux))
     return to_spectrum(activation(before))[:, 0], slopes.to(flux.dtype)
+
+
+def _stride(layers) -> int:
+    return math.prod(stride for _, _, stride in layers)
+
+
+def _padded_pixels(network: TranslationNetwork) -> int:
+    """Length of a spectrum in rows: a multiple of all strides."""
+    total = _stride(network.settings.domain + network.settings.shared)
+    return math.ceil(network.settings.n_pixels / total) * total
+
+
+def _joined(shared: RowMaps | None, n_shared: int, split: Tensor, padded: int, dtype: torch.dtype) -> RowMaps:
+    """Tangents of the shared channels, followed by those of the split channels: each are 0 in the others' channels."""
+    n, _, n_split, _ = split.shape
+    maps = RowMaps.from_channels(F.pad(split, (0, 0, n_shared, 0)).flatten(0, 1), padded, dtype)
+    if shared is None:
+        return maps
+    both = F.pad(shared.data, (0, n_split)), maps.data
+    data = torch.cat([tangents.view(n, -1, padded, n_shared + n_split) for tangents in both], dim=1)
+    return RowMaps(data.flatten(0, 2), shared.batch + maps.batch, maps.length)
 
 
 def _push(layers, x: Tensor, tangents: RowMaps) -> tuple[Tensor, RowMaps]:
@@ -104,7 +165,10 @@ def _push(layers, x: Tensor, tangents: RowMaps) -> tuple[Tensor, RowMaps]:
 
 
 def _linear(layer: nn.Conv1d | nn.ConvTranspose1d, tangents: RowMaps) -> RowMaps:
-    """A layer without its bias; rows beyond the valid length hold junk afterwards."""
+    """A layer without its bias; rows beyond the valid length hold junk afterwards.
+
+    Input channels that the tangents lack do not depend on the parameters.
+    """
     data, kernel, stride = tangents.data, layer.kernel_size[0], layer.stride[0]
     weight = layer.weight.to(data.dtype)
     if isinstance(layer, nn.ConvTranspose1d):
@@ -122,7 +186,8 @@ def _linear(layer: nn.Conv1d | nn.ConvTranspose1d, tangents: RowMaps) -> RowMaps
 
 def _slopes(x: Tensor, negative: float, dtype: torch.dtype) -> Tensor:
     """Slope of the leaky ReLU at maps (n, channels, positions), in rows (n, positions, channels)."""
-    return torch.where(x > 0, 1.0, negative).to(dtype).transpose(1, 2)
+    one = torch.ones((), dtype=dtype, device=x.device)  # two plain numbers would make float32
+    return torch.where(x > 0, one, negative).transpose(1, 2)
 
 
 def _scaled(tangents: RowMaps, x: Tensor, negative: float) -> RowMaps:
@@ -154,7 +219,7 @@ def _last_layers(
     data, kernel, stride = tangents.data, transposed.kernel_size[0], transposed.stride[0]
     length, n_in = tangents.length, data.shape[1]
     slopes = _slopes(x, negative, data.dtype).unfold(1, kernel, stride)  # (n, rows, channels, taps)
-    weight = (transposed.weight * to_spectrum.weight[0, :, 0][:, None]).to(data.dtype)  # (in, channels, taps)
+    weight = (transposed.weight[:n_in] * to_spectrum.weight[0, :, 0][:, None]).to(data.dtype)  # (in, channels, taps)
     v = torch.stack([slopes[..., tap] @ weight[..., tap].T for tap in range(kernel)], dim=-1)  # (n, rows, in, taps)
     rows = data.view(n, -1, tangents.padded, n_in)[:, :, :length].transpose(1, 2)  # (n, rows, d, in)
     made = (rows @ v).float() if data.dtype == torch.bfloat16 else rows @ v  # (n, rows, d, taps)
