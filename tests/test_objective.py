@@ -165,7 +165,7 @@ def test_loss_is_minus_the_log_posterior(make_objective, prior, errors):
 @ERRORS
 @PRIORS
 def test_gradients_equal_finite_differences(make_objective, prior, errors):
-    flux, ivar = data(make_objective())
+    ivar = data(make_objective())[1]
     objective, steps = make_objective(prior=prior, errors=errors, ivar=4 * ivar), np.diag([1e-3, 1e-6, 1e-6])
     expected = [
         (objective.log_posterior(HERE - h)[0] - objective.log_posterior(HERE + h)[0]) / (2 * h.sum()) for h in steps
@@ -243,7 +243,9 @@ def test_parameters_of_a_star_do_not_depend_on_its_company(rng):
 def test_derivatives_by_tied_parameters_equal_finite_differences(make_objective, prior, errors):
     objective = make_objective(prior=prior, errors=errors, tied=[(1, 2)], start=HERE)
     at, steps = np.array([4560.0, 0.05]), np.diag([1e-3, 1e-6])
-    expected = [(objective.log_posterior(at - h)[0] - objective.log_posterior(at + h)[0]) / (2 * h.sum()) for h in steps]
+    expected = [
+        (objective.log_posterior(at - h)[0] - objective.log_posterior(at + h)[0]) / (2 * h.sum()) for h in steps
+    ]
     np.testing.assert_allclose(loss_and_gradient(objective, at)[1], expected, rtol=1e-6)
     np.testing.assert_allclose(normal_equations(objective, at)[1], expected, rtol=1e-6)
 

@@ -223,27 +223,38 @@ def _bounded_step(
 ) -> tuple[Tensor, Tensor]:
     """Minimum of the damped quadratic model within the bounds, and the decrease that the undamped one promises.
 
-    A parameter that would leave its bounds is held at the bound, and the rest
-    is solved again.
+    Primal active-set method: go towards the minimum, hold what meets its bound
+    on the way, and at the minimum of the rest let go what would move inside.
+
+    References
+    ----------
+    Nocedal & Wright 2006, Algorithm 16.3.
     """
     size = torch.diagonal(hessian, dim1=1, dim2=2).clamp(min=1e-300).sqrt()
     scaled = hessian / (size[:, :, None] * size[:, None])
     matrix = scaled + torch.diag_embed(damping[:, None] + 1e-9 * torch.ones_like(size))
     right = -gradient / size
     low, high = (lower - x) * size, (upper - x) * size
-    held, value = torch.zeros_like(x, dtype=torch.bool), torch.zeros_like(x)
-    identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    for _ in range(x.shape[1] + 1):
+    step, held = torch.zeros_like(x), torch.zeros_like(x, dtype=torch.bool)
+    identity, row = torch.eye(x.shape[1], dtype=x.dtype, device=x.device), torch.arange(len(x), device=x.device)
+    for _ in range(4 * x.shape[1] + 1):
         free = ~held
-        # rows of held parameters say: step = value
+        # rows of held parameters say: stay
         system = torch.where(free[:, :, None], torch.where(free[:, None], matrix, 0.0), identity)
-        target = torch.where(free, right - (matrix @ (value * held)[..., None])[..., 0], value)
-        step = torch.linalg.solve(system, target)
-        outside = free & ((step < low) | (step > high))
-        if not outside.any():
+        target = torch.where(free, right - (matrix @ (step * held)[..., None])[..., 0], step)
+        way = torch.linalg.solve(system, target) - step
+        ends = torch.where(way > 0, high, low)
+        part, first = torch.where(free & (way != 0), (ends - step) / way, np.inf).min(1)
+        blocked = part < 1
+        step = torch.where(held, step, step + part.clamp(0, 1)[:, None] * way)
+        step[row[blocked], first[blocked]] = ends[row[blocked], first[blocked]]
+        held[row[blocked], first[blocked]] = True
+        slope = (matrix @ step[..., None])[..., 0] - right
+        inward, which = torch.where(held, torch.where(step == low, -slope, slope), 0.0).max(1)
+        released = ~blocked & (inward > 1e-6)
+        held[row[released], which[released]] = False
+        if not (blocked | released).any():
             break
-        value = torch.where(outside, torch.where(step < low, low, high), value)
-        held = held | outside
     gain = (right * step).sum(1) - 0.5 * (step * (scaled @ step[..., None])[..., 0]).sum(1)
     move = step / size
     # a rounding error must not carry a parameter across its bound
