@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from cyclestarnet.backend.predictor import EmulatorPredictor
 from cyclestarnet.backend.shortcuts import Shortcuts
 from cyclestarnet.continuum import ContinuumRecipe
-from cyclestarnet.diagnostics import LatentCloud
+from cyclestarnet.diagnostics import LatentCloud, NuisanceCloud
 from cyclestarnet.exceptions import CycleStarNetError, FitWarning, SpectrumError
 from cyclestarnet.fitting.priors import GaussianPrior
 from cyclestarnet.model import CalibratedModel
@@ -62,7 +62,7 @@ def assemble_model(
         and covariance become the label prior.
     observed : `~specutils.Spectrum`, a row per star
         Observed training spectra, normalised, on ``grid``; 1000 or more
-        describe the cloud of latents well.
+        describe the clouds of latents well.
     validation : `~specutils.Spectrum`, a row per star
         Observed spectra that training has not seen; 20 give a rough, 100 a
         good scatter per pixel.
@@ -117,6 +117,7 @@ def assemble_model(
         },
         provenance=dict(provenance or {}),
         shortcuts=Shortcuts.learn(emulator, translator, prior, labels.lower, labels.upper, nuisance),
+        nuisance_cloud=None if split is None else NuisanceCloud.from_latents(split),
     )
     return learn_errors(model, validation, fit=fit or fit_residuals, progress=progress)
 

@@ -15,7 +15,12 @@ import astropy.units as u
 import numpy as np
 
 from cyclestarnet.backend.kinematics import Kinematics
-from cyclestarnet.backend.predictor import EmulatorPredictor, MovingPredictor, ObservedPredictor
+from cyclestarnet.backend.predictor import (
+    EmulatorPredictor,
+    FreeNuisancePredictor,
+    MovingPredictor,
+    ObservedPredictor,
+)
 from cyclestarnet.diagnostics import line_shift
 from cyclestarnet.exceptions import CycleStarNetError, GridError, LabelError, SpectrumError
 from cyclestarnet.fitting.objective import Objective, Parameters
@@ -29,7 +34,8 @@ __all__ = ["FitSetup", "fit_stars", "make_objective", "prepare_stars"]
 
 SPACES = ("observed", "synthetic", "emulator")
 METHODS = {"lbfgs": lbfgs, "lm": levenberg_marquardt}
-NUISANCES = ("own", "typical")
+NUISANCES = ("own", "typical", "fitted")
+REACH = 10.0  # σ of training stars: bounds of fitted coordinates of the split latent
 MOTION = {"velocity": (-150.0, 150.0, 0.0), "broadening": (0.0, 60.0, 3.0)}  # km/s: bounds, and start
 AIR_SHIFT = (-92.0, -72.0)  # km/s: where lines appear if air wavelengths are taken for vacuum
 REST = 10.0  # km/s
@@ -37,6 +43,38 @@ ROUGH_ERROR = 0.01  # of a translated spectrum, before its own residuals tell
 
 
 # -- options -------------------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What stands where in the rows of numbers that solvers see: labels of the model, coordinates, motion.
+
+    Attributes
+    ----------
+    labels : array of int, shape (n_labels,)
+        Places of the labels, motion included.
+    coordinates : array of int, shape (n_coordinates,)
+        Places of the coordinates of a fitted split latent.
+    """
+
+    labels: np.ndarray
+    coordinates: np.ndarray
+
+    @classmethod
+    def of(cls, n_model, n_coordinates, n_motion):
+        """Lay out the labels of a model, coordinates and motion in this order."""
+        places = np.split(np.arange(n_model + n_coordinates + n_motion), [n_model, n_model + n_coordinates])
+        return cls(np.concatenate([places[0], places[2]]), places[1])
+
+    def __len__(self):
+        return len(self.labels) + len(self.coordinates)
+
+    def row(self, labels, coordinates):
+        """Join labels (..., n_labels) and coordinates (..., n_coordinates)."""
+        labels = np.asarray(labels)
+        out = np.empty((*labels.shape[:-1], len(self)), dtype=labels.dtype)
+        out[..., self.labels], out[..., self.coordinates] = labels, coordinates
+        return out
+
+
 @dataclass(frozen=True, eq=False)
 class FitSetup:
     """Options of a fit, checked against a model; see `~cyclestarnet.CalibratedModel.fit` for what they mean.
@@ -49,8 +87,11 @@ class FitSetup:
         Values of fixed and tied labels, and the start of others.
     given : bool
         Whether the caller chose the start of any free label.
+    layout : `Layout`
     parameters : `~cyclestarnet.fitting.objective.Parameters`
+        Of labels and coordinates.
     prior : `~cyclestarnet.fitting.priors.Prior` or None
+        Of labels and coordinates.
     prior_name : str
     ignore : array of bool, shape (n_pixels,)
         Pixels that no star may use.
@@ -66,6 +107,7 @@ class FitSetup:
     begin: np.ndarray
     given: bool
     free: np.ndarray
+    layout: Layout
     parameters: Parameters
     prior: Prior | None
     prior_name: str
@@ -100,18 +142,25 @@ class FitSetup:
         free = np.ones(len(labels), dtype=bool)
         free[[labels.index(name) for name in fixed]] = False
         labels.check_range(np.where(free, np.clip(begin, labels.lower, labels.upper), begin))
-        groups = _groups(labels, tied, fixed)
-        parameters = Parameters.of_labels(lower, upper, np.clip(begin, labels.lower, labels.upper), free=free,
-                                          tied=groups)  # fmt: skip
-        if not len(parameters):
+        if not free.any():
             raise LabelError("all labels are fixed; nothing is left to fit")
+        layout = Layout.of(len(model.labels), _n_coordinates(model, space, nuisance), len(labels) - len(model.labels))
+        parameters = Parameters.of_labels(
+            layout.row(lower, -REACH), layout.row(upper, REACH),
+            layout.row(np.clip(begin, labels.lower, labels.upper), 0.0), free=layout.row(free, True),
+            tied=[layout.labels[group] for group in _groups(labels, tied, fixed)],
+        )  # fmt: skip
         chosen, name = _prior(prior, model)
-        if chosen is not None and len(labels) > len(model.labels):
-            chosen = LeadingLabels(chosen, len(labels))
+        if chosen is not None and len(layout) > len(model.labels):
+            chosen = LeadingLabels(chosen, len(layout))
+        if len(layout.coordinates):
+            ones = np.ones(len(layout.coordinates))
+            unit = GaussianConstraints(np.eye(len(layout))[layout.coordinates], 0 * ones, ones)
+            chosen = unit if chosen is None else ProductPrior([chosen, unit])
         return cls(
             space=space, method=method, nuisance=nuisance, inflation=float(inflation), labels=labels, begin=begin,
-            given=bool(set(given) - set(fixed)), free=free, parameters=parameters, prior=chosen, prior_name=name,
-            ignore=_ignored(ignore, model.grid), options=options,
+            given=bool(set(given) - set(fixed)), free=free, layout=layout, parameters=parameters, prior=chosen,
+            prior_name=name, ignore=_ignored(ignore, model.grid), options=options,
         )  # fmt: skip
 
     @property
@@ -123,6 +172,20 @@ class FitSetup:
 def _choice(argument, value, choices):
     if value not in choices:
         raise ValueError(f"{argument} must be one of {', '.join(map(repr, choices))}, but is {value!r}")
+
+
+def _n_coordinates(model, space, nuisance):
+    """How many coordinates of the split latent a fit has."""
+    if nuisance != "fitted" or space != "observed":
+        return 0
+    if model.nuisance_cloud is None:
+        raise ValueError(
+            f"nuisance='fitted' needs to know how split latents scatter, but model {model.name!r} does not: it comes "
+            "from an older file, or has no split latent. Learn it from observed training spectra: "
+            "dataclasses.replace(model, nuisance_cloud=NuisanceCloud.from_latents(latents)), where latents are "
+            "model.translator.encode_obs(flux)[1]; or use nuisance='own'"
+        )
+    return len(model.nuisance_cloud.variance)
 
 
 def _with_motion(labels, motion, space):
@@ -287,7 +350,12 @@ def _velocity(pixels, grid, template, *, fitted):
 def make_objective(model, stars, setup):
     """Posterior of the stars' parameters, and the data that it compares with (translated for Eq. 10)."""
     space, flux, errors = setup.space, stars.flux, "minimum"
-    if space == "observed":
+    if len(setup.layout.coordinates):
+        cloud = model.nuisance_cloud
+        predictor = FreeNuisancePredictor(
+            model.emulator, model.translator, cloud.mean, cloud.directions, together=1, shortcuts=model.shortcuts
+        )
+    elif space == "observed":
         split = stars.split
         if setup.nuisance == "typical" and split is not None:
             split = np.broadcast_to(model.typical_nuisance, split.shape)
@@ -303,6 +371,13 @@ def make_objective(model, stars, setup):
         kinematics = Kinematics(model.grid.wavelength.value, model.grid.chips)
         predictor = MovingPredictor(predictor, kinematics, setup.motion)
     return Objective(predictor, flux, ivar, setup.parameters, setup.prior, errors=errors)
+
+
+def _start_coordinates(model, stars, setup):
+    """Coordinates (n, n_coordinates) of the stars' own split latents; fits begin there, but not far out."""
+    if not len(setup.layout.coordinates):
+        return np.zeros((len(stars), 0))
+    return model.nuisance_cloud.coordinates(stars.split).clip(-3, 3)
 
 
 def _starts(model, stars, setup):
@@ -341,7 +416,8 @@ def fit_stars(model, spectra, setup):
     if not len(stars):
         return places
     objective, solver = make_objective(model, stars, setup), METHODS[setup.method]
-    optimum = solver(objective, _starts(model, stars, setup))
+    begin = setup.layout.row(_starts(model, stars, setup), _start_coordinates(model, stars, setup))
+    optimum = solver(objective, begin)
     if not setup.given and setup.space == "observed":
         optimum = _second_try(model, stars, setup, optimum)
     results = [_result(model, stars, row, objective, optimum, setup) for row in range(len(stars))]
@@ -360,19 +436,21 @@ def _second_try(model, stars, setup, optimum):
     objective = make_objective(model, some, setup)
     begin = np.repeat(setup.begin[None], len(rows), axis=0)
     if "velocity" in setup.motion:
-        begin[:, setup.labels.index("velocity")] = optimum.labels[rows, setup.labels.index("velocity")]
+        velocity = setup.labels.index("velocity")
+        begin[:, velocity] = optimum.labels[rows, setup.layout.labels[velocity]]
+    begin = setup.layout.row(begin, _start_coordinates(model, some, setup))
     return optimum.improved(rows, METHODS[setup.method](objective, begin))
 
 
 def _covariance(model, stars, row, objective, optimum, setup):
     """Covariance of a star's labels: Laplace, and what residuals do not show."""
-    covariance = optimum.covariance[row]
+    labels = setup.layout.labels
+    covariance = optimum.covariance[row][np.ix_(labels, labels)]  # marginal over the coordinates
     if setup.space == "synthetic":
         return _propagated(model, stars, row, objective, optimum)
     if setup.space == "observed" and model.label_error is not None:
         n, matrix = len(model.labels), setup.parameters.matrix
         onto = (matrix @ np.linalg.pinv(matrix))[:n, :n]  # tied labels share their error; fixed ones have none
-        covariance = covariance.copy()
         covariance[:n, :n] += onto @ model.label_error @ onto.T
     return covariance
 
@@ -396,6 +474,8 @@ def _propagated(model, stars, row, objective, optimum, n_draws=64):
 def _result(model, stars, row, objective, optimum: Optimum, setup):
     space, data_ivar, pixels, spectrum = setup.space, stars.ivar[row], stars.pixels[row], stars.spectra[row]
     flux, fit_ivar = objective.flux[row].cpu().numpy(), objective.ivar[row].cpu().numpy()
+    layout = setup.layout
+    values, at_bound = optimum.labels[row][layout.labels], optimum.at_bound[row][layout.labels]
     good, n = fit_ivar > 0, len(model.labels)
     residual = np.where(good, flux - optimum.flux[row], 0.0)
     dof = max(int(good.sum()) - len(setup.parameters), 1)
@@ -405,11 +485,11 @@ def _result(model, stars, row, objective, optimum: Optimum, setup):
     chi2, chi2_total = float(residual**2 @ data_ivar), float(residual**2 @ total_ivar)
     snr = float(np.median((pixels.flux * np.sqrt(pixels.ivar))[pixels.ivar > 0]))
     distance = float(model.cloud.distance(stars.latent[row][None])[0])
-    prior_distance = float(np.sqrt(model.prior.distance2(optimum.labels[row, :n]) / n))
+    prior_distance = float(np.sqrt(model.prior.distance2(values[:n]) / n))
     velocity = stars.velocity[row]
     reasons = {
         FitFlag.NOT_CONVERGED: not optimum.success[row],
-        FitFlag.AT_BOUND: optimum.at_bound[row].any(),
+        FitFlag.AT_BOUND: at_bound.any(),
         FitFlag.OUTSIDE_TRAINING: prior_distance > model.limits["prior_distance"],
         FitFlag.POOR_FIT: space == "observed" and chi2_total / dof > model.limits["reduced_chi2_total"],
         FitFlag.UNFAMILIAR: distance > model.cloud.threshold,
@@ -437,11 +517,14 @@ def _result(model, stars, row, objective, optimum: Optimum, setup):
         "velocity": velocity * u.km / u.s,
         "latent_distance": distance,
         "prior_distance": prior_distance,
-        "at_bound": [name for name, hit in zip(setup.labels, optimum.at_bound[row], strict=True) if hit],
+        "at_bound": [name for name, hit in zip(setup.labels, at_bound, strict=True) if hit],
     }
+    if len(layout.coordinates):
+        errors = np.sqrt(np.diag(optimum.covariance[row]))
+        meta["nuisance"] = {k: a[layout.coordinates] for k, a in (("values", optimum.labels[row]), ("errors", errors))}
     return FitResult(
         label_set=setup.labels,
-        values=optimum.labels[row],
+        values=values,
         covariance=_covariance(model, stars, row, objective, optimum, setup),
         chi2=chi2,
         chi2_total=chi2_total,

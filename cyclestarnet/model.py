@@ -29,7 +29,7 @@ from cyclestarnet.backend.published import (
 from cyclestarnet.backend.settings import TrainingSettings
 from cyclestarnet.backend.shortcuts import Shortcuts
 from cyclestarnet.continuum import ContinuumRecipe
-from cyclestarnet.diagnostics import LatentCloud
+from cyclestarnet.diagnostics import LatentCloud, NuisanceCloud
 from cyclestarnet.exceptions import CycleStarNetError, FitWarning, GridError, LabelError, ModelFileError
 from cyclestarnet.fits import FitSetup, _choice, fit_stars, make_objective, prepare_stars
 from cyclestarnet.fitting.priors import GaussianPrior
@@ -82,6 +82,8 @@ class CalibratedModel:
         known labels, and added to the covariance of fits in the observed space.
     shortcuts : `~cyclestarnet.backend.shortcuts.Shortcuts`, optional
         First guesses and expected derivatives, which make fits quick.
+    nuisance_cloud : `~cyclestarnet.diagnostics.NuisanceCloud`, optional
+        Of the split latents of observed training spectra: the prior of fits with ``nuisance="fitted"``.
 
     Examples
     --------
@@ -107,6 +109,7 @@ class CalibratedModel:
     scatter_inflation: Mapping[str, float] = field(default_factory=dict)
     label_error: np.ndarray | None = None
     shortcuts: Shortcuts | None = None
+    nuisance_cloud: NuisanceCloud | None = None
 
     def __post_init__(self):
         sizes = {
@@ -305,6 +308,8 @@ class CalibratedModel:
         for name in ("typical_nuisance", "label_error"):
             if getattr(self, name) is not None:
                 arrays[name] = getattr(self, name)
+        if self.nuisance_cloud is not None:
+            arrays |= {f"nuisance.{key}": np.asarray(v, np.float32) for key, v in vars(self.nuisance_cloud).items()}
         if self.shortcuts is not None:
             arrays |= {
                 f"shortcuts.{key}": np.asarray(value, dtype=np.float16 if key == "slopes" else np.float32)
@@ -341,6 +346,7 @@ class CalibratedModel:
                 k.removeprefix(prefix): torch.from_numpy(v).float() for k, v in arrays.items() if k.startswith(prefix)
             }
             module.load_state_dict(own)
+        nuisance = {k.removeprefix("nuisance."): v for k, v in arrays.items() if k.startswith("nuisance.")}
         shortcuts = {k.removeprefix("shortcuts."): v for k, v in arrays.items() if k.startswith("shortcuts.")}
         if shortcuts:
             shortcuts = {k: v.astype(np.float32 if k == "slopes" else float) for k, v in shortcuts.items()}
@@ -360,6 +366,7 @@ class CalibratedModel:
             scatter_inflation=meta["scatter_inflation"],
             label_error=arrays.get("label_error"),
             shortcuts=Shortcuts(**shortcuts) if shortcuts else None,
+            nuisance_cloud=NuisanceCloud(**{k: v.astype(float) for k, v in nuisance.items()}) if nuisance else None,
         )
 
     # -- forward ---------------------------------------------------------------
@@ -529,9 +536,13 @@ class CalibratedModel:
             flat within the bounds. A mapping of label or combination to
             (mean, sigma). An object such as `~cyclestarnet.GaussianPrior` or
             `~cyclestarnet.fitting.priors.IsochronePrior`. A list of these: their product.
-        nuisance : {"own", "typical"}, optional
+        nuisance : {"own", "typical", "fitted"}, optional
             Split latent of the observed domain: from the star's own spectrum
-            (the paper's choice), or that of a typical training star.
+            (the paper's choice), that of a typical training star, or fitted
+            along with the labels, with a prior learnt from training stars. The
+            labels' errors then include that it is not known. Its coordinates
+            are no labels: ``meta["nuisance"]`` of the result has their
+            ``values`` and ``errors``, in σ of training stars.
         ignore : array of bool, shape (n_pixels,), or sequence of (low, high), optional
             Pixels of the model, or wavelength regions, that are not used.
         inflation : float, optional
@@ -550,6 +561,9 @@ class CalibratedModel:
             If the spectrum cannot be used; see `~cyclestarnet.spectra.to_pixels`.
         LabelError
             If ``start``, ``fixed``, ``bounds`` or ``tied`` name unknown labels or have wrong units.
+        ValueError
+            If an option has an unknown value, or ``nuisance="fitted"`` and the model does not know how split
+            latents scatter.
 
         Warns
         -----
@@ -576,6 +590,9 @@ class CalibratedModel:
         progress=True, **options,
     ):  # fmt: skip
         """Sample the posterior with emcee, started from the optimum and its covariance.
+
+        With ``nuisance="fitted"`` the split latent is sampled along, and left
+        out of the samples: they are marginalised over it.
 
         Parameters
         ----------
@@ -610,17 +627,25 @@ class CalibratedModel:
             start = self.fit(spectrum, **options)
         setup = FitSetup.of(self, **({**start.meta["options"], **options} | {"start": start}))
         _choice("space", setup.space, ("observed", "emulator"))
+        if len(setup.layout.coordinates) and "nuisance" not in start.meta:  # it was not fitted before
+            start = self.fit(spectrum, **setup.options)
+            setup = FitSetup.of(self, **(setup.options | {"start": start}))
         stars, (place,) = prepare_stars(self, [spectrum], setup)
         if isinstance(place, Exception):
             raise place
         objective, parameters = make_objective(self, stars, setup), setup.parameters
+        layout, nuisance = setup.layout, {"values": [], "errors": []}
+        if len(layout.coordinates):
+            nuisance = start.meta["nuisance"]
+        covariance = np.diag(layout.row(np.zeros(len(setup.labels)), np.square(nuisance["errors"])))
+        covariance[np.ix_(layout.labels, layout.labels)] = start.covariance[: len(setup.labels), : len(setup.labels)]
         inverse = np.linalg.pinv(parameters.matrix)
         chain = sample_posterior(
             objective.log_posterior,
             parameters.lower,
             parameters.upper,
-            parameters.values(setup.begin),
-            inverse @ start.covariance[: len(setup.labels), : len(setup.labels)] @ inverse.T,
+            parameters.values(layout.row(setup.begin, nuisance["values"])),
+            inverse @ covariance @ inverse.T,
             rng=rng if rng is not None else np.random.default_rng(seed),
             n_walkers=n_walkers,
             max_steps=max_steps,
@@ -628,9 +653,9 @@ class CalibratedModel:
             identity=self._identity(spectrum, setup),
             progress=progress,
         )
-        varies = parameters.matrix.any(1)
+        varies = parameters.matrix.any(1)[layout.labels]
         free = tuple(name for name, moves in zip(setup.labels, varies, strict=True) if moves)
-        columns = setup.labels.to_quantities(parameters.labels(chain.pop("samples")))
+        columns = setup.labels.to_quantities(parameters.labels(chain.pop("samples"))[:, layout.labels])
         table = QTable({name: q for name, q in columns.items() if name in free or name not in setup.labels})
         table["log_posterior"] = chain.pop("log_posterior")
         posterior = Posterior(samples=table, free=free, meta=start.meta, **chain)
