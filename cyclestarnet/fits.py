@@ -358,7 +358,7 @@ def make_objective(model, stars, setup):
     elif space == "observed":
         split = stars.split
         if setup.nuisance == "typical" and split is not None:
-            split = np.broadcast_to(model.typical_nuisance, split.shape)
+            split = np.repeat(model.typical_nuisance[None], len(stars), axis=0)
         predictor = ObservedPredictor(model.emulator, model.translator, split, together=1, shortcuts=model.shortcuts)
     else:
         predictor = EmulatorPredictor(model.emulator, together=1)
