@@ -224,6 +224,29 @@ def test_errors_that_hold_are_not_scaled(solve, make_objective):
     assert solve(make_objective(flux=flux, ivar=ivar / 4, errors="minimum"), CENTRE).error_scale == 1
 
 
+class Kinked(LinearPredictor):
+    """The slopes of the first label jump at 4600 K, by a tenth of their size, as leaky units make them."""
+
+    def values_and_slopes(self, labels):
+        flux, slopes = super().values_and_slopes(labels)
+        bend = 0.1 * slopes[:, 0] * torch.sign(torch.arange(40.0) - 20)
+        beyond = (labels[:, 0] - 4600).clamp(min=0)[:, None]
+        jump = torch.where(beyond > 0, bend, 0.0)
+        return flux + bend * beyond, torch.stack([slopes[:, 0] + jump, slopes[:, 1], slopes[:, 2]], dim=1)
+
+
+@pytest.mark.parametrize("shift", [-20.0, 0.0, 20.0])
+def test_a_kink_in_the_flux_is_no_obstacle(solve, shift):
+    """The gradient never gets small there; brute force knows the optimum."""
+    kinked, base = Kinked(), noisy_objective(LinearPredictor())
+    noise = data(base)[0] - base.predictor.flux(np.array([4600.0, 2.2, 0.1]))
+    objective = noisy_objective(kinked, flux=kinked.flux(np.array([4600.0 + shift, 2.2, 0.1])) + 0.3 * noise)
+    found = solve(objective, CENTRE)
+    assert found.success
+    around = found.labels + 0.5 * size(found.covariance) * np.random.default_rng(1).normal(size=(20_000, 3))
+    assert objective.log_posterior(around).max() < objective.log_posterior(found.labels)[0] + 0.03
+
+
 # -- what the data do not tell -------------------------------------------------------------------
 class Blind(GaussianLine):
     """The last label changes nothing."""

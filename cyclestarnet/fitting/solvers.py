@@ -273,6 +273,7 @@ def _broyden(slopes: Tensor, hessian: Tensor, step: Tensor, change: Tensor) -> N
 # -- L-BFGS --------------------------------------------------------------------
 Request = tuple[str, np.ndarray]
 MEMORY, ROUND = 10, 40  # pairs that are kept; iterations before the whitening is renewed
+KINK = 100.0  # tolerances that the gradient may promise where steps find nothing: half an error by default
 
 
 def lbfgs(objective: Objective, start: np.ndarray, *, tolerance: float = 1e-3, max_rounds: int = 8) -> Optimum:
@@ -345,8 +346,11 @@ def _minimise(
             return parameters(v), False, "the objective is not finite"
         # A direction that the data do not see gets unit length in v instead of an endless one.
         whiten = np.linalg.cholesky(np.linalg.inv(hessian + 1e-2 * np.eye(len(v))))
-        moved, state = yield from _round(v, whiten, parameters, width, tolerance)
+        moved, state, gained, promised = yield from _round(v, whiten, parameters, width, tolerance)
         v = v + whiten @ moved
+        # At a kink of the activations the gradient jumps and never gets small, but nothing near is better.
+        if state == "stopped" and gained < tolerance and promised < KINK * tolerance:
+            state = "converged"
         if state == "not finite":
             return parameters(v), False, "the objective is not finite"
         if state == "converged":
@@ -357,29 +361,33 @@ def _minimise(
 
 
 def _round(v, whiten, parameters, width, tolerance):
-    """L-BFGS from v in whitened coordinates: the move, and how it ended."""
+    """L-BFGS from v in whitened coordinates: the move, how it ended, what it gained and what the gradient promises."""
 
     def ask(w: np.ndarray):
         at = v + whiten @ w
         value, gradient = yield "gradient", parameters(at)
         return float(value), whiten.T @ (gradient * width * expit(at) * expit(-at))
 
-    w = np.zeros_like(v)
+    w, state = np.zeros_like(v), "stopped"
     value, gradient = yield from ask(w)
+    first, gain = value, np.inf
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     for _ in range(ROUND):
         if not np.isfinite(value):
-            return w, "not finite"
-        if 0.5 * gradient @ gradient < tolerance:
-            return w, "converged"
+            state = "not finite"
+        elif 0.5 * gradient @ gradient < tolerance:
+            state = "converged"
+        # steps that gain so little will not gain the tolerance together
+        if state != "stopped" or gain < tolerance / ROUND:
+            break
         direction = -_inverse_hessian_times(gradient, pairs)
         found = yield from _strong_wolfe(ask, w, direction, value, gradient)
         if found is None:  # no better point: rounding, or coordinates that are badly scaled
-            return w, "stopped"
-        step, value, new = found
-        w, pairs = w + step, [*pairs, (step, new - gradient)][-MEMORY:]
-        gradient = new
-    return w, "stopped"
+            break
+        step, after, new = found
+        w, pairs, gain = w + step, [*pairs, (step, new - gradient)][-MEMORY:], value - after
+        value, gradient = after, new
+    return w, state, first - value, 0.5 * gradient @ gradient
 
 
 def _inverse_hessian_times(gradient: np.ndarray, pairs) -> np.ndarray:
