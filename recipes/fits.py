@@ -605,7 +605,9 @@ def coverage_parts(bench, rows, test):
         label = PRETTY[name].split(" [K]")[0]
         parts[f"{label} < {form.format(low[k])}"] = {n: r for n, r in test.items() if r["truth"][k] < low[k]}
         parts[f"{label} > {form.format(high[k])}"] = {n: r for n, r in test.items() if r["truth"][k] > high[k]}
-    parts[f"all below {apogee_giants.COOL_LIMIT:.0f} K"] = {n: r for n, r in rows.items() if n.startswith("cool ")}
+    parts[f"cool stars, Teff < {apogee_giants.COOL_LIMIT:.0f} K"] = {
+        n: r for n, r in rows.items() if n.startswith("cool ")
+    }
     parts["without flags"] = {name: row for name, row in test.items() if not row["flags"]}
     return parts | {"Eq. 10": bench.rows("synthetic"), "Eq. 9": bench.rows("emulator")}
 
@@ -743,7 +745,7 @@ def hardware():
 
 def load_model(name):
     """A model of a file or an embedded one, and the digest of its file."""
-    if Path(name).exists():
+    if Path(name).is_file():
         return CalibratedModel.load(name), hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16]
     model = CalibratedModel.from_pretrained(name)
     data = (resources.files("cyclestarnet.data") / f"{name}.safetensors").read_bytes()
