@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from cyclestarnet.backend.predictor import EmulatorPredictor
 from cyclestarnet.backend.shortcuts import Shortcuts
 from cyclestarnet.continuum import ContinuumRecipe
-from cyclestarnet.diagnostics import LatentCloud, NuisanceCloud
+from cyclestarnet.diagnostics import LatentCloud, NuisanceCloud, continuum_misfit, local_misfit
 from cyclestarnet.exceptions import CycleStarNetError, FitWarning, SpectrumError
 from cyclestarnet.fitting.priors import GaussianPrior
 from cyclestarnet.model import CalibratedModel
@@ -31,6 +31,7 @@ __all__ = [
     "fit_residuals",
     "label_prior",
     "learn_errors",
+    "misfits",
     "model_scatter",
     "quiet_pixels",
     "typical_latent",
@@ -336,7 +337,7 @@ def correlation_inflation(residual, sigma, scatter, slopes, *, n_lags=10):
 
 
 def learn_errors(model, spectra, *, fit=fit_residuals, progress=True):
-    """Give a model the scatter, its inflation and the limit of a poor fit that fits of stars bear out.
+    """Give a model the scatter, its inflation and the limits of poor fits that fits of stars bear out.
 
     Parameters
     ----------
@@ -366,7 +367,35 @@ def learn_errors(model, spectra, *, fit=fit_residuals, progress=True):
         log.info("%s: median scatter %.4f, inflation by correlation %.2f", space, np.median(scatter), inflation)
     # with the scatter in the budget: what is a poor fit?
     some = spectra if spectra.flux.shape[0] < 20 else spectra[::2]
-    totals = fit(model, some, space="observed", progress=progress).reduced_chi2_total
-    limit = 1.3 * float(np.quantile(totals, 0.99))
-    log.info("reduced chi2 with scatter: median %.2f, limit of the flag %.2f", np.median(totals), limit)
-    return replace(model, limits=dict(model.limits) | {"reduced_chi2_total": limit})
+    left = fit(model, some, space="observed", progress=progress)
+    limits = {}
+    for name, values in misfits(left, model.scatter["observed"], model.grid.chips).items():
+        limits[name] = 1.3 * float(np.quantile(values, 0.99))
+        log.info("%s: median %.2f, limit of its flag %.2f", name, np.median(values), limits[name])
+    return replace(model, limits=dict(model.limits) | limits)
+
+
+def misfits(left, scatter, chips):
+    """Measures of misfit that flags have limits on.
+
+    Parameters
+    ----------
+    left : `Residuals`
+    scatter : array, shape (n_pixels,)
+        Of the model.
+    chips : sequence of (int, int)
+        Pixel ranges of the detectors.
+
+    Returns
+    -------
+    dict of array, shape (n_stars,)
+        By the names in ``CalibratedModel.limits``.
+    """
+    known = np.isfinite(left.flux)
+    residual = np.where(known, left.flux, 0.0)
+    ivar = np.where(known, 1 / (np.where(known, left.sigma, 1.0) ** 2 + scatter**2), 0.0)
+    return {
+        "reduced_chi2_total": left.reduced_chi2_total,
+        "local_misfit": np.array([local_misfit(*star)[0] for star in zip(residual, ivar, strict=True)]),
+        "continuum_misfit": np.array([continuum_misfit(*star, chips) for star in zip(residual, ivar, strict=True)]),
+    }

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import astropy.units as u
 import numpy as np
+import torch
 
 from cyclestarnet.backend.kinematics import Kinematics
 from cyclestarnet.backend.predictor import (
@@ -21,7 +22,7 @@ from cyclestarnet.backend.predictor import (
     MovingPredictor,
     ObservedPredictor,
 )
-from cyclestarnet.diagnostics import line_shift
+from cyclestarnet.diagnostics import LIMITS, ShiftSearch, continuum_misfit, local_misfit
 from cyclestarnet.exceptions import CycleStarNetError, GridError, LabelError, SpectrumError
 from cyclestarnet.fitting.objective import Objective, Parameters
 from cyclestarnet.fitting.priors import GaussianConstraints, GaussianPrior, LeadingLabels, Prior, ProductPrior
@@ -39,6 +40,7 @@ REACH = 10.0  # σ of training stars: bounds of fitted coordinates of the split 
 MOTION = {"velocity": (-150.0, 150.0, 0.0), "broadening": (0.0, 60.0, 3.0)}  # km/s: bounds, and start
 AIR_SHIFT = (-92.0, -72.0)  # km/s: where lines appear if air wavelengths are taken for vacuum
 REST = 10.0  # km/s
+HELD_BACK = 2.0  # σ: noise alone seldom carries a label that far beyond a bound
 ROUGH_ERROR = 0.01  # of a translated spectrum, before its own residuals tell
 
 
@@ -308,11 +310,12 @@ def prepare_stars(model, spectra, setup):
         For each spectrum its row in the stars, or the exception that says why there is none.
     """
     template = EmulatorPredictor(model.emulator).flux(model.prior.mean)
+    search = ShiftSearch(model.grid.wavelength.value, template)
     good, places = [], []
     for spectrum in spectra:
         try:
             pixels = to_pixels(spectrum, model.grid, recipe=model.recipe)
-            velocity = _velocity(pixels, model.grid, template, fitted="velocity" in setup.motion)
+            velocity = _velocity(pixels, search, fitted="velocity" in setup.motion)
             ivar = model._data_ivar(pixels) / setup.inflation**2
             ivar = np.where(setup.ignore, 0.0, ivar)
             if np.count_nonzero(ivar) <= len(setup.parameters):
@@ -335,9 +338,9 @@ def prepare_stars(model, spectra, setup):
     return Stars([r[0] for r in good], [r[1] for r in good], flux, ivar, filled, velocity, latent, split), places
 
 
-def _velocity(pixels, grid, template, *, fitted):
+def _velocity(pixels, search, *, fitted):
     """Velocity of the lines against a mean star; air wavelengths raise, unless a velocity is fitted."""
-    velocity, _ = line_shift(grid.wavelength.value, pixels.flux, pixels.ivar, template)
+    velocity, _ = search(pixels.flux, pixels.ivar)
     if AIR_SHIFT[0] < velocity < AIR_SHIFT[1] and not fitted:
         raise GridError(
             f"The lines appear at {velocity:.0f} km/s, as they do when air wavelengths are taken for vacuum. "
@@ -471,6 +474,16 @@ def _propagated(model, stars, row, objective, optimum, n_draws=64):
     return np.cov(gain @ translated.T)
 
 
+def _beyond_bounds(objective, optimum, row):
+    """How far labels would go without bounds, by a Newton step from the optimum; 0 for all if none is at a bound."""
+    if not optimum.at_bound[row].any():
+        return np.zeros(optimum.labels.shape[1])
+    matrix, device = objective.parameters.matrix, objective.predictor.device
+    values = torch.as_tensor(objective.parameters.values(optimum.labels[row])[None], device=device)
+    _, gradient = objective.loss_and_gradient(values, torch.tensor([row], device=device))
+    return np.abs(optimum.covariance[row] @ np.linalg.pinv(matrix).T @ gradient[0].cpu().numpy())
+
+
 def _result(model, stars, row, objective, optimum: Optimum, setup):
     space, data_ivar, pixels, spectrum = setup.space, stars.ivar[row], stars.pixels[row], stars.spectra[row]
     flux, fit_ivar = objective.flux[row].cpu().numpy(), objective.ivar[row].cpu().numpy()
@@ -487,15 +500,23 @@ def _result(model, stars, row, objective, optimum: Optimum, setup):
     distance = float(model.cloud.distance(stars.latent[row][None])[0])
     prior_distance = float(np.sqrt(model.prior.distance2(values[:n]) / n))
     velocity = stars.velocity[row]
+    covariance = _covariance(model, stars, row, objective, optimum, setup)
+    beyond = _beyond_bounds(objective, optimum, row)[layout.labels]
+    held_back = at_bound & (beyond > HELD_BACK * np.sqrt(np.diag(covariance)))
+    misfit, worst_pixel = local_misfit(residual, total_ivar)
+    continuum = continuum_misfit(residual, total_ivar, model.grid.chips)
+    limits = LIMITS | dict(model.limits)
     reasons = {
         FitFlag.NOT_CONVERGED: not optimum.success[row],
-        FitFlag.AT_BOUND: at_bound.any(),
-        FitFlag.OUTSIDE_TRAINING: prior_distance > model.limits["prior_distance"],
-        FitFlag.POOR_FIT: space == "observed" and chi2_total / dof > model.limits["reduced_chi2_total"],
+        FitFlag.AT_BOUND: held_back.any(),
+        FitFlag.OUTSIDE_TRAINING: prior_distance > limits["prior_distance"],
+        FitFlag.POOR_FIT: space == "observed" and chi2_total / dof > limits["reduced_chi2_total"],
         FitFlag.UNFAMILIAR: distance > model.cloud.threshold,
         FitFlag.FEW_PIXELS: good.sum() < 0.5 * model.grid.n_pixels,
         FitFlag.LOW_SNR: snr < 20,
         FitFlag.VELOCITY: abs(velocity) > REST and "velocity" not in setup.motion,
+        FitFlag.LOCAL_MISFIT: space == "observed" and misfit > limits["local_misfit"],
+        FitFlag.CONTINUUM: space == "observed" and continuum > limits["continuum_misfit"],
     }
     flags = FitFlag(0)
     for flag, holds in reasons.items():
@@ -518,6 +539,9 @@ def _result(model, stars, row, objective, optimum: Optimum, setup):
         "latent_distance": distance,
         "prior_distance": prior_distance,
         "at_bound": [name for name, hit in zip(setup.labels, at_bound, strict=True) if hit],
+        "local_misfit": misfit,
+        "worst_wavelength": model.grid.wavelength[worst_pixel],
+        "continuum_misfit": continuum,
     }
     if len(layout.coordinates):
         errors = np.sqrt(np.diag(optimum.covariance[row]))
@@ -525,7 +549,7 @@ def _result(model, stars, row, objective, optimum: Optimum, setup):
     return FitResult(
         label_set=setup.labels,
         values=values,
-        covariance=_covariance(model, stars, row, objective, optimum, setup),
+        covariance=covariance,
         chi2=chi2,
         chi2_total=chi2_total,
         dof=dof,

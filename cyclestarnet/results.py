@@ -29,7 +29,7 @@ class FitFlag(enum.Flag):
     NOT_CONVERGED = enum.auto()
     """The optimiser stopped before the optimum."""
     AT_BOUND = enum.auto()
-    """A free label ended at a bound; its error means little."""
+    """A free label is held back by a bound: without it, it would go beyond by more than twice its error."""
     OUTSIDE_TRAINING = enum.auto()
     """The labels lie outside the cloud of the training labels: the answer is an extrapolation."""
     POOR_FIT = enum.auto()
@@ -44,6 +44,10 @@ class FitFlag(enum.Flag):
     """The lines are shifted by more than 10 km/s: the spectrum is not at rest."""
     FAILED = enum.auto()
     """No fit was possible; the message says why (rows of `~cyclestarnet.CalibratedModel.fit_many`)."""
+    LOCAL_MISFIT = enum.auto()
+    """One stretch fits far worse than the rest: emission, a cosmic ray, a missing feature."""
+    CONTINUUM = enum.auto()
+    """Wide stretches lie above or below the model as a whole: the continuum is suspect."""
 
     @property
     def names(self):
