@@ -19,7 +19,7 @@ from astropy.table import QTable, Table
 from cyclestarnet.backend.checkpoint import load_arrays, save_arrays
 from cyclestarnet.backend.emulator import Emulator
 from cyclestarnet.backend.networks import NetworkSettings, TranslationNetwork
-from cyclestarnet.backend.predictor import EmulatorPredictor, ObservedPredictor, Translator
+from cyclestarnet.backend.predictor import BATCH, EmulatorPredictor, ObservedPredictor, Translator
 from cyclestarnet.backend.published import (
     PAYNE_LABELS,
     adapt_emulator,
@@ -29,6 +29,7 @@ from cyclestarnet.backend.published import (
 from cyclestarnet.backend.settings import TrainingSettings
 from cyclestarnet.backend.shortcuts import Shortcuts
 from cyclestarnet.continuum import ContinuumRecipe
+from cyclestarnet.derivatives import DerivativeSpectra
 from cyclestarnet.diagnostics import LatentCloud, NuisanceCloud
 from cyclestarnet.exceptions import CycleStarNetError, FitWarning, GridError, LabelError, ModelFileError
 from cyclestarnet.fits import FitSetup, _choice, fit_stars, make_objective, prepare_stars
@@ -449,44 +450,85 @@ class CalibratedModel:
         return to_spectrum(again[0], self.grid, meta={"model": self.name, "domain": domain})
 
     def derivative_spectrum(self, labels, name, *, domain="observed", like=None):
-        """Derivative of the spectrum with respect to one label (S1, Eq. 8).
+        """Derivative of the spectrum with respect to one label (S1, Eq. 8); see `derivative_spectra`.
+
+        Parameters
+        ----------
+        labels : mapping of str to `~astropy.units.Quantity`
+        name : str
+            Label.
+        domain, like
+            As in `derivative_spectra`.
+
+        Returns
+        -------
+        `~astropy.units.Quantity`, shape (..., n_pixels)
+            In 1 / (unit of the label): 1/K, 1/dex, s/km.
+        """
+        return self.derivative_spectra(labels, domain=domain, names=[name], like=like)[name]
+
+    def derivative_spectra(self, labels, *, domain="observed", names=None, like=None):
+        """Derivatives of the spectrum with respect to labels (S1, Eq. 8).
 
         Exact, by forward-mode differentiation through all networks.
 
         Parameters
         ----------
         labels : mapping of str to `~astropy.units.Quantity`
-            Where the derivative is taken; one star.
-        name : str
-            Label.
-        domain, like
+            Where the derivatives are taken, within the training range; arrays
+            are those of many stars.
+        domain : {"observed", "synthetic", "difference"}, optional
+            ``"difference"`` is observed − synthetic: what the synthetic
+            spectra lack (S1, Section 4.2), as far as the network has learnt it.
+        names : sequence of str, optional
+            Labels to differentiate by. Default: all.
+        like : `~specutils.Spectrum`, optional
             As in `predict`.
 
         Returns
         -------
-        `~astropy.units.Quantity`, shape (n_pixels,)
-            In 1 / (unit of the label): 1/K, 1/dex, s/km.
-        """
-        self.labels.index(name)
-        return self.derivative_spectra(labels, domain=domain, like=like)[name]
+        `~astropy.table.QTable` or `~cyclestarnet.derivatives.DerivativeSpectra`
+            Of one star a table: ``wavelength`` and a column per label, n_pixels
+            rows. Of many stars, derivatives of shape (..., n_pixels) by label,
+            with the spectra. Either way ``[name]`` is a
+            `~astropy.units.Quantity` in 1 / (unit of the label).
 
-    def derivative_spectra(self, labels, *, domain="observed", like=None):
-        """Derivatives with respect to every label; see `derivative_spectrum`.
+        Raises
+        ------
+        LabelError
+            If a label is missing, unknown, has a wrong unit or is out of range.
 
-        Returns
-        -------
-        `~astropy.table.QTable`
-            ``wavelength`` and a column per label, n_pixels rows.
+        Examples
+        --------
+        >>> import astropy.units as u
+        >>> from cyclestarnet import CalibratedModel
+        >>> model = CalibratedModel.from_pretrained()
+        >>> labels = model.labels.to_quantities(model.prior.mean) | {"teff": [4400, 4500] * u.K}
+        >>> model.derivative_spectra(labels, names=["mg_h", "si_h"])["mg_h"].shape
+        (2, 7167)
         """
+        _choice("domain", domain, (*DOMAINS, "difference"))
         values = self.labels.to_array(labels, check_range=True)
-        if values.ndim != 1:
-            raise LabelError(
-                f"derivatives are taken at the labels of one star, but the labels have shape {values.shape[:-1]}"
-            )
-        _, slopes = self._predictor(domain, self._nuisance(like)).jacobian(values)
-        columns = {"wavelength": self.grid.wavelength}
-        columns |= {n: slopes[k] / difference_unit(n) for k, n in enumerate(self.labels)}
-        return QTable(columns, meta={"model": self.name, "domain": domain})
+        names = self.labels.names if names is None else (names,) if isinstance(names, str) else tuple(names)
+        chosen = [self.labels.index(name) for name in names]
+        rows = values.reshape(-1, len(self.labels))
+        flux, slopes = np.zeros((len(rows), len(self.grid))), np.zeros((len(chosen), len(rows), len(self.grid)))
+        for part, sign in {"observed": 1, "synthetic": -1}.items() if domain == "difference" else [(domain, 1)]:
+            predictor = self._predictor(part, self._nuisance(like))
+            for k in range(0, len(rows), BATCH):  # the derivatives by all labels are there for few stars only
+                found = predictor.jacobian(rows[k : k + BATCH])
+                flux[k : k + BATCH] += sign * found[0]
+                slopes[:, k : k + BATCH] += sign * found[1].swapaxes(0, 1)[chosen]
+        shape = (*values.shape[:-1], len(self.grid))
+        derivatives = DerivativeSpectra(
+            self.grid,
+            flux.reshape(shape),
+            {name: slope.reshape(shape) for name, slope in zip(names, slopes, strict=True)},
+            self.labels.to_quantities(values),
+            domain=domain,
+            meta={"model": self.name},
+        )
+        return derivatives.to_table() if derivatives.shape == () else derivatives
 
     # -- inverse -----------------------------------------------------------------
     def fit(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import cycle
 
 import astropy.units as u
 import numpy as np
 
-__all__ = ["plot_fit", "plot_posterior", "plot_training"]
+from cyclestarnet.exceptions import GridError
+
+__all__ = ["plot_derivatives", "plot_fit", "plot_posterior", "plot_training"]
 
 # Okabe and Ito's colours, which all kinds of colour vision tell apart.
 DOMAIN_STYLES = {"synth": ("synthetic", "#0072B2"), "obs": ("observed", "#D55E00")}
@@ -129,6 +132,109 @@ def plot_posterior(posterior, names):
         title = f"{name} = ${middle:.{digits}f}^{{+{up}}}_{{-{down}}}$"
         figure.axes[k * (len(columns) + 1)].set_title(title, fontsize=11)
     return figure
+
+
+def plot_derivatives(synthetic, observed, *, difference=None, names=None, window=None, features=(), axes=None):
+    """Plot the spectra of both domains and their derivatives by abundances (S1, Figs 12 and 14).
+
+    Four panels above each other: flux; derivatives in the synthetic domain; in
+    the observed domain; and observed − synthetic. The last three share their
+    scale. Bands are uncertainties, if there are any.
+
+    Parameters
+    ----------
+    synthetic, observed : `~cyclestarnet.derivatives.DerivativeSpectra`
+        Of one star.
+    difference : `~cyclestarnet.derivatives.DerivativeSpectra`, optional
+        Default: that of the two, without uncertainties.
+    names : sequence of str, optional
+        Labels to show, of one unit. Default: up to five elements with the
+        steepest synthetic derivatives in the window.
+    window : (`~astropy.units.Quantity`, `~astropy.units.Quantity`), optional
+        Vacuum wavelengths to show. Default: all.
+    features : iterable of `~cyclestarnet.lines.Feature`, optional
+        To be shaded, such as ``mask.masked``.
+    axes : sequence of `~matplotlib.axes.Axes`, optional
+        Four. Default: a new figure.
+
+    Returns
+    -------
+    list of `~matplotlib.axes.Axes`
+
+    Raises
+    ------
+    GridError
+        If the window holds no pixel, or the domains have different grids.
+    ValueError
+        If the derivatives are of several stars, have different units, or there are not four axes.
+    """
+    plt = _pyplot()
+    if difference is None:
+        both = [name for name in synthetic if name in observed]
+        slopes = {name: observed[name] - synthetic[name] for name in both}
+        difference = replace(observed, flux=observed.flux - synthetic.flux, slopes=slopes, uncertainties=None)
+    panels = {"synthetic": synthetic, "observed": observed, "observed − synthetic": difference}
+    for text, derivatives in panels.items():
+        if derivatives.shape != ():
+            raise ValueError(f"{text} must be of one star, but has shape {derivatives.shape}; take one by .star(index)")
+        if derivatives.grid != synthetic.grid:
+            raise GridError(f"{text} must have the grid of synthetic, {synthetic.grid!r}, but has {derivatives.grid!r}")
+    wavelength = synthetic.wavelength.to_value(u.AA)
+    low, high = wavelength[[0, -1]] if window is None else [u.Quantity(edge).to_value(u.AA) for edge in window]
+    show = (wavelength >= low) & (wavelength <= high)
+    if not show.any():
+        raise GridError(f"window {low:g} to {high:g} Angstrom holds no pixel of {synthetic.grid!r}")
+    names = _steepest_elements(synthetic, show, len(OTHERS)) if names is None else names
+    units = sorted({str(synthetic[name].unit) for name in names})
+    if len(units) != 1:
+        raise ValueError(f"names must be labels of one unit, but derivatives by {list(names)} are in {units}")
+    if axes is None:
+        _, axes = plt.subplots(4, 1, figsize=(11, 9), sharex=True, layout="constrained")
+    axes = list(np.ravel(axes))
+    if len(axes) != 4:
+        raise ValueError(f"four axes are needed, but got {len(axes)}")
+
+    gaps = [start for start, _ in synthetic.grid.chips[1:]]  # a NaN there breaks the lines between chips
+    x = np.insert(wavelength, gaps, wavelength[gaps])
+
+    def shown(array):
+        return np.insert(np.where(show, array, np.nan), gaps, np.nan)
+
+    for (text, color), derivatives, linestyle in zip(
+        DOMAIN_STYLES.values(), (synthetic, observed), ("-", "--"), strict=True
+    ):
+        axes[0].plot(x, shown(derivatives.flux), color=color, lw=1, ls=linestyle, label=text)
+    axes[0].set_ylabel("normalised flux")
+    for axis, (text, derivatives) in zip(axes[1:], panels.items(), strict=True):
+        for name, color in zip(names, cycle(OTHERS), strict=False):
+            slope, label = derivatives[name].value, name
+            if name.endswith("_h"):
+                label = f"[{name.removesuffix('_h').capitalize()}/H]"
+            axis.plot(x, shown(slope), color=color, lw=1, label=label)
+            if derivatives.uncertainties:
+                error = derivatives.uncertainties[name].value
+                axis.fill_between(x, shown(slope - error), shown(slope + error), color=color, alpha=0.25, lw=0)
+        axis.set_ylabel(f"{text}\nderivative [{units[0]}]")
+        axis.axhline(0, color=NEUTRAL, lw=0.5, zorder=0)
+    limits = np.array([axis.get_ylim() for axis in axes[1:]])
+    for axis in axes[1:]:
+        axis.set_ylim(limits[:, 0].min(), limits[:, 1].max())
+    for axis in axes:
+        axis.set_xlim(low, high)
+        for feature in features:
+            axis.axvspan(*wavelength[[feature.start, feature.stop - 1]], color="0.92", lw=0, zorder=-1)
+    for axis in axes[:2]:
+        axis.legend(frameon=False, fontsize=9, ncols=len(OTHERS), loc="lower right", bbox_to_anchor=(1, 1))
+    axes[-1].set_xlabel("vacuum wavelength [Å]")
+    return axes
+
+
+def _steepest_elements(derivatives, show, n):
+    """Up to n elements with the steepest derivatives in pixels, in their own order."""
+    steepness = {name: np.abs(derivatives[name].value[show]).max() for name in derivatives if name.endswith("_h")}
+    steepness.pop("m_h", None)
+    chosen = sorted(steepness, key=steepness.get, reverse=True)[:n]
+    return [name for name in derivatives if name in chosen]
 
 
 def plot_training(run, *, scores=None, weights=None, axes=None):
