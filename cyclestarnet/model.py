@@ -774,12 +774,14 @@ class CalibratedModel:
         return digest.hexdigest()[:16]
 
     def _identity(self, spectrum, setup):
-        """Of a sampling: model, data and options."""
-        digest = hashlib.sha256(self._digest.encode())
-        options = {key: value for key, value in setup.options.items() if key not in ("start", "method")}
-        digest.update(repr(sorted(options.items(), key=lambda item: item[0])).encode())
-        pixels = self._pixels(spectrum)
-        digest.update(pixels.flux.tobytes() + pixels.ivar.tobytes())
+        """Of a sampling: model, data, parameters and options."""
+        from cyclestarnet.survey_files import as_json
+
+        pixels, parameters = self._pixels(spectrum), setup.parameters
+        options = {key: setup.options[key] for key in ("space", "prior", "nuisance", "ignore", "inflation", "motion")}
+        digest = hashlib.sha256((self._digest + as_json(options)).encode())
+        for array in (pixels.flux, pixels.ivar, *vars(parameters).values()):
+            digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
     # -- inside ------------------------------------------------------------------

@@ -17,7 +17,7 @@ from astropy.utils.exceptions import AstropyUserWarning
 
 from cyclestarnet.backend.checkpoint import write_atomically
 
-__all__ = ["Journal", "check_suffix", "read_results", "write_results"]
+__all__ = ["Journal", "as_json", "check_suffix", "read_results", "write_results"]
 
 _FORMATS = {".ecsv": "ascii.ecsv", ".fits": "fits", ".parquet": "parquet"}
 _JOURNAL = "cyclestarnet-survey-1"
@@ -32,7 +32,7 @@ class Journal:
 
     def __init__(self, path, run):
         self.path = path
-        self._run = json.dumps({"format": _JOURNAL} | run, default=_jsonable)
+        self._run = as_json({"format": _JOURNAL} | run)
 
     def __enter__(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,6 +101,11 @@ def _change(key, then, now):
         k = next(k for k, (a, b) in enumerate(zip(then, now, strict=True)) if repr(a) != repr(b))
         return f"{key}: number {k} was {then[k]!r:.80} then, is {now[k]!r:.80} now"
     return f"{key}: {then!r:.80} then, {now!r:.80} now"
+
+
+def as_json(options):
+    """Options of a fit as text, the same in every process."""
+    return json.dumps(options, default=_jsonable)
 
 
 def _jsonable(value):
