@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from cyclestarnet.diagnostics import SPEED_OF_LIGHT, LatentCloud, line_shift
+from cyclestarnet.assembly import Residuals, misfits
+from cyclestarnet.diagnostics import (
+    SPEED_OF_LIGHT,
+    LatentCloud,
+    ShiftSearch,
+    continuum_misfit,
+    line_shift,
+    local_misfit,
+)
 
 WAVELENGTH = 10 ** (4.18 + 6e-6 * np.arange(1500))
 IVAR = np.full(1500, 1e4)
@@ -121,3 +129,61 @@ def test_one_wild_pixel_does_not_decide(lines):
     flux = shifted(lines, -55.0)
     flux[700] = 1e4
     assert line_shift(WAVELENGTH, flux, IVAR, lines(WAVELENGTH))[0] == pytest.approx(-55, abs=1)
+
+
+def test_one_search_serves_many_spectra(lines):
+    search = ShiftSearch(WAVELENGTH, lines(WAVELENGTH))
+    for velocity in (-55.0, 0.0, 80.0):
+        assert search(shifted(lines, velocity), IVAR)[0] == pytest.approx(velocity, abs=0.7)
+
+
+# -- misfits ---------------------------------------------------------------------------------------
+CHIPS = ((0, 900), (900, 1500))
+
+
+def test_local_misfit_of_a_single_feature():
+    """6 pixels of 5 sigma: 6 · 25 / 30, in a window that holds them all."""
+    residual = np.zeros(1500)
+    residual[700:706] = 0.05
+    value, pixel = local_misfit(residual, IVAR)
+    assert value == pytest.approx(5.0)
+    assert abs(pixel - 703) <= 15
+
+
+@pytest.mark.parametrize("measure", [lambda *a: local_misfit(*a)[0], lambda *a: continuum_misfit(*a, CHIPS)])
+def test_a_spectrum_bad_all_over_has_no_special_place(measure, rng):
+    residual = rng.normal(0, 0.02, 1500)  # twice the errors, and ten times
+    assert measure(5 * residual, IVAR) == pytest.approx(measure(residual, IVAR))
+
+
+@pytest.mark.parametrize("measure", [lambda *a: local_misfit(*a)[0], lambda *a: continuum_misfit(*a, CHIPS)])
+def test_pixels_that_are_not_used_do_not_misfit(measure, rng):
+    ivar = np.where(np.arange(1500) % 4 == 0, 0.0, IVAR)
+    residual = rng.normal(0, 0.01, 1500)
+    assert measure(np.where(ivar > 0, residual, 9.0), ivar) == measure(residual, ivar)
+
+
+def test_continuum_misfit_is_that_of_the_worst_chip():
+    """Levels 0.2 and 0.5 sigma off."""
+    assert continuum_misfit(np.where(np.arange(1500) < 900, 0.002, -0.005), IVAR, CHIPS) == pytest.approx(0.5)
+
+
+def test_a_wide_line_is_no_continuum():
+    residual = np.zeros(1500)
+    residual[500:580] = 0.5
+    assert continuum_misfit(residual, IVAR, CHIPS) == 0
+
+
+def test_no_pixels_no_misfit():
+    nothing = np.zeros(1500)
+    assert local_misfit(nothing, nothing)[0] == continuum_misfit(nothing, nothing, CHIPS) == 0
+
+
+def test_misfits_of_validation_stars_count_the_scatter_of_the_model():
+    """Errors 0.006 and scatter 0.008 make 0.01; masked pixels are NaN."""
+    residual = np.full((2, 1500), [[0.004], [0.0]])
+    residual[1, 700:706] = 0.05
+    residual[:, 100:200] = np.nan
+    found = misfits(Residuals(residual, np.full(residual.shape, 0.006), np.ones(2)), np.full(1500, 0.008), CHIPS)
+    np.testing.assert_allclose(found["continuum_misfit"], [0.4, 0.0])
+    np.testing.assert_allclose(found["local_misfit"], [0.16, 5.0])

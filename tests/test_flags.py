@@ -1,0 +1,141 @@
+"""Flags that mean something: each alteration of a good star raises its own, and the good star none."""
+
+import importlib.util
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+import pytest
+
+from cyclestarnet import FitFlag, GridError, read_apstar
+from cyclestarnet.labels import difference_unit
+from cyclestarnet.spectra import to_spectrum
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    spec = importlib.util.spec_from_file_location("flags", Path(__file__).parents[1] / "recipes" / "flags.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def giant(pretrained):
+    """Flux and inverse variance of a giant as the model predicts it, with its own scatter and noise of S/N 100."""
+    flux = pretrained.predict(pretrained.labels.to_quantities(pretrained.prior.mean)).flux.value
+    sigma = np.hypot(0.01, pretrained.scatter["observed"])
+    return np.random.default_rng(41).normal(flux, sigma), np.full(flux.shape, 0.01**-2)
+
+
+@pytest.fixture(scope="module")
+def flags_of(pretrained, giant, recipe):
+    """Function that gives the flags of the giant after an alteration of the recipe."""
+    known = recipe.alterations(pretrained)
+
+    def fit(name):
+        flux, ivar = known[name](*giant)
+        return pretrained.fit(to_spectrum(flux, pretrained.grid, ivar=ivar), method="lm").flags
+
+    return fit
+
+
+# -- good stars ------------------------------------------------------------------------------
+def test_a_clean_star_has_no_flags(pretrained, giant):
+    flux, ivar = giant
+    assert pretrained.fit(to_spectrum(flux, pretrained.grid, ivar=ivar), method="lm").flags == FitFlag(0)
+
+
+def test_a_real_giant_has_no_flags(pretrained, k_giant):
+    assert pretrained.fit(k_giant, method="lm").flags == FitFlag(0)
+
+
+# -- bad ones ----------------------------------------------------------------------------------
+@pytest.mark.filterwarnings("ignore::cyclestarnet.exceptions.FitWarning")  # NOT_CONVERGED may be there as well
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("lines shifted by 50 km/s", FitFlag.VELOCITY | FitFlag.UNFAMILIAR),
+        ("[C/H] and [N/H] raised by 0.8", FitFlag.POOR_FIT | FitFlag.UNFAMILIAR),
+        ("Brackett 11 in emission, 50 % high", FitFlag.LOCAL_MISFIT),
+        ("a cosmic ray, 3 pixels, 50 % high", FitFlag.LOCAL_MISFIT),
+        ("every other pixel masked", FitFlag.FEW_PIXELS),
+        ("chips swapped", FitFlag.POOR_FIT | FitFlag.UNFAMILIAR),
+        ("continuum slope of ±5 % over a chip", FitFlag.CONTINUUM),
+        ("continuum wave of ±4 %, one per chip", FitFlag.CONTINUUM),
+        ("continuum 3 % too low", FitFlag.CONTINUUM),
+        ("noise of S/N 15", FitFlag.LOW_SNR),
+        ("no lines at all", FitFlag.UNFAMILIAR),
+    ],
+)
+def test_an_alteration_raises_its_flags(flags_of, name, flags):
+    assert flags_of(name) & flags == flags
+
+
+def test_a_cosmic_ray_says_nothing_else_against_the_star(flags_of):
+    assert flags_of("a cosmic ray, 3 pixels, 50 % high") == FitFlag.LOCAL_MISFIT
+
+
+@pytest.mark.needs_shared
+def test_a_real_dwarf_is_flagged(pretrained, shared):
+    dwarf = read_apstar(shared / "data" / "apogee" / "real" / "apStar-dr17-2M19485057+5005279.fits")
+    assert FitFlag.POOR_FIT in pretrained.fit(dwarf, method="lm").flags
+
+
+def test_air_wavelengths_are_refused(pretrained, giant):
+    wavelength = pretrained.grid.wavelength.value
+    flux = np.interp(wavelength, wavelength * (1 - 82 / 299792.458), giant[0])
+    with pytest.raises(GridError, match="air"):
+        pretrained.fit(to_spectrum(flux, pretrained.grid, ivar=giant[1]), method="lm")
+
+
+# -- the places that flags name ------------------------------------------------------------------
+def test_worst_wavelength_is_where_the_emission_is(pretrained, giant, recipe):
+    flux, ivar = recipe.alterations(pretrained)["Brackett 11 in emission, 50 % high"](*giant)
+    result = pretrained.fit(to_spectrum(flux, pretrained.grid, ivar=ivar), method="lm")
+    assert abs(result.meta["worst_wavelength"].to_value("AA") - 16811) < 15
+
+
+# -- bounds ------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def tiny_star(tiny_model, line_family):
+    flux = line_family(np.array([[4700.0, 2.5, 0.0]]), width=2.2, depth=1.1)[0]
+    return to_spectrum(np.random.default_rng(42).normal(flux, 0.005), tiny_model.grid, ivar=np.full(len(flux), 4e4))
+
+
+def bounded(model, star, n_sigma):
+    """A fit with the upper bound of Teff placed that many errors below the optimum, and that error."""
+    free = model.fit(star, method="lm")
+    teff, error = free.labels["teff"], free.uncertainties["teff"]
+    return model.fit(star, method="lm", bounds={"teff": (teff - 400 * teff.unit, teff - n_sigma * error)})
+
+
+@pytest.mark.parametrize(("n_sigma", "held_back"), [(1.2, False), (3.0, True)])
+def test_a_bound_counts_if_it_is_far_from_the_optimum(tiny_model, tiny_star, n_sigma, held_back):
+    fit = bounded(tiny_model, tiny_star, n_sigma)
+    assert fit.meta["at_bound"] == ["teff"]
+    assert (FitFlag.AT_BOUND in fit.flags) is held_back
+
+
+@pytest.mark.parametrize(("place", "outside"), [(0.0, False), (3.2, True)])
+def test_labels_far_from_the_prior_are_an_extrapolation(tiny_model, tiny_star, place, outside):
+    """All labels that many of their spreads from the mean of the prior; the limit of the model is 3."""
+    spread = np.sqrt(np.diag(tiny_model.prior.covariance)) * [1, 1, -1]
+    far = dict(zip(tiny_model.labels, tiny_model.prior.mean + place * spread, strict=True))
+    teff, fixed = far.pop("teff") * u.K, {name: value * difference_unit(name) for name, value in far.items()}
+    fit = tiny_model.fit(tiny_star, method="lm", fixed=fixed, bounds={"teff": (teff - 5 * u.K, teff + 5 * u.K)})
+    assert (FitFlag.OUTSIDE_TRAINING in fit.flags) is outside
+
+
+# -- names -------------------------------------------------------------------------------------------
+def test_bits_do_not_change():
+    """Tables of fits keep numbers; what they mean must stay."""
+    order = (
+        "NOT_CONVERGED AT_BOUND OUTSIDE_TRAINING POOR_FIT UNFAMILIAR FEW_PIXELS LOW_SNR VELOCITY FAILED "
+        "LOCAL_MISFIT CONTINUUM"
+    )
+    assert {flag.name: flag.value for flag in FitFlag} == {name: 2**k for k, name in enumerate(order.split())}
+
+
+def test_every_flag_is_explained(recipe):
+    assert list(recipe.MEANINGS) == [flag.name for flag in FitFlag]
