@@ -13,6 +13,7 @@ from astropy.nddata import StdDevUncertainty
 from astropy.table import QTable
 from safetensors.numpy import save_file
 from scipy.stats import chi2
+from stars import SIGMA, STAR, VALUES, N, assert_same_labels, observed, quantities, spectrum
 
 from cyclestarnet import (
     CalibratedModel,
@@ -30,10 +31,6 @@ from cyclestarnet.fits import METHODS
 from cyclestarnet.fitting.solvers import lbfgs
 from cyclestarnet.spectra import Spectrum, to_spectrum
 
-N = 415
-SIGMA = 0.005
-STAR = {"teff": 4800 * u.K, "logg": 2.2 * u.dex(u.cm / u.s**2), "mg_h": -0.2 * u.dex}
-VALUES = np.array([4800, 2.2, -0.2])
 DOMAINS = ("observed", "synthetic")
 
 
@@ -54,24 +51,6 @@ def double(tiny_model):
     )
 
 
-def spectrum(model, flux, *, sigma=SIGMA, noise=None, mask=None):
-    """Normalised flux as a spectrum, with noise drawn by a generator."""
-    flux = np.asarray(flux) + (0 if noise is None else noise.normal(0, sigma, N))
-    return to_spectrum(flux, model.grid, ivar=np.full(N, sigma**-2), mask=mask)
-
-
-def observed(model, labels):
-    """Noise-free spectrum of labels whose split latent is its own: the encoder finds the one it was made with."""
-    flux = model.predict(labels).flux.value
-    for _ in range(5):
-        flux = model.predict(labels, like=spectrum(model, flux)).flux.value
-    return flux
-
-
-def quantities(model, values):
-    return {name: q for name, q in model.labels.to_quantities(values).items() if name in model.labels}
-
-
 @pytest.fixture(scope="module")
 def star(model):
     """One star with noise, S/N 200."""
@@ -81,13 +60,6 @@ def star(model):
 @pytest.fixture(scope="module")
 def result(model, star):
     return model.fit(star)
-
-
-def assert_same_labels(one, other, fraction=1e-9):
-    """Equal to a fraction of the error."""
-    for name in one.label_set:
-        difference = abs((one.labels[name] - other.labels[name]).value)
-        assert difference <= fraction * one.uncertainties[name].value, name
 
 
 # -- prediction ----------------------------------------------------------------------------

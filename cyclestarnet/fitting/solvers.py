@@ -21,7 +21,8 @@ __all__ = ["Optimum", "lbfgs", "levenberg_marquardt"]
 
 EDGE = 2e-3  # an optimum closer than this fraction of the range is at the bound
 STALE = 8  # Broyden updates after which a Jacobian is computed anew
-ENOUGH = 1.0  # promised by an exact gradient: its step leaves about a twentieth of it
+ENOUGH = 50.0  # tolerances, promised by an exact gradient: its step leaves about a twentieth of it
+SURPRISE = 0.5  # part of the squared change of flux; what a Jacobian without any truth does not foresee is 1
 NOISE = 1e-6  # relative to the loss: what single precision in the networks makes of it
 
 
@@ -189,19 +190,22 @@ class _Descent:
         ratio = (loss - objective.loss(flux, trial, now) + NOISE * loss.abs()) / gain
         accepted = ratio > 0  # False for NaN
         taken, refused, ratio = now[accepted], now[~accepted], ratio[accepted]
-        for row, star in zip(torch.nonzero(accepted)[:, 0].tolist(), taken.tolist(), strict=True):
-            _broyden(self.slopes[star], hessian[row], step[row], flux[row] - self.flux[star])
+        surprised = torch.zeros_like(taken, dtype=torch.bool)
+        for k, (row, star) in enumerate(zip(torch.nonzero(accepted)[:, 0].tolist(), taken.tolist(), strict=True)):
+            change, weight = flux[row] - self.flux[star], objective.ivar[star]
+            missing = _broyden(self.slopes[star], hessian[row], step[row], change)
+            surprised[k] = (missing**2 @ weight) > SURPRISE * (change**2 @ weight)
         self.x[taken], self.flux[taken] = trial[accepted], flux[accepted]
         self.age[taken] += 1
         damping = torch.where(ratio > 0.25, self.damping[taken] / 10, self.damping[taken])
         self.damping[taken] = torch.where(damping < 1e-3, 0.0, damping)
         # The step of an exact gradient leaves a small part of what it promised.
-        self._leave(taken[self.last_gain[taken] < ENOUGH], "converged", success=True)
+        self._leave(taken[(self.last_gain[taken] < ENOUGH * self.tolerance) & ~surprised], "converged", success=True)
         old = self.age[refused] > 0
         new = refused[~old]
         self.damping[new] = (10 * self.damping[new]).clamp(min=1e-2)
         self._leave(new[self.damping[new] > 1e8], "no step lowers the objective")
-        stale = taken[(self.age[taken] > STALE) | (ratio < 0.25)] if not self.exact else taken
+        stale = taken[(self.age[taken] > STALE) | (ratio < 0.25) | surprised] if not self.exact else taken
         self._renew(torch.cat([refused[old], stale[torch.isin(stale, self.active)]]))
 
     def _renew(self, stars: Tensor) -> None:
@@ -261,13 +265,17 @@ def _bounded_step(
     return torch.minimum(torch.maximum(x + move, lower), upper) - x, gain
 
 
-def _broyden(slopes: Tensor, hessian: Tensor, step: Tensor, change: Tensor) -> None:
-    """Least change of a Jacobian, in the metric of the Hessian, that explains the last step; in place."""
+def _broyden(slopes: Tensor, hessian: Tensor, step: Tensor, change: Tensor) -> Tensor:
+    """Least change of a Jacobian, in the metric of the Hessian, that explains the last step; in place.
+
+    Returns the change of flux that the Jacobian did not foresee.
+    """
+    missing = change - (step.to(slopes.dtype) @ slopes).to(change.dtype)
     along = hessian @ step
     length = float(step @ along)
     if length > 0:
-        missing = change.to(slopes.dtype) - step.to(slopes.dtype) @ slopes
-        slopes.addr_((along / length).to(slopes.dtype), missing)
+        slopes.addr_((along / length).to(slopes.dtype), missing.to(slopes.dtype))
+    return missing
 
 
 # -- L-BFGS --------------------------------------------------------------------
