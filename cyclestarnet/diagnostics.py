@@ -88,7 +88,7 @@ class NuisanceCloud:
     variance: np.ndarray
 
     @classmethod
-    def from_latents(cls, latents, *, n_components=6):
+    def from_latents(cls, latents, *, n_components=12):
         """Describe split latents (n_spectra, split_filters, latent_length), 2 or more, by principal components."""
         latents = np.asarray(latents, dtype=float)
         if len(latents) < 2:

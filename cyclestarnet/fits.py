@@ -9,7 +9,7 @@ that says why, and the others do not notice.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import astropy.units as u
 import numpy as np
@@ -87,8 +87,8 @@ class FitSetup:
         Of the model, and ``velocity`` and ``broadening`` if they are fitted.
     begin : array, shape (n_labels,)
         Values of fixed and tied labels, and the start of others.
-    given : bool
-        Whether the caller chose the start of any free label.
+    given : set of str
+        Free labels of which the caller chose the start.
     layout : `Layout`
     parameters : `~cyclestarnet.fitting.objective.Parameters`
         Of labels and coordinates.
@@ -107,7 +107,7 @@ class FitSetup:
     inflation: float
     labels: LabelSet
     begin: np.ndarray
-    given: bool
+    given: set
     free: np.ndarray
     layout: Layout
     parameters: Parameters
@@ -135,10 +135,10 @@ class FitSetup:
         lower, upper = _bounds(labels, bounds)
         begin = np.concatenate([model.prior.mean, [MOTION[name][2] for name in labels.names[len(model.labels) :]]])
         fixed = dict(fixed or {})
-        if isinstance(start, FitResult):
-            start = start.labels
-        start = {name: v for name, v in (start or {}).items() if name in labels or name not in MOTION}
-        given = labels.known(start)
+        if isinstance(start, FitResult):  # its motion need not be fitted again
+            start = {name: v for name, v in start.labels.items() if name in labels or name not in MOTION}
+            options["start"] = start  # not the whole result, which would be kept with the next one
+        given = labels.known({} if start is None else start)
         for name, value in {**given, **fixed}.items():
             begin[labels.index(name)] = float(labels.value(name, value))
         free = np.ones(len(labels), dtype=bool)
@@ -152,6 +152,10 @@ class FitSetup:
             layout.row(np.clip(begin, labels.lower, labels.upper), 0.0), free=layout.row(free, True),
             tied=[layout.labels[group] for group in _groups(labels, tied, fixed)],
         )  # fmt: skip
+        if not (parameters.lower < parameters.upper).all():
+            raise LabelError(
+                f"tied labels {tied} cannot keep their differences within the bounds; start them closer to each other"
+            )
         chosen, name = _prior(prior, model)
         if chosen is not None and len(layout) > len(model.labels):
             chosen = LeadingLabels(chosen, len(layout))
@@ -161,7 +165,7 @@ class FitSetup:
             chosen = unit if chosen is None else ProductPrior([chosen, unit])
         return cls(
             space=space, method=method, nuisance=nuisance, inflation=float(inflation), labels=labels, begin=begin,
-            given=bool(set(given) - set(fixed)), free=free, layout=layout, parameters=parameters, prior=chosen,
+            given=set(given) - set(fixed), free=free, layout=layout, parameters=parameters, prior=chosen,
             prior_name=name, ignore=_ignored(ignore, model.grid), options=options,
         )  # fmt: skip
 
@@ -241,7 +245,8 @@ def _prior(prior, model):
         return GaussianConstraints.of(prior, model.labels), "Gaussian on " + ", ".join(prior)
     if isinstance(prior, list | tuple) and prior:
         parts, names = zip(*(_prior(part, model) for part in prior), strict=True)
-        return ProductPrior([part for part in parts if part is not None]), " x ".join(names)
+        parts = [part for part in parts if part is not None]
+        return ProductPrior(parts) if parts else None, " x ".join(names)
     if not all(hasattr(prior, method) for method in ("log_density", "derivatives")):
         raise TypeError(
             'prior must be "training", None, a mapping of label to (mean, sigma), an object with log_density and '
@@ -265,6 +270,8 @@ def _ignored(ignore, grid):
     for region in ignore:
         try:
             low, high = (u.Quantity(edge).to_value(u.AA) for edge in region)
+            if not low < high:
+                raise ValueError("a region must begin before it ends")
         except (u.UnitConversionError, TypeError, ValueError) as error:
             raise GridError(
                 "ignore must be a mask of the model's pixels, True = ignore, or (low, high) wavelengths with units, "
@@ -314,14 +321,13 @@ def prepare_stars(model, spectra, setup):
     good, places = [], []
     for spectrum in spectra:
         try:
-            pixels = to_pixels(spectrum, model.grid, recipe=model.recipe)
-            velocity = _velocity(pixels, search, fitted="velocity" in setup.motion)
+            pixels = _without(to_pixels(spectrum, model.grid, recipe=model.recipe), setup.ignore)
             ivar = model._data_ivar(pixels) / setup.inflation**2
-            ivar = np.where(setup.ignore, 0.0, ivar)
             if np.count_nonzero(ivar) <= len(setup.parameters):
                 raise SpectrumError(
                     f"{np.count_nonzero(ivar)} good pixels are left, too few for {len(setup.parameters)} parameters"
                 )
+            velocity = _velocity(pixels, search, fitted="velocity" in setup.motion)
         except (CycleStarNetError, TypeError, ValueError) as error:
             places.append(error)
             continue
@@ -333,9 +339,15 @@ def prepare_stars(model, spectra, setup):
         good.append((spectrum, pixels, pixels.flux, ivar, filled, velocity))
     empty = np.zeros((0, model.grid.n_pixels))
     flux, ivar, filled = (np.array([row[k] for row in good]) if good else empty for k in (2, 3, 4))
-    latent, split = model.translator.encode_obs(filled, together=1) if good else (empty, None)
+    latent, split = model.translator.encode_obs(filled, together=_together(model)) if good else (empty, None)
     velocity = np.array([row[5] for row in good])
     return Stars([r[0] for r in good], [r[1] for r in good], flux, ivar, filled, velocity, latent, split), places
+
+
+def _without(pixels, ignore):
+    """Pixels of which some are bad, too."""
+    flux, ivar = np.where(ignore, 1.0, pixels.flux), np.where(ignore, 0.0, pixels.ivar)
+    return replace(pixels, flux=flux, ivar=ivar)
 
 
 def _velocity(pixels, search, *, fitted):
@@ -350,21 +362,33 @@ def _velocity(pixels, search, *, fitted):
     return velocity
 
 
+def _together(model):
+    """Rows that go through the networks at once: one on a processor, where a star must not feel its company."""
+    return 1 if model.translator.device.type == "cpu" else 64
+
+
 def make_objective(model, stars, setup):
     """Posterior of the stars' parameters, and the data that it compares with (translated for Eq. 10)."""
     space, flux, errors = setup.space, stars.flux, "minimum"
     if len(setup.layout.coordinates):
         cloud = model.nuisance_cloud
         predictor = FreeNuisancePredictor(
-            model.emulator, model.translator, cloud.mean, cloud.directions, together=1, shortcuts=model.shortcuts
+            model.emulator,
+            model.translator,
+            cloud.mean,
+            cloud.directions,
+            together=_together(model),
+            shortcuts=model.shortcuts,
         )
     elif space == "observed":
         split = stars.split
         if setup.nuisance == "typical" and split is not None:
             split = np.repeat(model.typical_nuisance[None], len(stars), axis=0)
-        predictor = ObservedPredictor(model.emulator, model.translator, split, together=1, shortcuts=model.shortcuts)
+        predictor = ObservedPredictor(
+            model.emulator, model.translator, split, together=_together(model), shortcuts=model.shortcuts
+        )
     else:
-        predictor = EmulatorPredictor(model.emulator, together=1)
+        predictor = EmulatorPredictor(model.emulator, together=_together(model))
     if space == "synthetic":
         flux = np.concatenate([model.translator.obs_to_synth(row[None]) for row in stars.filled])
         ivar, errors = np.where(stars.ivar > 0, ROUGH_ERROR**-2, 0.0), "unknown"
@@ -386,16 +410,19 @@ def _start_coordinates(model, stars, setup):
 def _starts(model, stars, setup):
     """Where fits begin, (n, n_labels): as told, or at what the latents suggest, or at a fit of the translated flux."""
     begin = np.repeat(setup.begin[None], len(stars), axis=0)
-    if "velocity" in setup.motion and setup.free[setup.labels.index("velocity")]:
+    if "velocity" in setup.motion and not setup.given & {"velocity"} and setup.free[setup.labels.index("velocity")]:
         begin[:, setup.labels.index("velocity")] = stars.velocity
-    if setup.given or setup.space != "observed":
-        return begin
     n = len(model.labels)
+    if setup.given or setup.space != "observed" or not setup.free[:n].any():
+        return begin
     if model.shortcuts is not None:
         guess = model.shortcuts.labels(stars.latent)
     else:
-        setup10 = FitSetup.of(model, space="synthetic", method="lm",
-                              **{k: setup.options[k] for k in ("fixed", "prior", "tied")})  # fmt: skip
+        fixed = {name: value for name, value in (setup.options["fixed"] or {}).items() if name in model.labels}
+        tied = [[name for name in group if name in model.labels] for group in setup.options["tied"]]
+        setup10 = FitSetup.of(
+            model, space="synthetic", method="lm", fixed=fixed, tied=tied, prior=setup.options["prior"]
+        )
         guess = levenberg_marquardt(make_objective(model, stars, setup10), begin[:, :n], tolerance=0.1).labels
     begin[:, :n] = np.where(setup.free[:n], np.clip(guess, model.labels.lower, model.labels.upper), begin[:, :n])
     return begin

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from importlib import resources
 from pathlib import Path
@@ -369,6 +370,23 @@ class CalibratedModel:
             shortcuts=Shortcuts(**shortcuts) if shortcuts else None,
             nuisance_cloud=NuisanceCloud(**{k: v.astype(float) for k, v in nuisance.items()}) if nuisance else None,
         )
+
+    def to(self, device):
+        """The same model with its networks on another device.
+
+        Parameters
+        ----------
+        device : str or torch.device
+            Such as ``"cuda"``: then stars of a block are fitted together, and
+            their last bits depend on the block.
+
+        Returns
+        -------
+        `CalibratedModel`
+        """
+        emulator, network = (copy.deepcopy(m).to(device) for m in (self.emulator, self.translator.network))
+        translator = Translator(network, self.translator.flux_mean, self.translator.flux_std)
+        return replace(self, emulator=emulator, translator=translator)
 
     # -- forward ---------------------------------------------------------------
     def predict(self, labels, *, domain="observed", like=None):
