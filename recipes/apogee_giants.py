@@ -13,8 +13,9 @@ Stages, in order; each reads the files of the earlier ones in ``--work`` and can
     python recipes/apogee_giants.py evaluate  --inputs INPUTS --work WORK
     python recipes/apogee_giants.py ship      --inputs INPUTS --work WORK
 
-and, to see what stars of known labels would change: ``anchor``, then ``pack``
-and the following with ``--run anchored``.
+The shipped model has had the stage ``anchor``, too, between ``train`` and
+``pack``, and the following were run with ``--run anchored``: a few stars of known
+labels took part in the last iterations.
 
 ``INPUTS`` holds ``data/moog_grid`` (a grid of MOOG spectra with 20 labels), ``data/apogee`` (a Cannon
 model of real APOGEE giants and what is needed to simulate observations) and ``tools`` (their reader
@@ -445,7 +446,9 @@ def provenance(options, state):
         f"median error {errors['median']:.5f} of the continuum on 10 % held out",
         "observed domain": f"{N_TRAIN} simulated stars: a Cannon model of real APOGEE giants (4 labels) "
         "with a simulated instrument. Not real spectra.",
-        "training": f"{state['iteration']} iterations of 8 + 8 spectra, bfloat16, 1 CPU core, seed {options.seed}",
+        "training": f"{training_settings(options.seed).n_iterations} iterations of 8 + 8 spectra, bfloat16, 1 CPU core, "
+        f"seed {options.seed}" + (f"; then {state['iteration']} with anchors" if options.run == "anchored" else ""),
+        "anchors": f"{N_ANCHORS} training stars whose four labels were given" if options.run == "anchored" else "none",
         "validity": "red giants, Teff 3650-5100 K, logg 0.7-3.4, [M/H] -1.5 to +0.35, S/N 30-500",
         "label prior": "(teff, logg, m_h, alpha_m) of APOGEE giants; other elements follow within "
         f"{ELEMENT_SCATTER} dex; c_m, n_m, vmicro, vbroad follow the trends of Eq. 9 fits of training stars with those "
@@ -757,7 +760,7 @@ def write_tables(report, emulator_report):
 def write_comparison(options):
     """Write docs/tables/before_after.rst: models that were measured on the same stars, side by side."""
     reports = {}
-    for run in dict.fromkeys(("before", options.run, "anchored")):
+    for run in dict.fromkeys(("before", "training", options.run)):
         path = options.work / f"evaluation_{run}.json"
         if path.exists():
             reports[run] = json.loads(path.read_text())
@@ -800,7 +803,7 @@ def write_comparison(options):
     }
     header = (
         "Eq. 11 (Eq. 9 in brackets)",
-        *({options.run: "now", "anchored": f"{N_ANCHORS} anchors"}.get(k, k) for k in reports),
+        *({"training": "now, without anchors", "anchored": f"now, {N_ANCHORS} anchors"}.get(k, k) for k in reports),
     )
     lines = [
         ".. list-table:: The embedded model before and now, on the same held-out stars",
