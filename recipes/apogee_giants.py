@@ -446,8 +446,9 @@ def provenance(options, state):
         f"median error {errors['median']:.5f} of the continuum on 10 % held out",
         "observed domain": f"{N_TRAIN} simulated stars: a Cannon model of real APOGEE giants (4 labels) "
         "with a simulated instrument. Not real spectra.",
-        "training": f"{training_settings(options.seed).n_iterations} iterations of 8 + 8 spectra, bfloat16, 1 CPU core, "
-        f"seed {options.seed}" + (f"; then {state['iteration']} with anchors" if options.run == "anchored" else ""),
+        "training": f"{training_settings(options.seed).n_iterations} iterations of 8 + 8 spectra, bfloat16, "
+        f"1 CPU core, seed {options.seed}"
+        + (f"; then {state['iteration']} with anchors" if options.run == "anchored" else ""),
         "anchors": f"{N_ANCHORS} training stars whose four labels were given" if options.run == "anchored" else "none",
         "validity": "red giants, Teff 3650-5100 K, logg 0.7-3.4, [M/H] -1.5 to +0.35, S/N 30-500",
         "label prior": "(teff, logg, m_h, alpha_m) of APOGEE giants; other elements follow within "
