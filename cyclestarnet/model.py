@@ -887,7 +887,7 @@ def _published_pixels(emulator, translator, preset):
             f"the emulator has {emulator.n_pixels} pixels, but must have {n_all}, or the network's {n_pixels}"
         )
     pixels = {"paper": slice(n_pixels), "repository": slice(n_all - n_pixels, None)}
-    flux = EmulatorPredictor(emulator).flux((emulator.lower + emulator.upper) / 2)
+    flux = EmulatorPredictor(emulator).flux(((emulator.lower + emulator.upper) / 2).numpy())
     # A trained network knows its pixels: displaced spectra come back with errors many times larger.
     errors = {
         name: np.sqrt(np.mean((translator.reconstruct_synth(flux[None, part])[0] - flux[part]) ** 2))

@@ -392,7 +392,7 @@ class MovingPredictor:
 
 def _like(given, tensor: Tensor):
     """A tensor as such if tensors were given, else as an array of float64."""
-    return tensor if isinstance(given, Tensor) else tensor.cpu().double().cpu().numpy()
+    return tensor if isinstance(given, Tensor) else tensor.double().cpu().numpy()
 
 
 def _repeat(split: Tensor | None, n: int) -> Tensor | None:
