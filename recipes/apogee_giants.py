@@ -424,15 +424,28 @@ def calibrate(options):
     # outliers would widen the error bars of everyone: clip at 3 robust σ
     low, middle, high = np.percentile(offset, [16, 50, 84], axis=0)
     kept = (np.abs(offset - middle) < 1.5 * (high - low)).all(1)
-    offset = offset[kept]
+    all_offsets, offset = offset, offset[kept]
+    reported_variance = np.array([np.diag(r["covariance"])[known] for r in results])
     reported_covariance = np.mean([r["covariance"] for r in results], axis=0)[np.ix_(known, known)]
     scale = np.sqrt(np.diag(reported_covariance))
     excess = (offset.T @ offset / len(offset) - reported_covariance) / np.outer(scale, scale)
     values, vectors = np.linalg.eigh(excess)
+    own = (vectors * values.clip(0)) @ vectors.T * np.outer(scale, scale)
+    factor = np.array(
+        [covering_factor(*label) for label in zip(all_offsets.T, reported_variance.T, np.diag(own), strict=True)]
+    )
     error = np.zeros((len(known), len(known)))
-    error[np.ix_(known, known)] = (vectors * values.clip(0)) @ vectors.T * np.outer(scale, scale)
+    error[np.ix_(known, known)] = own * np.outer(factor, factor)
     log.info("label errors: %s", dict(zip(model.labels, np.sqrt(np.diag(error)).round(3).tolist(), strict=True)))
     replace(model, label_error=error).save(path, half=True)
+
+
+def covering_factor(offset, variance, own):
+    """Factor on an error, of variance ``own``, that is added to reported ones so that 68.3 % of offsets lie within."""
+    if own == 0 or np.mean(offset**2 < variance) > 0.683:
+        return 1.0
+    needed = np.maximum(offset**2 - variance, 0) / own  # square of the factor with which a star is just covered
+    return float(np.sqrt(np.quantile(needed, 0.683)))
 
 
 def provenance(options, state):
