@@ -75,8 +75,8 @@ MEANINGS = {
     "CONTINUUM": (
         "Medians over 200 pixels lie above or below the model (``meta['continuum_misfit']``): the continuum is "
         "suspect. Observed space only.",
-        "If ``LOCAL_MISFIT`` is set, too, ``ignore`` that region first: the encoder spreads it. Else normalise with the "
-        "model's recipe: pass flux with its unit.",
+        "If ``LOCAL_MISFIT`` is set, too, ``ignore`` that region first, because the encoder spreads it. Else normalise "
+        "with the model's recipe: pass flux with its unit.",
     ),
 }
 
