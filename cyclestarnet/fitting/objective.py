@@ -233,15 +233,25 @@ class Objective:
         return out
 
     # -- derivatives ---------------------------------------------------------------
+    def flux_and_gradient(self, values: Tensor, stars: Tensor) -> tuple[Tensor, Tensor]:
+        """Flux (m, n_pixels), and the exact gradient (m, k) of the negative log posterior."""
+
+        def exact(values, stars):
+            labels = self.parameters.labels(values)
+            flux, pull = self.predictor.pullback(labels, stars)
+            scale2 = self.error_scale2(self.chi2(flux, stars), stars)
+            gradient = pull((flux - self.flux[stars]) * self.ivar[stars] / scale2[:, None])
+            if self.prior is not None:
+                gradient = gradient - self.prior.derivatives(labels)[1]
+            return flux, gradient @ self._matrix
+
+        # one by one also because the graphs of many stars would fill the memory
+        return star_by_star(exact, values, stars)
+
     def loss_and_gradient(self, values: Tensor, stars: Tensor) -> tuple[Tensor, Tensor]:
         """Negative log posterior (m,) and its exact gradient (m, k)."""
-        labels = self.parameters.labels(values)
-        flux, pull = self.predictor.pullback(labels, stars)
-        scale2 = self.error_scale2(self.chi2(flux, stars), stars)
-        gradient = pull((flux - self.flux[stars]) * self.ivar[stars] / scale2[:, None])
-        if self.prior is not None:
-            gradient = gradient - star_by_star(self.prior.derivatives, labels)[1]
-        return self.loss(flux, values, stars), star_by_star(lambda row: row @ self._matrix, gradient)
+        flux, gradient = self.flux_and_gradient(values, stars)
+        return self.loss(flux, values, stars), gradient
 
     def linearise(self, values: Tensor, stars: Tensor, *, coarse: bool = True) -> tuple[Tensor, Tensor]:
         """Flux (m, n_pixels) and its derivatives (m, k, n_pixels) with respect to the parameters."""

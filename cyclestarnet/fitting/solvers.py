@@ -22,6 +22,7 @@ __all__ = ["Optimum", "lbfgs", "levenberg_marquardt"]
 EDGE = 2e-3  # an optimum closer than this fraction of the range is at the bound
 STALE = 8  # Broyden updates after which a Jacobian is computed anew
 ENOUGH = 50.0  # tolerances, promised by an exact gradient: its step leaves about a twentieth of it
+SOON = 100.0  # tolerances: after a step that promises less, the exact gradient will be wanted
 SURPRISE = 0.5  # part of the squared change of flux; what a Jacobian without any truth does not foresee is 1
 NOISE = 1e-6  # relative to the loss: what single precision in the networks makes of it
 
@@ -140,6 +141,8 @@ class _Descent:
         self.success = torch.zeros(n, dtype=torch.bool, device=device)
         self.evaluations, self.jacobians = torch.zeros_like(everyone), torch.zeros_like(everyone)
         self.damping, self.age = x.new_zeros(n), torch.zeros_like(everyone)
+        self.gradient = torch.zeros_like(x)
+        self.known = torch.zeros_like(self.success)  # whether that is the exact gradient at x
         self.last_gain = x.new_full((n,), np.inf)  # promised by the exact gradient of the last step
         expected = None if exact else objective.expected_slopes(x)
         if expected is None:
@@ -154,16 +157,18 @@ class _Descent:
         """One step of all active stars; those that are done leave."""
         objective, now = self.objective, self.active
         loss, gradient, hessian = objective.normal_equations(self.x[now], self.flux[now], self.slopes[now], now)
+        gradient = torch.where(self.known[now, None], self.gradient[now], gradient)
         none = torch.zeros_like(loss)
         step, gain = self._step(now, gradient, hessian, none)
-        # an old Jacobian has no more to promise, or had not when last asked: ask the exact gradient
-        unsure = ((gain < self.tolerance) | torch.isfinite(self.last_gain[now])) & (self.age[now] > 0)
+        # an old Jacobian has no more to promise: ask the exact gradient whether that is true
+        unsure = (gain < self.tolerance) & (self.age[now] > 0) & ~self.known[now]
         if unsure.any():
             asked = now[unsure]
-            _, gradient[unsure] = objective.loss_and_gradient(self.x[asked], asked)
+            _, gradient[unsure] = objective.flux_and_gradient(self.x[asked], asked)
             self.evaluations[asked] += 1
+            self.known[asked] = True
             step[unsure], gain[unsure] = self._step(asked, gradient[unsure], hessian[unsure], none[unsure])
-            self.last_gain[asked] = gain[unsure]
+        self.last_gain[now] = torch.where(self.known[now], gain, np.inf)
         broken = ~(torch.isfinite(loss) & torch.isfinite(gain))
         self._leave(now[broken], "the objective is not finite")
         done = (gain < self.tolerance) & ~broken
@@ -185,8 +190,8 @@ class _Descent:
     def _try(self, now: Tensor, step: Tensor, gain: Tensor, loss: Tensor, hessian: Tensor) -> None:
         objective = self.objective
         trial = self.x[now] + step
-        flux = objective.predict(trial, now)
-        self.evaluations[now] += 1
+        soon = (gain < SOON * self.tolerance) & (self.last_gain[now] >= ENOUGH * self.tolerance) & (not self.exact)
+        flux, gradient = self._evaluate(trial, now, soon)
         ratio = (loss - objective.loss(flux, trial, now) + NOISE * loss.abs()) / gain
         accepted = ratio > 0  # False for NaN
         taken, refused, ratio = now[accepted], now[~accepted], ratio[accepted]
@@ -196,6 +201,7 @@ class _Descent:
             missing = _broyden(self.slopes[star], hessian[row], step[row], change)
             surprised[k] = (missing**2 @ weight) > SURPRISE * (change**2 @ weight)
         self.x[taken], self.flux[taken] = trial[accepted], flux[accepted]
+        self.gradient[taken], self.known[taken] = gradient[accepted], soon[accepted]
         self.age[taken] += 1
         damping = torch.where(ratio > 0.25, self.damping[taken] / 10, self.damping[taken])
         self.damping[taken] = torch.where(damping < 1e-3, 0.0, damping)
@@ -208,11 +214,21 @@ class _Descent:
         stale = taken[(self.age[taken] > STALE) | (ratio < 0.25) | surprised] if not self.exact else taken
         self._renew(torch.cat([refused[old], stale[torch.isin(stale, self.active)]]))
 
+    def _evaluate(self, x: Tensor, stars: Tensor, soon: Tensor) -> tuple[Tensor, Tensor]:
+        """Flux, and for some stars the gradient with it, which costs half as much as asking for it later."""
+        flux, gradient = x.new_empty((len(x), self.flux.shape[1])), torch.zeros_like(x)
+        if soon.any():
+            flux[soon], gradient[soon] = self.objective.flux_and_gradient(x[soon], stars[soon])
+        if not soon.all():
+            flux[~soon] = self.objective.predict(x[~soon], stars[~soon])
+        self.evaluations[stars] += 1
+        return flux, gradient
+
     def _renew(self, stars: Tensor) -> None:
         """True Jacobians."""
         if len(stars):
             self.flux[stars], self.slopes[stars] = self.objective.linearise(self.x[stars], stars, coarse=not self.exact)
-            self.age[stars], self.last_gain[stars] = 0, np.inf
+            self.age[stars], self.known[stars] = 0, False
             self.jacobians[stars] += 1
 
     def _leave(self, stars: Tensor, why: str, *, success: bool = False) -> None:
