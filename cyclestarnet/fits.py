@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Real
 
 import astropy.units as u
 import numpy as np
@@ -122,6 +123,7 @@ class FitSetup:
         motion=(), prior="training", nuisance="own", ignore=None, inflation=1.0,
     ):  # fmt: skip
         """Check options against a model."""
+        tied, motion = (() if given is None else given for given in (tied, motion))
         options = {
             "space": space, "start": start, "fixed": fixed, "bounds": bounds, "tied": tied, "motion": motion,
             "prior": prior, "nuisance": nuisance, "ignore": ignore, "inflation": inflation, "method": method,
@@ -129,18 +131,18 @@ class FitSetup:
         _choice("space", space, SPACES)
         _choice("method", method, METHODS)
         _choice("nuisance", nuisance, NUISANCES)
-        if not (np.ndim(inflation) == 0 and 0 < inflation < np.inf):
+        if not (isinstance(inflation, Real) and 0 < inflation < np.inf):
             raise ValueError(f"inflation must be a positive factor on the errors of the data, but is {inflation!r}")
         labels = _with_motion(model.labels, motion, space)
         lower, upper = _bounds(labels, bounds)
         begin = np.concatenate([model.prior.mean, [MOTION[name][2] for name in labels.names[len(model.labels) :]]])
-        fixed = dict(fixed or {})
         if isinstance(start, FitResult):  # its motion need not be fitted again
             start = {name: v for name, v in start.labels.items() if name in labels or name not in MOTION}
             options["start"] = start  # not the whole result, which would be kept with the next one
-        given = labels.known({} if start is None else start)
+        given = _numbers("start", labels, {} if start is None else labels.known(start))
+        fixed = _numbers("fixed", labels, _mapping("fixed", fixed))
         for name, value in {**given, **fixed}.items():
-            begin[labels.index(name)] = float(labels.value(name, value))
+            begin[labels.index(name)] = value
         free = np.ones(len(labels), dtype=bool)
         free[[labels.index(name) for name in fixed]] = False
         labels.check_range(np.where(free, np.clip(begin, labels.lower, labels.upper), begin))
@@ -180,6 +182,21 @@ def _choice(argument, value, choices):
         raise ValueError(f"{argument} must be one of {', '.join(map(repr, choices))}, but is {value!r}")
 
 
+def _mapping(argument, given):
+    if not isinstance(given, Mapping | None):
+        raise TypeError(f"{argument} must be a mapping by name of label, but is {given!r}")
+    return given or {}
+
+
+def _numbers(argument, labels, given):
+    """Values of labels by name, one each."""
+    values = {name: labels.value(name, value) for name, value in given.items()}
+    for name, value in values.items():
+        if value.ndim:
+            raise LabelError(f"{argument} must have one value of '{name}', but has shape {value.shape}")
+    return {name: float(value) for name, value in values.items()}
+
+
 def _n_coordinates(model, space, nuisance):
     """How many coordinates of the split latent a fit has."""
     if nuisance != "fitted" or space != "observed":
@@ -209,9 +226,13 @@ def _with_motion(labels, motion, space):
 
 def _bounds(labels, bounds):
     lower, upper = labels.lower.copy(), labels.upper.copy()
-    for name, pair in (bounds or {}).items():
+    for name, pair in _mapping("bounds", bounds).items():
         k = labels.index(name)
-        low, high = (float(labels.value(name, value)) for value in pair)
+        try:
+            low, high = pair
+        except (TypeError, ValueError):
+            raise LabelError(f"bounds of '{name}' must be a pair (low, high), but are {pair!r}") from None
+        low, high = (_numbers("bounds", labels, {name: edge})[name] for edge in (low, high))
         if not low < high or high <= lower[k] or low >= upper[k]:
             raise LabelError(
                 f"bounds of '{name}' must be (low, high) that overlap the training range "

@@ -226,7 +226,12 @@ class LabelSet:
         missing = [name for name in self.names if name not in given]
         if missing:
             raise LabelError(f"Labels {missing} are missing; this model needs {', '.join(self.names)}")
-        values = np.stack(np.broadcast_arrays(*[self.value(name, given[name]) for name in self.names]), axis=-1)
+        columns = [self.value(name, given[name]) for name in self.names]
+        try:
+            values = np.stack(np.broadcast_arrays(*columns), axis=-1)
+        except ValueError:
+            shapes = {name: column.shape for name, column in zip(self.names, columns, strict=True) if column.ndim}
+            raise LabelError(f"Arrays of labels must be of one shape, or scalars, but have {shapes}") from None
         if check_range:
             self.check_range(values)
         return values
@@ -239,6 +244,11 @@ class LabelSet:
         """
         if hasattr(labels, "colnames"):
             return {name: labels[name] for name in self.names if name in labels.colnames}
+        if not isinstance(labels, Mapping):
+            raise LabelError(
+                "labels must be a mapping of name to value or a table, such as {'logg': 2.5} or the .labels of a "
+                f"result, but are of class {type(labels).__name__}"
+            )
         for name in labels:
             if name not in self.combinations:
                 self.index(name)

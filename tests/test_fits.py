@@ -310,6 +310,7 @@ BAD_OPTIONS = {
     "nuisance": ({"nuisance": "mine"}, ValueError, "nuisance must be one of 'own', 'typical'.*, but is 'mine'"),
     "inflation": ({"inflation": 0}, ValueError, "inflation must be a positive factor .* but is 0"),
     "inflations": ({"inflation": [1, 2]}, ValueError, "inflation must be a positive factor"),
+    "inflation as text": ({"inflation": "2"}, ValueError, "inflation must be a positive factor .* but is '2'"),
     "infinite inflation": ({"inflation": np.inf}, ValueError, "inflation must be a positive factor"),
     "tied label": ({"tied": [("loggg", "mg_h")]}, LabelError, "did you mean 'logg'"),
     "tied, no group": ({"tied": ("logg", "mg_h")}, TypeError, "tied must be a sequence of groups"),
@@ -328,6 +329,11 @@ BAD_OPTIONS = {
     "one region": ({"ignore": (15150 * u.AA, 15180 * u.AA)}, GridError, "wavelengths with units"),
     "reversed region": ({"ignore": [(15180 * u.AA, 15150 * u.AA)]}, GridError, "wavelengths with units"),
     "all pixels": ({"ignore": np.ones(N, dtype=bool)}, SpectrumError, "0 good pixels are left, too few for 3"),
+    "names of fixed": ({"fixed": ["logg"]}, TypeError, r"fixed must be a mapping .* but is \['logg'\]"),
+    "fixed values": ({"fixed": {"logg": [1, 2]}}, LabelError, r"fixed must have one value of 'logg', but has .*\(2,\)"),
+    "start": ({"start": 4500 * u.K}, LabelError, "labels must be a mapping .* but are of class Quantity"),
+    "one bound": ({"bounds": {"teff": 4500 * u.K}}, LabelError, "bounds of 'teff' must be a pair"),
+    "three bounds": ({"bounds": {"logg": (1, 2, 3)}}, LabelError, "bounds of 'logg' must be a pair"),
     "velocity at rest": ({"start": {"velocity": 3 * KM_S}}, LabelError, "Unknown label 'velocity'"),
     "unit of velocity": ({"motion": "velocity", "start": {"velocity": 3 * u.K}}, LabelError, "velocity"),
     "fast": ({"motion": "velocity", "fixed": {"velocity": 900 * KM_S}}, LabelError, "'velocity' = 900"),
@@ -338,6 +344,12 @@ BAD_OPTIONS = {
 def test_bad_options_are_named(model, star, options, error, message):
     with pytest.raises(error, match=message):
         model.fit(star, **options)
+
+
+def test_none_ties_nothing_and_moves_nothing(model, star):
+    np.testing.assert_array_equal(
+        model.fit(star, tied=None, motion=None, method="lm").values, model.fit(star, method="lm").values
+    )
 
 
 # -- samples ---------------------------------------------------------------------------------------------------

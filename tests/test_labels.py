@@ -212,3 +212,13 @@ def test_teff_in_units_of_1000_kelvin_is_told_by_its_size(values, scale):
 
 def test_labels_without_teff_have_no_scale():
     np.testing.assert_array_equal(kelvin_scale(("logg", "m_h"), [[2, 0.1]]), [1, 1])
+
+
+def test_arrays_of_several_shapes_are_named(labels, star):
+    with pytest.raises(LabelError, match=r"must be of one shape.*'logg': \(3,\)"):
+        labels.to_array(star | {"teff": [4000, 5000] * u.K, "logg": [1, 2, 3]})
+
+
+def test_labels_must_have_names(labels):
+    with pytest.raises(LabelError, match="must be a mapping of name to value or a table.* of class list"):
+        labels.to_array([4000, 2.0, 0.0])
