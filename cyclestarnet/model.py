@@ -37,7 +37,7 @@ from cyclestarnet.fits import FitSetup, _choice, fit_stars, make_objective, prep
 from cyclestarnet.fitting.priors import GaussianPrior
 from cyclestarnet.grid import APSTAR_CHIPS, WavelengthGrid, apogee_grid
 from cyclestarnet.labels import LabelSet, difference_unit, kelvin_scale
-from cyclestarnet.results import FitFlag, Posterior
+from cyclestarnet.results import FitFlag, FitResult, Posterior
 from cyclestarnet.spectra import Pixels, to_pixels, to_spectrum
 
 __all__ = ["CalibratedModel"]
@@ -657,8 +657,8 @@ class CalibratedModel:
         Parameters
         ----------
         spectrum : `~specutils.Spectrum`
-        start : `~cyclestarnet.FitResult`, optional
-            Default: `fit` is done first.
+        start : `~cyclestarnet.FitResult`, or as `fit` takes it, optional
+            Unless it is a result that has all that is to be sampled, `fit` is done first.
         seed : int, or rng : `numpy.random.Generator`, optional
             The same seed gives the same samples on the same machine.
         n_walkers : int, optional
@@ -683,11 +683,13 @@ class CalibratedModel:
         from cyclestarnet.fitting.sampling import sample_posterior
 
         self._known_options(options)
-        if start is None:
-            start = self.fit(spectrum, **options)
-        setup = FitSetup.of(self, **({**start.meta["options"], **options} | {"start": start}))
-        _choice("space", setup.space, ("observed", "emulator"))
-        if len(setup.layout.coordinates) and "nuisance" not in start.meta:  # it was not fitted before
+        chosen = start.meta["options"] | options if isinstance(start, FitResult) else options
+        _choice("space", chosen.get("space", "observed"), ("observed", "emulator"))
+        if not isinstance(start, FitResult):
+            start = self.fit(spectrum, start=start, **options)
+        setup = FitSetup.of(self, **(chosen | {"start": start}))
+        no_nuisance = len(setup.layout.coordinates) and "nuisance" not in start.meta
+        if no_nuisance or start.label_set.names != setup.labels.names:  # not all that is sampled was fitted
             start = self.fit(spectrum, **setup.options)
             setup = FitSetup.of(self, **(setup.options | {"start": start}))
         stars, (place,) = prepare_stars(self, [spectrum], setup)
@@ -698,7 +700,7 @@ class CalibratedModel:
         if len(layout.coordinates):
             nuisance = start.meta["nuisance"]
         covariance = np.diag(layout.row(np.zeros(len(setup.labels)), np.square(nuisance["errors"])))
-        covariance[np.ix_(layout.labels, layout.labels)] = start.covariance[: len(setup.labels), : len(setup.labels)]
+        covariance[np.ix_(layout.labels, layout.labels)] = start.covariance
         inverse = np.linalg.pinv(parameters.matrix)
         chain = sample_posterior(
             objective.log_posterior,
@@ -706,7 +708,7 @@ class CalibratedModel:
             parameters.upper,
             parameters.values(layout.row(setup.begin, nuisance["values"])),
             inverse @ covariance @ inverse.T,
-            rng=rng if rng is not None else np.random.default_rng(seed),
+            rng=np.random.default_rng(seed if rng is None else rng),
             n_walkers=n_walkers,
             max_steps=max_steps,
             backend=backend,
@@ -718,7 +720,9 @@ class CalibratedModel:
         columns = setup.labels.to_quantities(parameters.labels(chain.pop("samples"))[:, layout.labels])
         table = QTable({name: q for name, q in columns.items() if name in free or name not in setup.labels})
         table["log_posterior"] = chain.pop("log_posterior")
-        posterior = Posterior(samples=table, free=free, meta=start.meta, **chain)
+        fixed = tuple(setup.options["fixed"] or ())
+        meta = start.meta | {"prior": setup.prior_name, "fixed": fixed, "options": setup.options}
+        posterior = Posterior(samples=table, free=free, meta=meta, **chain)
         if not posterior.converged:
             warnings.warn(
                 f"the chain of {posterior.n_steps} steps is too short: {posterior._headline()}",
@@ -778,9 +782,10 @@ class CalibratedModel:
         )
 
     def _known_options(self, options):
-        unknown = sorted(set(options) - (set(inspect.signature(self.fit).parameters) - {"spectrum"}))
+        known = [name for name in inspect.signature(self.fit).parameters if name != "spectrum"]
+        unknown = sorted(set(options) - set(known))
         if unknown:
-            raise TypeError(f"unknown options {unknown}; there are those of fit")
+            raise TypeError(f"unknown options {unknown}; there are those of fit: {', '.join(known)}")
 
     @cached_property
     def _digest(self):

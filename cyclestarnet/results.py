@@ -72,7 +72,8 @@ class FitResult:
     labels, uncertainties : dict of `~astropy.units.Quantity`
         By name; combinations such as ``m_h`` and ``alpha_m`` are included.
         Uncertainties are 1 σ: photon noise, the model's own scatter and the
-        prior. They do not contain an error of the labels' zero points.
+        prior, and in the observed space the model's ``label_error``. They do
+        not contain an error of the labels' zero points.
     covariance : array, shape (n_labels, n_labels)
         Of the labels in ``label_set.names``, in their units; 0 for fixed labels.
     chi2, dof, reduced_chi2 : float
@@ -92,7 +93,7 @@ class FitResult:
     space : {"observed", "synthetic", "emulator"}
         Where the fit was done (S1, Eq. 11, 10, 9).
     meta : dict
-        Model, prior, number of evaluations, S/N, and whether the continuum was normalised here.
+        Model, options, prior, numbers of evaluations, S/N, and what the flags are made of.
     """
 
     label_set: LabelSet
@@ -254,7 +255,7 @@ class Posterior:
     n_steps : int
         Steps of each walker, burn-in included.
     meta : dict
-        That of the fit from which the walkers started.
+        That of the fit from which the walkers started, with the options of the sampling.
     n_walkers : int
     thin : int
         Steps from draw to draw.

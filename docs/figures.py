@@ -121,39 +121,6 @@ def derivatives():
     figure.savefig(STATIC / "derivatives.png", dpi=90)
 
 
-def prior_pull():
-    """What the training prior does to stars with one abundance away from the others.
-
-    The spectra are those that the model predicts itself, without noise, with
-    errors of 1 %: nothing but the prior can move the abundance.
-    """
-    start = fitted().labels
-    base = {name: start[name] for name in model().labels}
-    offsets = np.array([-0.4, -0.2, -0.1, 0.0, 0.1, 0.2, 0.4])
-    elements = {"mg_h": "[Mg/H]", "v_h": "[V/H]"}
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), sharex=True, sharey=True, layout="constrained")
-    for (name, text), axis in zip(elements.items(), axes, strict=True):
-        found = {"training": [], None: []}
-        for offset in offsets:
-            labels = base | {name: base[name] + offset * u.dex}
-            flux = model().predict(labels, like=k_giant()).flux
-            error = StdDevUncertainty(np.full(flux.shape, 0.01))
-            star = Spectrum(flux=flux, spectral_axis=model().grid.wavelength, uncertainty=error)
-            for prior in found:
-                result = model().fit(star, prior=prior)
-                change = (result.labels[name] - base[name]).value
-                found[prior].append((change, result.uncertainties[name].value))
-        axis.plot(offsets, offsets, color="0.8", lw=1, zorder=0)
-        for prior, colour, shift in (("training", OBSERVED, 0.006), (None, SYNTHETIC, -0.006)):
-            value, error = np.array(found[prior]).T
-            axis.errorbar(offsets + shift, value, error, fmt="o", ms=4, capsize=2, color=colour,
-                          label="training prior" if prior else "no prior")  # fmt: skip
-        axis.set(xlabel=f"true offset of {text} [dex]", title=text, xlim=(-0.5, 0.5))
-    axes[0].set(ylabel="offset found [dex]", ylim=(-0.75, 0.75))
-    axes[0].legend(frameon=False)
-    figure.savefig(STATIC / "prior_pull.png", dpi=90)
-
-
 # -- diagrams -----------------------------------------------------------------
 class Diagram:
     """Boxes and arrows on a plane with one unit per inch."""
@@ -295,7 +262,7 @@ def provenance():
     (HERE / "tables" / "provenance.rst").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-FIGURES = (networks, data_flow, provenance, k_giant_fit, gap, translation, derivatives, prior_pull)
+FIGURES = (networks, data_flow, provenance, k_giant_fit, gap, translation, derivatives)
 
 
 def main():

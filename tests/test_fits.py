@@ -363,3 +363,26 @@ def test_samples_of_tied_labels_and_motion(model, star):
     assert posterior.free == ("teff", "logg", "mg_h", "velocity")
     np.testing.assert_allclose(samples["logg"].value - samples["mg_h"].value, fit.values[1] - fit.values[2], atol=1e-9)
     assert samples["velocity"].unit.is_equivalent(KM_S)
+
+
+def test_sampling_fits_motion_if_the_start_did_not(model, star):
+    pytest.importorskip("emcee")
+    start = model.fit(star, space="emulator", method="lm", fixed={"logg": 2.0})
+    with pytest.warns(FitWarning, match="too short"):
+        posterior = model.sample(star, start=start, motion="velocity", prior=None, seed=1, max_steps=4, progress=False)
+    assert posterior.free == ("teff", "mg_h", "velocity")
+    assert (posterior.meta["prior"], posterior.meta["fixed"]) == ("none", ("logg",))
+
+
+def test_sampling_takes_labels_as_a_start(model, star):
+    pytest.importorskip("emcee")
+    options = {"space": "emulator", "method": "lm", "seed": 1, "max_steps": 4, "progress": False}
+    with pytest.warns(FitWarning, match="too short"):
+        posterior = model.sample(star, start={"teff": 4500 * u.K}, **options)
+    assert "teff" in posterior.meta["options"]["start"]
+
+
+def test_translated_spectra_are_not_sampled(model, star):
+    pytest.importorskip("emcee")
+    with pytest.raises(ValueError, match="space must be one of 'observed', 'emulator', but is 'synthetic'"):
+        model.sample(star, space="synthetic")
