@@ -14,12 +14,10 @@ import astropy.units as u
 import matplotlib
 import numpy as np
 import torch
-from astropy.nddata import StdDevUncertainty
 from astropy.utils.data import get_pkg_data_filename
 from matplotlib import pyplot as plt
 
 from cyclestarnet import CalibratedModel, read_apvisit
-from cyclestarnet.spectra import Spectrum
 
 matplotlib.use("Agg")
 HERE = Path(__file__).parent
