@@ -513,7 +513,8 @@ def _propagated(model, stars, row, objective, optimum, n_draws=64):
     removes most of the noise, and correlates the rest.
     """
     ivar = model._total_ivar(stars.ivar[row], "observed")
-    sigma = np.where(ivar > 0, 1 / np.sqrt(np.where(ivar > 0, ivar, 1.0)), 0.0)
+    seen = model._encoded(stars.pixels[row])  # others hold the continuum, without noise
+    sigma = np.where(seen, 1 / np.sqrt(np.where(seen, ivar, 1.0)), 0.0)
     noise = np.random.default_rng(0).standard_normal((n_draws, model.grid.n_pixels)) * sigma
     translated = model.translator.obs_to_synth(stars.filled[row] + noise)
     _, slopes = objective.predictor.jacobian(optimum.labels[row])
