@@ -79,8 +79,10 @@ class NuisanceCloud:
     >>> from cyclestarnet.diagnostics import NuisanceCloud
     >>> latents = np.random.default_rng(0).normal(size=(500, 4, 24))
     >>> cloud = NuisanceCloud.from_latents(latents)
-    >>> cloud.coordinates(latents).std(0, ddof=1).round(6)
-    array([1., 1., 1., 1., 1., 1.])
+    >>> cloud.coordinates(latents).shape
+    (500, 12)
+    >>> np.allclose(cloud.coordinates(latents).std(0, ddof=1), 1)
+    True
     """
 
     mean: np.ndarray
