@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -292,9 +293,21 @@ class CalibratedModel:
         half : bool, optional
             Store weights in float16: half the size, flux changed by about 1e-4.
         """
+        arrays, meta = self._contents()
+        if half:
+            matrices = {k: v for k, v in arrays.items() if k.startswith(("network.", "emulator.")) and v.ndim > 1}
+            arrays |= {k: v.astype(np.float16) for k, v in matrices.items()}
+        # The self-test is of what a reader will get: of the rounded weights.
+        stored = type(self)._from_arrays(arrays, meta)
+        for domain in DOMAINS:
+            arrays[f"selftest.{domain}"] = stored._predictor(domain).flux(self.prior.mean).astype(np.float32)
+        save_arrays(arrays, meta, path)
+
+    def _contents(self):
+        """Arrays and plain data that make a model, as its file holds them."""
         state = {f"network.{k}": v for k, v in self.translator.network.state_dict().items()}
         state |= {f"emulator.{k}": v for k, v in self.emulator.state_dict().items()}
-        arrays = {k: v.to(torch.float16 if half and v.ndim > 1 else v.dtype).numpy() for k, v in state.items()}
+        arrays = {k: v.cpu().numpy() for k, v in state.items()}
         arrays |= {
             "grid.wavelength": self.grid.wavelength.value,
             "recipe.pixels": self.recipe.pixels,
@@ -331,11 +344,7 @@ class CalibratedModel:
             "scatter_inflation": dict(self.scatter_inflation),
             "provenance": dict(self.provenance),
         }
-        # The self-test is of what a reader will get: of the rounded weights.
-        stored = type(self)._from_arrays(arrays, meta)
-        for domain in DOMAINS:
-            arrays[f"selftest.{domain}"] = stored._predictor(domain).flux(self.prior.mean).astype(np.float32)
-        save_arrays(arrays, meta, path)
+        return arrays, meta
 
     @classmethod
     def _from_arrays(cls, arrays, meta):
@@ -789,11 +798,12 @@ class CalibratedModel:
 
     @cached_property
     def _digest(self):
-        """Of the networks: tells models apart."""
-        digest = hashlib.sha256()
-        for module in (self.emulator, self.translator.network):
-            for name, tensor in module.state_dict().items():
-                digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+        """Of all that fits depend on: tells models apart."""
+        arrays, meta = self._contents()
+        del meta["provenance"]
+        digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+        for name, array in sorted(arrays.items()):
+            digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
 
     def _identity(self, spectrum, setup):
@@ -826,11 +836,13 @@ class CalibratedModel:
 
     def _filled(self, pixels: Pixels):
         """Flux for the encoders: bad pixels hold the continuum, as in training."""
-        good = pixels.ivar > 0
+        return np.where(self._encoded(pixels), pixels.flux, 1.0)
+
+    def _encoded(self, pixels: Pixels):
+        """Pixels that encoders see."""
         # In a noisy spectrum the limit of training would leave nothing.
-        limit = max(self.limits["sigma_max"], 3 * np.median(pixels.ivar[good]) ** -0.5)
-        usable = good & (pixels.ivar > limit**-2)
-        return np.where(usable, pixels.flux, 1.0)
+        limit = max(self.limits["sigma_max"], 3 * np.median(pixels.ivar[pixels.ivar > 0]) ** -0.5)
+        return pixels.ivar > limit**-2
 
     def _nuisance(self, like):
         if like is None:

@@ -440,6 +440,14 @@ def test_inflated_scatter_makes_larger_errors_and_the_same_chi2(tiny_model, star
     assert fits[1].chi2_total == pytest.approx(fits[0].chi2_total, rel=0.1)
 
 
+def test_noise_that_the_encoder_does_not_see_is_not_in_the_errors(model, star):
+    fits = []
+    for sigma in (0.2, 2.0):
+        noisy = np.where(np.arange(N) % 5, SIGMA, sigma)
+        fits.append(model.fit(spectrum(model, star.flux.value, sigma=noisy), space="synthetic", method="lm"))
+    np.testing.assert_array_equal(fits[0].covariance, fits[1].covariance)
+
+
 def test_misfit_makes_larger_errors(model, star, result, rng):
     """Errors that the residuals do not bear out are scaled."""
     spoilt = model.fit(spectrum(model, star.flux.value + rng.normal(0, 4 * SIGMA, N)))
@@ -770,6 +778,12 @@ def test_fixed_labels_are_not_sampled(model, star):
     assert "logg" not in samples.samples.colnames
     with pytest.raises(LabelError, match="Label 'logg' was not sampled; sampled: teff, mg_h"):
         samples._column("logg")
+
+
+@pytest.mark.parametrize("changes", [{"scatter_inflation": {"observed": 3.0}}, {"label_error": np.eye(3)}])
+def test_unfinished_work_of_a_model_of_other_errors_is_not_continued(model, changes):
+    assert replace(model, **changes)._digest != model._digest
+    assert replace(model, provenance={"author": "another"})._digest == model._digest
 
 
 def test_unknown_option_of_sample_is_named(model, star):
