@@ -255,7 +255,7 @@ class ObservedPredictor(_Predictor):
 class FreeNuisancePredictor(_Predictor):
     """Labels and coordinates of the split latent to observed flux, for fits of both.
 
-    Coordinates c follow the labels; the split latent is ``centre`` + Σ c_k ``directions``_k.
+    Coordinates c follow the labels; the split latent is the centre plus the sum of the directions times c.
 
     Parameters
     ----------
