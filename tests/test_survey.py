@@ -132,8 +132,9 @@ def test_block_that_raises_loses_only_its_bad_star(paths):
     assert np.flatnonzero(~survey(paths)["success"]).tolist() == [5]
 
 
-def test_files_are_read_as_their_names_tell_by_default():
-    table = fit_survey(star_sources(["unknown.dat"]), Fit(), failed_row, progress=False)
+def test_files_are_read_as_their_names_tell_by_default(tmp_path):
+    (tmp_path / "unknown.dat").touch()
+    table = fit_survey(star_sources([tmp_path / "unknown.dat"]), Fit(), failed_row, progress=False)
     assert "the name does not tell the kind of file" in table["message"][0]
 
 
@@ -150,6 +151,17 @@ def test_file_name_of_any_bytes_is_written(tmp_path):
 # -- what comes in ---------------------------------------------------------------
 def test_pattern_gives_its_files_in_order(paths):
     assert [star.name for star in star_sources(f"{paths[0].parent}/star-00*.npy")] == [str(p) for p in paths[:10]]
+
+
+def test_missing_file_is_a_row_that_says_so():
+    table = fit_survey(star_sources(["nowhere/apStar-a.fits"]), Fit(), failed_row, progress=False)
+    assert "no file nowhere/apStar-a.fits" in table["message"][0]
+
+
+@pytest.mark.parametrize("spectra", [None, 5, {"a": "apStar-a.fits"}])
+def test_what_holds_no_stars_is_named(spectra):
+    with pytest.raises(TypeError, match=f"spectra must be spectra or paths.* is a {type(spectra).__name__}"):
+        star_sources(spectra)
 
 
 def test_pattern_without_a_match_is_named():

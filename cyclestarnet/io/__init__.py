@@ -43,9 +43,13 @@ def read(path, **options):
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such file.
     FileFormatError
         If the name tells nothing, or the file is not what its name says.
     """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"no file {path}")
     kind = Path(path).name.split("-")[0].lower()
     if kind not in _READERS:
         raise FileFormatError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,6 +152,8 @@ def star_sources(spectra, *, grid=None, selection=None, reader=read) -> list[Sta
     ------
     FileNotFoundError
         If nothing matches the pattern, or there is no such HDF5 file.
+    TypeError
+        If ``spectra`` is none of these.
     FileFormatError, GridError
         If the HDF5 file is damaged, or its pixels are not known.
 
@@ -183,6 +185,8 @@ def star_sources(spectra, *, grid=None, selection=None, reader=read) -> list[Sta
         return (
             [_Given(spectra)] if spectra.flux.ndim == 1 else [_StackRow(spectra, k) for k in range(len(spectra.flux))]
         )
+    if isinstance(spectra, Mapping) or not isinstance(spectra, Iterable):
+        raise TypeError(f"spectra must be spectra or paths, in a list if many, but is a {type(spectra).__name__}")
     return [_File(os.fspath(item), reader) if isinstance(item, str | os.PathLike) else _Given(item) for item in spectra]
 
 
