@@ -135,7 +135,7 @@ class DerivativeSpectra:
         ValueError
             If these are derivatives of several stars.
         """
-        _one_star(self, "a table has a row per pixel of")
+        require_one_star(self, "a table has a row per pixel of")
         columns = {"wavelength": self.wavelength, **self.slopes}
         columns |= {f"{name}_err": error for name, error in (self.uncertainties or {}).items()}
         return QTable(columns, meta=self.meta | {"domain": self.domain})
@@ -147,7 +147,8 @@ class DerivativeSpectra:
         )
 
 
-def _one_star(derivatives, purpose):
+def require_one_star(derivatives, purpose):
+    """Raise if derivatives are of several stars."""
     if derivatives.shape != ():
         raise ValueError(f"{purpose} one star, but these are of shape {derivatives.shape}; take one by .star(index)")
 

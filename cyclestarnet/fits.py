@@ -128,9 +128,9 @@ class FitSetup:
             "space": space, "start": start, "fixed": fixed, "bounds": bounds, "tied": tied, "motion": motion,
             "prior": prior, "nuisance": nuisance, "ignore": ignore, "inflation": inflation, "method": method,
         }  # fmt: skip
-        _choice("space", space, SPACES)
-        _choice("method", method, METHODS)
-        _choice("nuisance", nuisance, NUISANCES)
+        check_choice("space", space, SPACES)
+        check_choice("method", method, METHODS)
+        check_choice("nuisance", nuisance, NUISANCES)
         if not (isinstance(inflation, Real) and 0 < inflation < np.inf):
             raise ValueError(f"inflation must be a positive factor on the errors of the data, but is {inflation!r}")
         labels = _with_motion(model.labels, motion, space)
@@ -177,7 +177,8 @@ class FitSetup:
         return tuple(name for name in self.labels if name in MOTION)
 
 
-def _choice(argument, value, choices):
+def check_choice(argument, value, choices):
+    """Raise if the value of an argument is none of its choices."""
     if value not in choices:
         raise ValueError(f"{argument} must be one of {', '.join(map(repr, choices))}, but is {value!r}")
 
@@ -214,7 +215,7 @@ def _n_coordinates(model, space, nuisance):
 def _with_motion(labels, motion, space):
     motion = (motion,) if isinstance(motion, str) else tuple(motion)
     for name in motion:
-        _choice("motion", name, MOTION)
+        check_choice("motion", name, MOTION)
     if motion and space == "synthetic":
         raise ValueError('motion cannot be fitted with space="synthetic": a translated spectrum is at rest')
     if not motion:

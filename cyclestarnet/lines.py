@@ -17,7 +17,7 @@ import numpy as np
 from astropy.table import QTable
 
 from cyclestarnet.backend.checkpoint import write_atomically
-from cyclestarnet.derivatives import DerivativeSpectra, _one_star
+from cyclestarnet.derivatives import DerivativeSpectra, require_one_star
 from cyclestarnet.exceptions import FileFormatError, GridError, LabelError
 
 __all__ = ["Feature", "FeatureMask", "Features", "find_features"]
@@ -324,7 +324,7 @@ def find_features(source, labels=None, *, strong=-0.1, edge=-0.02, least=4):
         source = _derivatives(source, labels)
     elif labels is not None:
         raise ValueError("labels can be given for a model only; these derivatives were already taken somewhere")
-    _one_star(source, "features are those of")
+    require_one_star(source, "features are those of")
     features = []
     for name in _elements(source):
         found = _features_of(source, name, strong, edge)

@@ -34,7 +34,7 @@ from cyclestarnet.continuum import ContinuumRecipe
 from cyclestarnet.derivatives import DerivativeSpectra
 from cyclestarnet.diagnostics import LatentCloud, NuisanceCloud
 from cyclestarnet.exceptions import CycleStarNetError, FitWarning, GridError, LabelError, ModelFileError
-from cyclestarnet.fits import FitSetup, _choice, fit_stars, make_objective, prepare_stars
+from cyclestarnet.fits import FitSetup, check_choice, fit_stars, make_objective, prepare_stars
 from cyclestarnet.fitting.priors import GaussianPrior
 from cyclestarnet.grid import APSTAR_CHIPS, WavelengthGrid, apogee_grid
 from cyclestarnet.labels import LabelSet, difference_unit, kelvin_scale
@@ -470,7 +470,7 @@ class CalibratedModel:
         -------
         `~specutils.Spectrum`
         """
-        _choice("domain", domain, DOMAINS)
+        check_choice("domain", domain, DOMAINS)
         flux = self._filled(self._pixels(spectrum, synthetic=domain == "synthetic"))[None]
         translator = self.translator
         again = translator.reconstruct_obs(flux) if domain == "observed" else translator.reconstruct_synth(flux)
@@ -534,7 +534,7 @@ class CalibratedModel:
         >>> model.derivative_spectra(labels, names=["mg_h", "si_h"])["mg_h"].shape
         (2, 7167)
         """
-        _choice("domain", domain, (*DOMAINS, "difference"))
+        check_choice("domain", domain, (*DOMAINS, "difference"))
         values = self.labels.to_array(labels, check_range=True)
         names = self.labels.names if names is None else (names,) if isinstance(names, str) else tuple(names)
         chosen = [self.labels.index(name) for name in names]
@@ -693,7 +693,7 @@ class CalibratedModel:
 
         self._known_options(options)
         chosen = start.meta["options"] | options if isinstance(start, FitResult) else options
-        _choice("space", chosen.get("space", "observed"), ("observed", "emulator"))
+        check_choice("space", chosen.get("space", "observed"), ("observed", "emulator"))
         if not isinstance(start, FitResult):
             start = self.fit(spectrum, start=start, **options)
         setup = FitSetup.of(self, **(chosen | {"start": start}))
@@ -819,7 +819,7 @@ class CalibratedModel:
 
     # -- inside ------------------------------------------------------------------
     def _predictor(self, domain, nuisance=None):
-        _choice("domain", domain, DOMAINS)
+        check_choice("domain", domain, DOMAINS)
         if domain == "synthetic":
             return EmulatorPredictor(self.emulator)
         return ObservedPredictor(
