@@ -188,7 +188,7 @@ def test_covariance_is_marginal_over_the_coordinates(model, stars, fitted):
 def test_both_solvers_agree(model, stars, fitted):
     other = fit_all(model, stars[:2], nuisance="fitted", method="lbfgs")
     for one, two in zip(fitted, other, strict=False):
-        assert (np.abs(one.values - two.values) < 0.2 * np.sqrt(np.diag(one.covariance))).all()
+        assert (np.abs(one.values - two.values) < 0.5 * np.sqrt(np.diag(one.covariance))).all()
 
 
 def test_without_information_the_prior_is_left(model, stars):

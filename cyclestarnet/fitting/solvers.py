@@ -50,6 +50,8 @@ class Optimum:
         Negative log posterior.
     condition : array, shape (n,)
         Condition number of the correlation matrix of the parameters.
+    hessian : array, shape (n, n_parameters, n_parameters)
+        Of the parameters, Gauss-Newton; it knows no bounds, other than the covariance.
     """
 
     labels: np.ndarray
@@ -63,6 +65,7 @@ class Optimum:
     at_bound: np.ndarray
     loss: np.ndarray
     condition: np.ndarray
+    hessian: np.ndarray
 
     def improved(self, rows, other: Optimum) -> Optimum:
         """These optima, with those of other fits of the stars ``rows`` where they are better."""
@@ -123,6 +126,8 @@ def levenberg_marquardt(
         fit.iterate()
     for star in fit.active.tolist():
         fit.message[star] = f"stopped after {max_iterations} iterations"
+    if not fit.expects:  # Broyden's updates of the Jacobian at the start are too coarse for a covariance
+        fit.renew(torch.nonzero(fit.success & (fit.age > 0))[:, 0])
     return _finish(objective, fit.x, fit.flux, fit.slopes, fit.success, fit.message, fit.evaluations, fit.jacobians)
 
 
@@ -145,6 +150,7 @@ class _Descent:
         self.known = torch.zeros_like(self.success)  # whether that is the exact gradient at x
         self.last_gain = x.new_full((n,), np.inf)  # promised by the exact gradient of the last step
         expected = None if exact else objective.expected_slopes(x)
+        self.expects = expected is not None
         if expected is None:
             self.flux, self.slopes = objective.linearise(x, everyone, coarse=not exact)
             self.jacobians += 1
@@ -212,7 +218,7 @@ class _Descent:
         self.damping[new] = (10 * self.damping[new]).clamp(min=1e-2)
         self._leave(new[self.damping[new] > 1e8], "no step lowers the objective")
         stale = taken[(self.age[taken] > STALE) | (ratio < 0.25) | surprised] if not self.exact else taken
-        self._renew(torch.cat([refused[old], stale[torch.isin(stale, self.active)]]))
+        self.renew(torch.cat([refused[old], stale[torch.isin(stale, self.active)]]))
 
     def _evaluate(self, x: Tensor, stars: Tensor, soon: Tensor) -> tuple[Tensor, Tensor]:
         """Flux, and for some stars the gradient with it, which costs half as much as asking for it later."""
@@ -224,7 +230,7 @@ class _Descent:
         self.evaluations[stars] += 1
         return flux, gradient
 
-    def _renew(self, stars: Tensor) -> None:
+    def renew(self, stars: Tensor) -> None:
         """True Jacobians."""
         if len(stars):
             self.flux[stars], self.slopes[stars] = self.objective.linearise(self.x[stars], stars, coarse=not self.exact)
@@ -510,6 +516,7 @@ def _finish(objective, x, flux, slopes, success, message, evaluations, jacobians
         at_bound=at_bound,
         loss=loss.cpu().numpy(),
         condition=np.array(condition),
+        hessian=hessian,
     )
 
 
