@@ -145,14 +145,16 @@ class FitSetup:
             begin[labels.index(name)] = value
         free = np.ones(len(labels), dtype=bool)
         free[[labels.index(name) for name in fixed]] = False
-        labels.check_range(np.where(free, np.clip(begin, labels.lower, labels.upper), begin))
+        groups, loose = _groups(labels, tied, fixed), free.copy()
+        loose[[label for group in groups for label in group]] = False  # where others begin decides little
+        labels.check_range(np.where(loose, np.clip(begin, labels.lower, labels.upper), begin))
         if not free.any():
             raise LabelError("all labels are fixed; nothing is left to fit")
         layout = Layout.of(len(model.labels), _n_coordinates(model, space, nuisance), len(labels) - len(model.labels))
         parameters = Parameters.of_labels(
             layout.row(lower, -REACH), layout.row(upper, REACH),
             layout.row(np.clip(begin, labels.lower, labels.upper), 0.0), free=layout.row(free, True),
-            tied=[layout.labels[group] for group in _groups(labels, tied, fixed)],
+            tied=[layout.labels[group] for group in groups],
         )  # fmt: skip
         if not (parameters.lower < parameters.upper).all():
             raise LabelError(
@@ -525,13 +527,20 @@ def _propagated(model, stars, row, objective, optimum, n_draws=64):
 
 
 def _beyond_bounds(objective, optimum, row):
-    """How far labels would go without bounds, by a Newton step from the optimum; 0 for all if none is at a bound."""
-    if not optimum.at_bound[row].any():
-        return np.zeros(optimum.labels.shape[1])
-    matrix, device = objective.parameters.matrix, objective.predictor.device
+    """How far labels would go without bounds, by a Newton step from the optimum, and their errors without bounds.
+
+    0 for all if none is at a bound.
+    """
+    matrix, device, hessian = objective.parameters.matrix, objective.predictor.device, optimum.hessian[row]
+    if not (optimum.at_bound[row].any() and np.isfinite(hessian).all()):
+        return np.zeros((2, len(matrix)))
     values = torch.as_tensor(objective.parameters.values(optimum.labels[row])[None], device=device)
     _, gradient = objective.loss_and_gradient(values, torch.tensor([row], device=device))
-    return np.abs(optimum.covariance[row] @ np.linalg.pinv(matrix).T @ gradient[0].cpu().numpy())
+    size = np.sqrt(np.diag(hessian))
+    size = np.where(size > 0, size, 1.0)
+    size = np.outer(size, size)
+    onto = matrix @ (np.linalg.pinv(hessian / size, hermitian=True) / size)
+    return np.stack([np.abs(onto @ gradient[0].cpu().numpy()), np.sqrt(np.einsum("lp,lp->l", onto, matrix).clip(0))])
 
 
 def _result(model, stars, row, objective, optimum: Optimum, setup):

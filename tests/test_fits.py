@@ -318,6 +318,7 @@ BAD_OPTIONS = {
     "tied and fixed": ({"tied": [("logg", "mg_h")], "fixed": {"logg": 2.0}}, LabelError, r"\['logg'\] are fixed"),
     "tied apart": ({"tied": [("logg", "mg_h")], "bounds": {"logg": (3.3, 3.4), "mg_h": (-0.9, -0.8)}}, LabelError,
                    "cannot keep their differences within the bounds"),
+    "tied too far": ({"tied": [("logg", "mg_h")], "start": {"mg_h": -5}}, LabelError, "'mg_h' = -5 dex is outside"),
     "prior": ({"prior": "flat"}, TypeError, "prior must be \"training\", None, a mapping .* but is 'flat'"),
     "part of a prior": ({"prior": ["training", 3]}, TypeError, "prior must be .* but is 3"),
     "no prior": ({"prior": []}, TypeError, r"prior must be .* but is \[\]"),
