@@ -560,8 +560,8 @@ def _result(model, stars, row, objective, optimum: Optimum, setup):
     prior_distance = float(np.sqrt(model.prior.distance2(values[:n]) / n))
     velocity = stars.velocity[row]
     covariance = _covariance(model, stars, row, objective, optimum, setup)
-    beyond = _beyond_bounds(objective, optimum, row)[layout.labels]
-    held_back = at_bound & (beyond > HELD_BACK * np.sqrt(np.diag(covariance)))
+    beyond, unbounded_error = _beyond_bounds(objective, optimum, row)[:, layout.labels]
+    held_back = at_bound & (beyond > HELD_BACK * np.maximum(np.sqrt(np.diag(covariance)), unbounded_error))
     misfit, worst_pixel = local_misfit(residual, total_ivar)
     continuum = continuum_misfit(residual, total_ivar, model.grid.chips)
     limits = LIMITS | dict(model.limits)

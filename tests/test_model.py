@@ -470,6 +470,13 @@ def test_fixing_a_label_at_its_optimum_moves_nothing(model, star, result):
     assert fit.uncertainties["mg_h"] <= result.uncertainties["mg_h"]
 
 
+def test_bounds_closer_than_the_error_are_flagged_where_they_hold_a_label_back(model, star, result):
+    error, best = result.uncertainties["teff"], result.labels["teff"]
+    near, far = ((best - n * error, best - (n - 0.2) * error) for n in (0.7, 6))
+    assert FitFlag.AT_BOUND not in model.fit(star, bounds={"teff": near}, method="lm").flags
+    assert FitFlag.AT_BOUND in model.fit(star, bounds={"teff": far}, method="lm").flags
+
+
 def test_bounds_hold_and_are_flagged(model, star):
     fit = model.fit(star, bounds={"teff": (4100 * u.K, 4600 * u.K)})
     assert 4590 < fit.labels["teff"].value <= 4600
