@@ -220,5 +220,5 @@ def test_arrays_of_several_shapes_are_named(labels, star):
 
 
 def test_labels_must_have_names(labels):
-    with pytest.raises(LabelError, match="must be a mapping of name to value or a table.* of class list"):
+    with pytest.raises(LabelError, match=r"must be a mapping of name to value or a table.* of class list"):
         labels.to_array([4000, 2.0, 0.0])
