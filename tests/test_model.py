@@ -434,6 +434,18 @@ def test_hidden_error_of_labels_is_added(model, star, result):
     np.testing.assert_array_equal(careful.fit(star, space="emulator").covariance, plain)
 
 
+@pytest.mark.parametrize("factor", [0.01, 9.0], ids=["strong prior", "wide prior"])
+def test_hidden_error_moves_the_optimum_as_the_prior_lets_it(model, star, factor):
+    """It was learnt with the training prior; its part of another optimum is that of a weighted mean with the prior."""
+    hidden = np.diag([1600.0, 0.01, 0.0025])
+    careful = replace(model, label_error=hidden)
+    prior = GaussianPrior(model.prior.mean, factor * model.prior.covariance)
+    whole, own = (m.fit(star, prior=prior, start=STAR).covariance for m in (careful, model))
+    gain = own @ np.linalg.inv(model.fit(star, start=STAR).covariance)
+    expected = own + gain @ hidden @ gain.T
+    np.testing.assert_allclose(np.sqrt(np.diag(whole)), np.sqrt(np.diag(expected)), rtol=0.15)
+
+
 def test_inflated_scatter_makes_larger_errors_and_the_same_chi2(tiny_model, star):
     fits = [replace(tiny_model, scatter_inflation=extra).fit(star) for extra in ({}, {"observed": 4.0})]
     assert all(fits[1].uncertainties[name] > 1.2 * fits[0].uncertainties[name] for name in tiny_model.labels)
