@@ -23,7 +23,7 @@ from cyclestarnet.backend.predictor import (
     MovingPredictor,
     ObservedPredictor,
 )
-from cyclestarnet.diagnostics import LIMITS, ShiftSearch, continuum_misfit, local_misfit
+from cyclestarnet.diagnostics import LIMITS, SPEED_OF_LIGHT, ShiftSearch, continuum_misfit, local_misfit
 from cyclestarnet.exceptions import CycleStarNetError, GridError, LabelError, SpectrumError
 from cyclestarnet.fitting.objective import Objective, Parameters
 from cyclestarnet.fitting.priors import GaussianConstraints, GaussianPrior, LeadingLabels, Prior, ProductPrior
@@ -358,8 +358,8 @@ def prepare_stars(model, spectra, setup):
         places.append(len(good))
         filled = model._filled(pixels)
         if "velocity" in setup.motion and velocity:  # encoders know spectra at rest
-            filled = np.interp(model.grid.wavelength.value * (1 + velocity / 299792.458), model.grid.wavelength.value,
-                               filled)  # fmt: skip
+            wavelength = model.grid.wavelength.value
+            filled = np.interp(wavelength * (1 + velocity / SPEED_OF_LIGHT), wavelength, filled)
         good.append((spectrum, pixels, pixels.flux, ivar, filled, velocity))
     empty = np.zeros((0, model.grid.n_pixels))
     flux, ivar, filled = (np.array([row[k] for row in good]) if good else empty for k in (2, 3, 4))
@@ -510,9 +510,8 @@ def _covariance(model, stars, row, objective, optimum, setup):
         pull = onto - covariance[:n, :n] @ _extra_precision(model, row, objective, optimum) @ onto
         covariance[:n, :n] += pull @ model.label_error @ pull.T
         # what nothing holds back is as uncertain as its range
-        most = model.labels.scale / np.sqrt(12)
-        shrink = np.minimum(1.0, most / np.sqrt(np.diag(covariance)[:n]).clip(1e-300))
-        covariance[:n, :n] *= np.outer(shrink, shrink)
+        shrink = np.minimum(1.0, setup.labels.scale / np.sqrt(12 * np.diag(covariance).clip(1e-300)))
+        covariance *= np.outer(shrink, shrink)
     return covariance
 
 

@@ -446,6 +446,15 @@ def test_hidden_error_moves_the_optimum_as_the_prior_lets_it(model, star, factor
     np.testing.assert_allclose(np.sqrt(np.diag(whole)), np.sqrt(np.diag(expected)), rtol=0.15)
 
 
+def test_no_error_is_larger_than_that_of_an_even_distribution(model, star):
+    """And a covariance stays one, motion included."""
+    careful = replace(model, label_error=np.diag([1e8, 100.0, 100.0]))
+    fit = careful.fit(star, prior=None, motion="velocity", start=STAR)
+    assert (np.sqrt(np.diag(fit.covariance)) <= fit.label_set.scale / 12**0.5 * (1 + 1e-9)).all()
+    size = np.sqrt(np.diag(fit.covariance))
+    assert np.linalg.eigvalsh(fit.covariance / np.outer(size, size)).min() > -1e-9
+
+
 def test_inflated_scatter_makes_larger_errors_and_the_same_chi2(tiny_model, star):
     fits = [replace(tiny_model, scatter_inflation=extra).fit(star) for extra in ({}, {"observed": 4.0})]
     assert all(fits[1].uncertainties[name] > 1.2 * fits[0].uncertainties[name] for name in tiny_model.labels)
