@@ -1,4 +1,4 @@
-"""Command line: ``cyclestarnet demo``, ``fit``, ``info`` and ``train``."""
+"""Command line: ``cyclestarnet demo``, ``fit``, ``info``, ``mock-lines`` and ``train``."""
 
 from __future__ import annotations
 
@@ -184,6 +184,36 @@ def _progress_figure(folder):
     print(f"progress: {folder / 'progress.png'}")
 
 
+def mock_lines(options):
+    """Take known lines away, train, and see what comes back; run again, it goes on where it was."""
+    from cyclestarnet.config import example_mock_config, read_mock_config
+    from cyclestarnet.mock import study
+
+    if options.example:
+        print(example_mock_config(), end="")
+        return 0
+    if options.config is None:
+        raise ValueError("give the file of the study; cyclestarnet mock-lines --example prints one to begin with")
+    config = read_mock_config(options.config)
+    try:
+        table = study(config, progress=sys.stderr.isatty())
+    except KeyboardInterrupt:
+        print(
+            f"\ninterrupted; run the same command again to go on: cyclestarnet mock-lines {options.config}",
+            file=sys.stderr,
+        )
+        return 130
+    for name in table.colnames:
+        if table[name].dtype.kind == "f":
+            table[name].info.format = ".3f"
+    shown = ["fraction", "seed", "error", "error_population", "precision", "recall", "element_accuracy", "set_accuracy"]
+    print("\n".join(table[shown].pformat(max_lines=-1, max_width=-1)))
+    print(
+        f"errors: mean of the masked pixels in %, K giant and {config.mock.n_scored:,} label sets; {config.run.folder}"
+    )
+    return 0
+
+
 def _parser():
     parser = argparse.ArgumentParser(
         prog="cyclestarnet",
@@ -219,6 +249,11 @@ def _parser():
     sub.add_argument("--until", type=int, metavar="N", help="stop at iteration N, for now")
     sub.add_argument("--example", action="store_true", help="print a file with all settings, to begin with")
     sub.set_defaults(run=train)
+
+    sub = commands.add_parser("mock-lines", help=mock_lines.__doc__)
+    sub.add_argument("config", nargs="?", type=Path, help="TOML file that describes the study")
+    sub.add_argument("--example", action="store_true", help="print a file with all settings, to begin with")
+    sub.set_defaults(run=mock_lines)
     return parser
 
 

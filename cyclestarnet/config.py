@@ -31,12 +31,16 @@ __all__ = [
     "ConfigError",
     "LabelConfig",
     "LogConfig",
+    "MockConfig",
+    "MockLines",
     "ModelConfig",
     "ObservedConfig",
     "RunConfig",
     "SyntheticConfig",
     "example_config",
+    "example_mock_config",
     "read_config",
+    "read_mock_config",
 ]
 
 File = Annotated[Path, "file"]  # where there must be one
@@ -258,6 +262,71 @@ class LogConfig:
                 raise ValueError(f"{name} must be 1 or more, but is {getattr(self, name)}")
 
 
+LEAST_MOCK = {"n_drawn": 2, "n_observed": 8, "n_validation": 3, "n_stars": 0, "n_scored": 1}
+
+
+@dataclass(frozen=True)
+class MockLines:
+    """The two domains of a mock study of missing lines.
+
+    Parameters
+    ----------
+    model : str
+        Embedded model, or .safetensors file, whose emulator makes all spectra.
+    labels : file or None
+        Labels of both domains, as for [synthetic] of a training. None: drawn from the label
+        prior of the model.
+    n_drawn : int
+        How many are drawn from the prior.
+    element_scatter : float
+        By how much elements vary on their own besides, in dex.
+    fractions : list of float
+        Of the strong features of each element that the synthetic domain lacks:
+        a training for each. That of 0 tells what other trainings find by chance.
+    seeds : list of int
+        As many trainings of each fraction, with other features masked.
+    n_observed, n_validation : int
+        Observed spectra for the training, and held out.
+    n_stars : int
+        Observed spectra of the training that are fitted, to tell elements.
+    n_scored : int
+        Label sets over which restored pixels are compared with the truth.
+    snr : (float, float)
+        Range of their signal-to-noise ratios, which are drawn from a
+        log-normal distribution with a median of 120 and a scatter of 0.5.
+    pixels : (int, int) or None
+        Part of the pixels to use, half-open; no chip may be cut to less than 2.
+    """
+
+    model: str = "apogee-giants"
+    labels: File | None = None
+    n_drawn: int = 60_000
+    element_scatter: float = 0.0
+    fractions: tuple[float, ...] = (0.3,)
+    seeds: tuple[int, ...] = (0,)
+    n_observed: int = 22_000
+    n_validation: int = 1_000
+    n_stars: int = 2_000
+    n_scored: int = 10_000
+    snr: Range = (30.0, 500.0)
+    pixels: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        if not self.fractions or not all(0 <= fraction <= 1 for fraction in self.fractions):
+            raise ValueError(f"fractions must be one or more between 0 and 1, but are {list(self.fractions)}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds must be one or more, 0 or above, and differ, but are {list(self.seeds)}")
+        if not self.element_scatter >= 0:
+            raise ValueError(f"element_scatter must not be negative, but is {self.element_scatter}")
+        if not 0 < self.snr[0] <= self.snr[1]:
+            raise ValueError(f"snr must be [low, high] and positive, but is {list(self.snr)}")
+        for name, least in LEAST_MOCK.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, but is {getattr(self, name)}")
+        if self.pixels is not None and not 0 <= self.pixels[0] < self.pixels[1]:
+            raise ValueError(f"pixels must be [first, end], 0 or more and rising, but is {list(self.pixels)}")
+
+
 TABLES = {
     "run": RunConfig,
     "observed": ObservedConfig,
@@ -270,6 +339,7 @@ TABLES = {
     "model": ModelConfig,
     "log": LogConfig,
 }
+MOCK_TABLES = {name: TABLES.get(name, MockLines) for name in ("run", "mock", "training", "network", "model", "log")}
 OPTIONAL = ("watch",)  # that are None if the file does not have them
 PRESET_DOC = "Whose settings the others change: the paper's, or those of its authors' repository."
 
@@ -324,6 +394,29 @@ class Config:
             raise ConfigError(f"[network] {error}; choose [observed] pixels in {self.path} to suit") from error
 
 
+@dataclass(frozen=True)
+class MockConfig:
+    """A mock study of missing lines as its file describes it.
+
+    Attributes
+    ----------
+    path : path
+        The file.
+    run, mock, training, model, log
+        Its tables; of ``model``, provenance and continuum are not used.
+    network : dict
+        Its table of changes to `NetworkSettings`.
+    """
+
+    path: Path
+    run: RunConfig
+    mock: MockLines
+    training: TrainingSettings
+    network: Mapping[str, Any]
+    model: ModelConfig
+    log: LogConfig
+
+
 # -- reading -------------------------------------------------------------------------------
 def read_config(path) -> Config:
     """Read and check the file of a training.
@@ -346,6 +439,31 @@ def read_config(path) -> Config:
         needed, a value does not fit, or a file that it names is not there.
         The message says which.
     """
+    path, parts = _parts(path, TABLES)
+    try:
+        _check_together(**parts)
+    except ConfigError as error:
+        raise ConfigError(f"{error} in {path}") from None
+    return Config(path=path, **parts)
+
+
+def read_mock_config(path) -> MockConfig:
+    """Read and check the file of a mock study, as `read_config` does that of a training.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    `MockConfig`
+    """
+    path, parts = _parts(path, MOCK_TABLES)
+    return MockConfig(path=path, **parts)
+
+
+def _parts(path, tables):
+    """Path and tables of a file."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no configuration file {path}")
@@ -354,14 +472,14 @@ def read_config(path) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no valid TOML: {error}") from error
     for name, value in content.items():
-        if name not in TABLES or not isinstance(value, dict):
+        if name not in tables or not isinstance(value, dict):
             what = f"there is no table [{name}]" if isinstance(value, dict) else f"the key {name!r} is in no table"
-            raise ConfigError(f"{what}{_nearest(name, TABLES, '[{}]')} in {path}")
+            raise ConfigError(f"{what}{_nearest(name, tables, '[{}]')} in {path}")
     base = path.parent
     try:
         seed = {"seed": _table(RunConfig, content.get("run", {}), base, "run").get("seed", RunConfig.seed)}
         parts = {}
-        for name, cls in TABLES.items():
+        for name, cls in tables.items():
             if name in OPTIONAL and name not in content:
                 parts[name] = None
                 continue
@@ -374,10 +492,9 @@ def read_config(path) -> Config:
                 parts[name] = values
             else:
                 parts[name] = _made(cls, values, name, preset)
-        _check_together(**parts)
     except ConfigError as error:
         raise ConfigError(f"{error} in {path}") from error.__cause__
-    return Config(path=path, **parts)
+    return path, parts
 
 
 def _check_together(training, observed, synthetic, **_):
@@ -513,12 +630,20 @@ EXAMPLE = {
     "synthetic": {"path": "synthetic.h5"},
     "training": {"preset": "paper"},
 }
+MOCK_EXAMPLE = {
+    "run": {"folder": "mock", "name": "mock"},
+    "mock": {"fractions": [0.0, 0.3]},
+    "training": EXAMPLE["training"],
+}
 HEADER = """\
 # A training of cyclestarnet:  cyclestarnet train THIS_FILE
 #
 # Paths are relative to this file. A key behind a # has the value that it has
 # by default; "none" is no value. Unknown keys are errors.
 """
+
+
+MOCK_HEADER = HEADER.replace("A training", "A mock study of missing lines").replace("train THIS", "mock-lines THIS")
 
 
 def example_config() -> str:
@@ -530,7 +655,16 @@ def example_config() -> str:
     >>> print(example_config().splitlines()[0])
     # A training of cyclestarnet:  cyclestarnet train THIS_FILE
     """
-    return "\n".join([HEADER, *(_example_table(name, cls, EXAMPLE.get(name, {})) for name, cls in TABLES.items())])
+    return _example(HEADER, TABLES, EXAMPLE)
+
+
+def example_mock_config() -> str:
+    """Return the file of a mock study with all keys, as `example_config` does that of a training."""
+    return _example(MOCK_HEADER, MOCK_TABLES, MOCK_EXAMPLE)
+
+
+def _example(header, tables, examples):
+    return "\n".join([header, *(_example_table(name, cls, examples.get(name, {})) for name, cls in tables.items())])
 
 
 def _example_table(name, cls, values):

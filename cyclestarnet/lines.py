@@ -22,8 +22,8 @@ from cyclestarnet.exceptions import FileFormatError, GridError, LabelError
 
 __all__ = ["Feature", "FeatureMask", "Features", "find_features"]
 
-# The star at which S1 looks for features; its abundances are solar. Other labels are at the mean of the prior.
-K_GIANT = {"teff": 4750.0, "logg": 2.5, "vmicro": 1.5, "vbroad": 5.0}
+# The star at which S1 looks for features; its abundances are solar.
+K_GIANT = {"teff": 4750.0, "logg": 2.5}
 FORMAT = "cyclestarnet-features-1"
 
 
@@ -287,9 +287,8 @@ def find_features(source, labels=None, *, strong=-0.1, edge=-0.02, least=4):
         star. Elements are the labels ``c_h``, ``mg_h``, ..., without ``m_h``.
     labels : mapping of str to `~astropy.units.Quantity`, optional
         Of a model: where to take the derivatives. Default: a K giant of 4750 K
-        and log g 2.5 with solar abundances, a micro-turbulence of 1.5 and a
-        broadening of 5 km/s, if the model has such labels, and the mean of the
-        prior in any others.
+        and log g 2.5 with solar abundances; other labels are as the model's
+        prior expects them of such a star.
     strong, edge : float, optional
         In 1/dex, negative.
     least : int, optional
@@ -326,7 +325,7 @@ def find_features(source, labels=None, *, strong=-0.1, edge=-0.02, least=4):
         raise ValueError("labels can be given for a model only; these derivatives were already taken somewhere")
     require_one_star(source, "features are those of")
     features = []
-    for name in _elements(source):
+    for name in elements_of(source):
         found = _features_of(source, name, strong, edge)
         features += found if len(found) >= least else []
     labels = {name: float(value.value) for name, value in source.labels.items()}
@@ -334,18 +333,38 @@ def find_features(source, labels=None, *, strong=-0.1, edge=-0.02, least=4):
     return Features(features, source.grid.n_pixels, settings | source.meta | {"domain": source.domain})
 
 
+def k_giant(labels, prior):
+    """Labels of the paper's K giant: 4750 K, log g 2.5, solar abundances.
+
+    Parameters
+    ----------
+    labels : `~cyclestarnet.LabelSet`
+    prior : `~cyclestarnet.GaussianPrior`
+        Tells what such a star usually has of other labels, such as
+        micro-turbulence and broadening.
+
+    Returns
+    -------
+    array, shape (n_labels,)
+    """
+    values = prior.mean.copy()
+    known = np.array([name in K_GIANT or name.endswith("_h") for name in labels])
+    values[known] = [K_GIANT.get(name, 0.0) for name in labels if name in K_GIANT or name.endswith("_h")]
+    precision = prior.precision  # of a Gaussian, the conditional mean of some values given the others
+    pull = precision[np.ix_(~known, known)] @ (values - prior.mean)[known]
+    values[~known] -= np.linalg.solve(precision[np.ix_(~known, ~known)], pull)
+    return values.clip(labels.lower, labels.upper)
+
+
 def _derivatives(model, labels):
     """Derivatives of a model's synthetic spectra with respect to its elements, at one star."""
-    if labels is None:
-        pairs = zip(model.labels, model.prior.mean, strict=True)
-        values = np.array([K_GIANT.get(name, 0.0 if name.endswith("_h") else mean) for name, mean in pairs])
-    else:
-        values = model.labels.to_array(labels)
+    values = k_giant(model.labels, model.prior) if labels is None else model.labels.to_array(labels)
     stack = model.labels.to_quantities(values[None])
-    return model.derivative_spectra(stack, domain="synthetic", names=_elements(model.labels)).star(0)
+    return model.derivative_spectra(stack, domain="synthetic", names=elements_of(model.labels)).star(0)
 
 
-def _elements(names):
+def elements_of(names):
+    """Names of the labels that are elements, such as ``"mg_h"``, or a `LabelError`."""
     elements = [name for name in names if name.endswith("_h") and name != "m_h"]
     if not elements:
         raise LabelError(f"no element among the labels {', '.join(names)}: their names are such as 'mg_h'")

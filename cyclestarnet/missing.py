@@ -1,0 +1,650 @@
+"""Lines that observed spectra have and synthetic ones lack: found, measured, and given to elements.
+
+A trained translation turns synthetic spectra into observed-looking ones. What
+it adds in narrow dips are lines that the synthetic models miss. Three questions
+are kept apart:
+
+* *Where?* In the mean difference of both domains over many label sets.
+* *By chance?* As many dips are false as there are bumps of the same size, or
+  dips in models that were trained with nothing missing.
+* *Which element?* The one whose abundance changes the difference most: a regression over
+  many stars, which asks more than the derivatives of one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
+
+import astropy.units as u
+import numpy as np
+from astropy.table import QTable
+from scipy.ndimage import gaussian_filter1d, median_filter
+from scipy.signal import find_peaks, peak_widths
+from tqdm.auto import tqdm
+
+from cyclestarnet.backend.checkpoint import write_atomically
+from cyclestarnet.exceptions import GridError, LabelError, SpectrumError
+from cyclestarnet.grid import WavelengthGrid
+from cyclestarnet.labels import LabelSet
+from cyclestarnet.lines import elements_of
+from cyclestarnet.spectra import to_pixels
+
+__all__ = [
+    "FluxDifferences",
+    "MissingLines",
+    "Score",
+    "attribute",
+    "find_missing_lines",
+    "model_differences",
+    "score_missing_lines",
+    "star_differences",
+    "with_elements",
+]
+
+log = logging.getLogger(__name__)
+
+SMOOTHING = 0.8  # pixels, σ: half of APOGEE's resolution, so that a line stays one dip
+BACKGROUND = 301  # pixels, over which the difference of two continua may change
+CORE = 1  # pixels on either side of the peak that tell a line's depth
+RIDGE = 0.3  # 1/dex: what derivatives may be before there are any data; a strong line has 0.1 to 0.5
+N_DRAWS = 2_000
+CREDIBLE = 0.95
+SHARE = 0.5  # of the steepest derivative: an element with more is no bystander
+LEAST_PER_TERM = 8  # spectra per coefficient of a regression
+ROWS = 64
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FluxDifferences:
+    """Observed minus synthetic flux of many stars or label sets.
+
+    Parameters
+    ----------
+    grid : `~cyclestarnet.WavelengthGrid`
+    labels : `~cyclestarnet.LabelSet`
+    values : array, shape (n, n_labels)
+        Labels of the synthetic spectra.
+    flux : array, shape (n, n_pixels)
+        The differences; NaN where a pixel is masked.
+    error : array, shape (n, n_pixels), optional
+        Their errors, 1 σ.
+    """
+
+    grid: WavelengthGrid
+    labels: LabelSet
+    values: np.ndarray
+    flux: np.ndarray
+    error: np.ndarray | None = None
+
+    def __post_init__(self):
+        expected = (len(self.values), self.grid.n_pixels)
+        for name in ("flux", "error"):
+            array = getattr(self, name)
+            if array is not None and np.shape(array) != expected:
+                raise GridError(f"{name} must have shape {expected}, a row per label set, but has {np.shape(array)}")
+        if np.shape(self.values)[1:] != (len(self.labels),):
+            raise LabelError(
+                f"values must have a column for each of {len(self.labels)} labels: {np.shape(self.values)}"
+            )
+
+    def __len__(self):
+        return len(self.values)
+
+    def __repr__(self):
+        return f"<FluxDifferences of {len(self)} spectra, {self.grid.n_pixels} pixels>"
+
+
+def model_differences(model, *, labels=None, n=1_000, seed=0, progress=True):
+    """What a translation adds to synthetic spectra.
+
+    Parameters
+    ----------
+    model : `~cyclestarnet.CalibratedModel`
+    labels : array, shape (n, n_labels), optional
+        Where to look. Default: ``n`` draws from the model's label prior.
+    n : int, optional
+    seed : int or `numpy.random.Generator`, optional
+    progress : bool, optional
+
+    Returns
+    -------
+    `FluxDifferences`
+    """
+    if labels is None:
+        rng = np.random.default_rng(seed)
+        labels = rng.multivariate_normal(model.prior.mean, model.prior.covariance, n)
+        labels = labels.clip(model.labels.lower, model.labels.upper)
+    parts = []
+    for start in tqdm(range(0, len(labels), ROWS), desc="differences", disable=not progress):
+        where = model.labels.to_quantities(labels[start : start + ROWS])
+        synthetic, observed = (model.predict(where, domain=domain).flux.value for domain in ("synthetic", "observed"))
+        parts.append((observed - synthetic).astype(np.float32))
+    return FluxDifferences(model.grid, model.labels, np.asarray(labels), np.concatenate(parts))
+
+
+def star_differences(model, spectra, *, ignore=None, space="emulator", progress=True):
+    """What observed stars have beyond the synthetic spectra of their own labels, which are fitted.
+
+    Fitted with the label prior of the training, a star's labels are the means
+    of their posterior. A regression on such means is not diluted by the
+    labels' errors, as one on best-fitting labels would be.
+
+    Parameters
+    ----------
+    model : `~cyclestarnet.CalibratedModel`
+    spectra : `~specutils.Spectrum`, a row per star
+        Normalised, on the model's grid, with an uncertainty.
+    ignore : array of bool, shape (n_pixels,), optional
+        Pixels that the fits must not use, such as those of lines already found.
+    space : {"emulator", "observed"}, optional
+        How to fit: with the synthetic spectra as they are (default), or translated.
+    progress : bool, optional
+
+    Returns
+    -------
+    `FluxDifferences`
+        Of the stars that could be fitted.
+
+    Raises
+    ------
+    SpectrumError
+        If none could, or the spectra are one.
+    """
+    if np.ndim(spectra.flux) != 2:
+        raise SpectrumError(f"spectra must have a row per star, but have the shape {np.shape(spectra.flux)}")
+    table = model.fit_many(spectra, space=space, ignore=ignore, progress=progress)
+    values = np.column_stack([np.asarray(u.Quantity(table[name]).value, dtype=float) for name in model.labels])
+    fitted = np.isfinite(values).all(1)
+    if not fitted.any():
+        raise SpectrumError(f"none of {len(fitted)} stars could be fitted; of the first: {table['message'][0]}")
+    rows, values = np.flatnonzero(fitted), values[fitted]
+    flux, error = (np.empty((len(rows), model.grid.n_pixels), dtype=np.float32) for _ in range(2))
+    for start in range(0, len(rows), ROWS):
+        part = slice(start, start + ROWS)
+        synthetic = model.predict(model.labels.to_quantities(values[part]), domain="synthetic").flux.value
+        for k, (row, expected) in enumerate(zip(rows[part], synthetic, strict=True), start):
+            pixels = to_pixels(spectra[int(row)], model.grid, recipe=model.recipe)
+            good = pixels.ivar > 0
+            flux[k] = np.where(good, pixels.flux - expected, np.nan)
+            error[k] = np.where(good, pixels.ivar, 1.0) ** -0.5
+    return FluxDifferences(model.grid, model.labels, values, flux, error)
+
+
+# -- where ---------------------------------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class _Dips:
+    """Narrow minima of a mean difference, by pixel."""
+
+    peak: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+    width: np.ndarray  # pixels, FWHM
+    significance: np.ndarray
+
+
+def _mean_difference(flux):
+    """Mean over the spectra (n_pixels,), NaN left out; 0 where nobody has seen the pixel."""
+    seen = np.isfinite(flux).sum(0)
+    return np.where(seen, np.nansum(flux, axis=0, dtype=float) / np.maximum(seen, 1), 0.0)
+
+
+def _without_background(mean, chips):
+    """A mean difference without what is wider than lines: differences of continua."""
+    parts = [mean[a:b] - median_filter(mean[a:b], min(BACKGROUND, b - a), mode="nearest") for a, b in chips]
+    return np.concatenate(parts)
+
+
+def _noise(narrow):
+    """1 σ of what is no line in a difference, from the median of its size: lines are few."""
+    return 1.4826 * float(np.median(np.abs(narrow)))
+
+
+def _dips(narrow, chips, noise):
+    """All dips of a difference below zero, however small.
+
+    What is above zero is cut off, or the space between two deep dips would
+    be a high bump when bumps are looked for as dips of the other sign.
+    """
+    parts = []
+    for low, high in chips:
+        depth = gaussian_filter1d(-narrow[low:high], SMOOTHING, mode="nearest").clip(0)
+        peaks, found = find_peaks(depth, prominence=0.0)
+        width = peak_widths(depth, peaks, rel_height=0.5)[0]
+        edges = peak_widths(depth, peaks, rel_height=0.8)[2:]
+        start, stop = (np.rint(edge).astype(int) for edge in edges)
+        parts.append((peaks + low, start + low, stop + low + 1, width, found["prominences"] / noise))
+    return _Dips(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def _false_discovery(significance, null, n_null):
+    """Expected share of false ones among dips of this significance or more, by target and decoy; never below 1 / n."""
+    order = np.argsort(-significance)
+    found = np.arange(1, len(order) + 1)
+    chance = (len(null) - np.searchsorted(np.sort(null), significance[order]) + 1) / n_null
+    rate = np.empty(len(order))
+    rate[order] = np.minimum.accumulate((chance / found)[::-1])[::-1].clip(0, 1)
+    return rate
+
+
+def _centre(mean, grid, peak, noise):
+    """Wavelength of a dip by the parabola through its deepest pixels, and its error (Angstrom)."""
+    wavelength = grid.wavelength.value
+    left, middle, right = (-mean[peak + k] for k in (-1, 0, 1))
+    curvature = left - 2 * middle + right
+    step = (wavelength[peak + 1] - wavelength[peak - 1]) / 2
+    if curvature >= 0:  # smoothing has moved the peak to a pixel that is none by itself
+        return wavelength[peak], step
+    shift = 0.5 * (left - right) / curvature
+    slopes = np.array([0.5 - shift, 2 * shift, -0.5 - shift]) / curvature  # of the shift with the three depths
+    shift = np.clip(shift, -1, 1)
+    return wavelength[peak] + shift * step, min(float(np.linalg.norm(slopes)) * noise, 1.0) * step
+
+
+# -- which element -------------------------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class _Regression:
+    """Least squares of depths on labels: what each element does while everything else is held.
+
+    Line strengths bend with temperature, gravity and metallicity far more
+    than an element's own small changes show; a polynomial in those takes it up,
+    and each element is left with the slope of its own.
+    """
+
+    design: np.ndarray  # (n, 1 + n_elements + n_terms)
+    n_elements: int
+
+    @classmethod
+    def on(cls, values, labels):
+        elements = elements_of(labels)
+        columns = [labels.index(name) for name in elements]
+        own = values[:, columns] - values[:, columns].mean(0)
+        others = [values[:, k] for k, name in enumerate(labels) if k not in columns and name != "m_h"]
+        shape = np.column_stack([*others, own.mean(1)])
+        spread = shape.std(0)
+        shape = (shape - shape.mean(0))[:, spread > 0] / spread[spread > 0]
+        for degree in (3, 2, 1):
+            terms = [
+                shape[:, list(powers)].prod(1)
+                for order in range(1, degree + 1)
+                for powers in combinations_with_replacement(range(shape.shape[1]), order)
+            ]
+            if len(values) >= LEAST_PER_TERM * (1 + len(elements) + len(terms)) or degree == 1:
+                return cls(np.column_stack([np.ones(len(values)), own, *terms]), len(elements))
+
+    def slopes(self, depth, variance):
+        """Derivatives of a depth (n,) by the elements (n_elements,), in 1/dex, and their covariance."""
+        seen = np.isfinite(depth)
+        design, depth, weight = self.design[seen], depth[seen], np.ones(seen.sum())
+        precision = np.zeros(design.shape[1])
+        precision[1 : 1 + self.n_elements] = 1.0
+        scatter = float(np.var(depth)) if variance is None else float(np.mean(variance[seen]))
+        for _ in range(3):  # what the polynomial cannot follow adds to the noise
+            weight = 1 / (scatter if variance is None else np.maximum(variance[seen], 1e-12) + scatter)
+            weight = np.broadcast_to(weight, depth.shape)
+            normal = (design * weight[:, None]).T @ design + np.diag(precision / RIDGE**2)
+            normal += 1e-9 * np.diag(np.diag(normal))  # a label that does not vary
+            coefficients = np.linalg.solve(normal, (design * weight[:, None]).T @ depth)
+            left = (depth - design @ coefficients) ** 2
+            excess = left if variance is None else left - variance[seen]
+            scatter = max(float(np.mean(excess)) * len(left) / max(len(left) - len(coefficients), 1), 1e-10)
+        own = slice(1, 1 + self.n_elements)
+        return coefficients[own], np.linalg.inv(normal)[own, own]
+
+
+def _attribute(slopes, covariance, rng):
+    """Probability of each element to have the steepest derivative, and which of them are no bystanders."""
+    draws = rng.multivariate_normal(slopes, covariance, N_DRAWS, method="eigh")
+    steepest = draws.max(1)
+    probability = np.bincount(draws.argmax(1), minlength=len(slopes)) / N_DRAWS
+    order = np.argsort(-probability)
+    needed = np.searchsorted(np.cumsum(probability[order]), CREDIBLE) + 1
+    together = (draws > SHARE * steepest[:, None]).mean(0) > 0.5
+    together[order[:needed]] = True
+    return probability, together
+
+
+# -- the catalogue -------------------------------------------------------------------------
+@dataclass(frozen=True, eq=False, repr=False)
+class MissingLines:
+    """A catalogue of lines that the synthetic domain lacks; see `find_missing_lines`.
+
+    Attributes
+    ----------
+    table : `~astropy.table.QTable`
+        A row per line, from blue to red. ``wavelength`` (vacuum) with
+        ``wavelength_err``; ``depth`` of the mean spectrum, as a fraction of the
+        continuum, with ``depth_err``; ``width`` (FWHM); ``significance``, the
+        prominence of the dip over the noise of the mean difference; ``fdr``, the
+        expected share of false lines among those of this significance or more;
+        ``element``, the likeliest, with its ``probability``; ``elements``, the
+        names of all that may be needed; ``agreement``, the correlation over
+        the line's pixels of the flux difference with the difference of the
+        element's derivatives; ``start``, ``stop`` and ``peak``, its pixels;
+        ``slopes`` and ``probabilities`` of all elements in ``meta["elements"]``.
+    grid : `~cyclestarnet.WavelengthGrid`
+    difference : array, shape (n_pixels,)
+        Mean of observed − synthetic flux.
+    noise : float
+        1 σ of the difference where there is no line.
+    """
+
+    table: QTable
+    grid: WavelengthGrid
+    difference: np.ndarray
+    noise: float
+
+    def __len__(self):
+        return len(self.table)
+
+    @property
+    def pixels(self):
+        """Pixels of all lines: array of bool, shape (n_pixels,)."""
+        pixels = np.zeros(self.grid.n_pixels, dtype=bool)
+        for start, stop in zip(self.table["start"], self.table["stop"], strict=True):
+            pixels[start:stop] = True
+        return pixels
+
+    def at(self, fdr):
+        """The lines with a false-discovery rate of at most ``fdr``, as another `MissingLines`."""
+        return MissingLines(self.table[self.table["fdr"] <= fdr], self.grid, self.difference, self.noise)
+
+    def strongest(self, n):
+        """The ``n`` most significant lines, as another `MissingLines`."""
+        chosen = np.sort(np.argsort(-self.table["significance"])[:n])
+        return MissingLines(self.table[chosen], self.grid, self.difference, self.noise)
+
+    def write(self, path):
+        """Write the table to an ECSV file, atomically; `astropy.table.QTable.read` reads it.
+
+        Parameters
+        ----------
+        path : path-like
+            An existing file is replaced.
+        """
+        write_atomically(path, lambda temporary: self.table.write(temporary, format="ascii.ecsv", overwrite=True))
+
+    def __repr__(self):
+        believed = int((self.table["fdr"] <= 0.05).sum())
+        return f"<MissingLines {len(self)}, {believed} of them at a false-discovery rate of 5 %>"
+
+    def _repr_html_(self):
+        return self.table._repr_html_()
+
+
+def find_missing_lines(model, *, labels=None, stars=None, null=(), fdr=0.05, n=1_000, seed=0, progress=True):
+    """Find lines that observed spectra have and synthetic ones lack.
+
+    Parameters
+    ----------
+    model : `~cyclestarnet.CalibratedModel` or sequence of them
+        Trained. Several, such as of several seeds, are averaged, which
+        leaves less of what each has made up.
+    labels : array, shape (n, n_labels), optional
+        Where to compare the domains. Default: ``n`` draws from the label prior.
+    stars : `~specutils.Spectrum`, a row per star, optional
+        Observed spectra, normalised and on the model's grid, 500 or more. They
+        are fitted, and tell which element makes a line. Without them the
+        model's own spectra tell, of which a network that has not learnt what single
+        elements do knows less.
+    null : sequence of `~cyclestarnet.CalibratedModel`, optional
+        Models that were trained in the same way where nothing was missing:
+        their dips are what arises by chance. Default: the bumps of ``model``, as
+        many of which arise by chance as dips, if synthetic lines are not too strong.
+    fdr : float, optional
+        Lines up to this false-discovery rate are attributed to elements and
+        returned; 1 is all, most of them false.
+    n : int, optional
+        Draws of labels.
+    seed : int, optional
+    progress : bool, optional
+
+    Returns
+    -------
+    `MissingLines`
+
+    Raises
+    ------
+    LabelError
+        If no label is an element.
+    GridError
+        If models have different grids.
+    SpectrumError
+        If no star can be fitted.
+
+    Examples
+    --------
+    >>> from cyclestarnet import CalibratedModel
+    >>> from cyclestarnet.missing import find_missing_lines
+    >>> lines = find_missing_lines(CalibratedModel.from_pretrained(), n=32, progress=False)
+    >>> lines.table["wavelength"].unit, lines.table.meta["elements"][:3]
+    (Unit("Angstrom"), ['C', 'N', 'O'])
+    """
+    models = list(model) if isinstance(model, Sequence) else [model]
+    first = models[0]
+    for other in [*models[1:], *null]:
+        if other.grid != first.grid:
+            raise GridError(
+                f"models must have the same grid: {first.name} has {first.grid!r}, {other.name} {other.grid!r}"
+            )
+    elements_of(first.labels)
+    grid, rng = first.grid, np.random.default_rng(seed)
+    if labels is None:
+        labels = rng.multivariate_normal(first.prior.mean, first.prior.covariance, n)
+        labels = labels.clip(first.labels.lower, first.labels.upper)
+    members = [model_differences(one, labels=labels, progress=progress).flux for one in models]
+    own = FluxDifferences(grid, first.labels, np.asarray(labels), np.mean(members, axis=0))
+    mean = _mean_difference(own.flux)
+    narrow = _without_background(mean, grid.chips)
+    noise = _noise(narrow)
+    found = _dips(narrow, grid.chips, noise)
+    if null:
+        bare = [_mean_difference(model_differences(one, labels=labels, progress=progress).flux) for one in null]
+        bare = [_without_background(array, grid.chips) for array in bare]
+        chance = np.concatenate(
+            [_dips(sign * array, grid.chips, noise).significance for array in bare for sign in (1, -1)]
+        )
+        rate = _false_discovery(found.significance, chance, 2 * len(null))
+    else:
+        rate = _false_discovery(found.significance, _dips(-narrow, grid.chips, noise).significance, 1)
+    kept = np.flatnonzero(rate <= fdr)
+    lines = _Dips(*(getattr(found, name)[kept] for name in found.__dataclass_fields__))
+    catalogue = MissingLines(_measured(lines, rate[kept], mean, grid, noise, members), grid, mean, noise)
+    catalogue.table["agreement"] = np.nan
+    catalogue.table.meta = {
+        "models": [one.name for one in models],
+        "n_labels": len(labels),
+        "false_discoveries_by": f"{len(null)} null models" if null else "bumps of the same size",
+        "seed": seed,
+    }
+    evidence = own if stars is None else star_differences(first, stars, ignore=catalogue.pixels, progress=progress)
+    catalogue = with_elements(catalogue, evidence, seed=rng)
+    catalogue.table.meta["elements_by"] = f"{len(evidence)} {'label sets' if stars is None else 'observed stars'}"
+    catalogue.table["agreement"] = _agreement(models, labels, catalogue.table, mean)
+    return catalogue
+
+
+def with_elements(lines, differences, *, seed=0):
+    """Give the lines of a catalogue to elements, by other evidence than it had.
+
+    Parameters
+    ----------
+    lines : `MissingLines`
+    differences : `FluxDifferences`
+        Such as those of `star_differences`.
+    seed : int or `numpy.random.Generator`, optional
+
+    Returns
+    -------
+    `MissingLines`
+    """
+    names = np.array([name.removesuffix("_h").capitalize() for name in elements_of(differences.labels)])
+    slopes, probabilities, sets = attribute(differences, lines.table["peak"], seed=seed)
+    table = lines.table.copy()
+    table["element"] = names[probabilities.argmax(1)] if len(table) else np.zeros(0, dtype=names.dtype)
+    table["probability"] = probabilities.max(1, initial=0.0)
+    table["elements"] = np.array([" ".join(names[chosen]) for chosen in sets], dtype=str)
+    table["slopes"] = slopes / u.dex
+    table["probabilities"] = probabilities
+    table.meta["elements"] = names.tolist()
+    return MissingLines(table, lines.grid, lines.difference, lines.noise)
+
+
+def _measured(lines, rate, mean, grid, noise, members):
+    """Table of positions, depths and widths."""
+    centres = np.array([_centre(mean, grid, peak, noise) for peak in lines.peak]).reshape(-1, 2)
+    steps = np.gradient(grid.wavelength.value)[lines.peak] if len(lines.peak) else np.zeros(0)
+    depth_err = np.full(len(lines.peak), noise)
+    if len(members) > 1:
+        each = np.array([_mean_difference(member)[lines.peak] for member in members])
+        depth_err = np.hypot(noise, each.std(0, ddof=1) / np.sqrt(len(members)))
+    return QTable(
+        {
+            "wavelength": centres[:, 0] * u.AA,
+            "wavelength_err": centres[:, 1] * u.AA,
+            "depth": -mean[lines.peak],
+            "depth_err": depth_err,
+            "width": lines.width * steps * u.AA,
+            "significance": lines.significance,
+            "fdr": rate,
+            "start": lines.start,
+            "stop": lines.stop,
+            "peak": lines.peak,
+        }
+    )
+
+
+def attribute(differences, peaks, *, seed=0):
+    """Tell which element makes lines, by a regression of their depth over many stars.
+
+    Parameters
+    ----------
+    differences : `FluxDifferences`
+    peaks : sequence of int
+        Pixels of the lines.
+    seed : int or `numpy.random.Generator`, optional
+
+    Returns
+    -------
+    slopes : array, shape (n_lines, n_elements)
+        Derivatives of the flux with respect to the elements, in 1/dex.
+    probabilities : array, shape (n_lines, n_elements)
+        Of each element to have the steepest negative one.
+    sets : array of bool, shape (n_lines, n_elements)
+        Elements that hold the steepest with 95 %, and those that are half as steep as it or more.
+    """
+    rng = np.random.default_rng(seed)
+    regression = _Regression.on(differences.values, differences.labels)
+    found = [], [], []
+    for peak in peaks:
+        core = slice(max(peak - CORE, 0), peak + CORE + 1)
+        with np.errstate(invalid="ignore"):
+            depth = -differences.flux[:, core].astype(float).mean(1)  # NaN where any of the pixels is masked
+            error = differences.error
+            variance = (
+                None if error is None else (error[:, core].astype(float) ** 2).sum(1) / (core.stop - core.start) ** 2
+            )
+        slopes, covariance = regression.slopes(depth, variance)
+        for column, value in zip(found, (-slopes, *_attribute(slopes, covariance, rng)), strict=True):
+            column.append(value)
+    shape = (-1, regression.n_elements)
+    slopes, probabilities, sets = (
+        np.array(column, dtype=t).reshape(shape) for column, t in zip(found, (float, float, bool), strict=True)
+    )
+    return slopes, probabilities, sets
+
+
+def _agreement(models, labels, table, mean, n=8):
+    """Correlation over each line's pixels of the flux difference with the derivative difference of its element."""
+    names = [f"{element.lower()}_h" for element in table["element"]]
+    if not names:
+        return np.zeros(0)
+    rows = np.linspace(0, len(labels) - 1, min(n, len(labels))).astype(int)
+    where, wanted = models[0].labels.to_quantities(labels[rows]), sorted(set(names))
+    slopes = [one.derivative_spectra(where, domain="difference", names=wanted) for one in models]
+    out = np.full(len(table), np.nan)
+    for k, name in enumerate(names):
+        part = slice(max(table["start"][k] - CORE, 0), table["stop"][k] + CORE)
+        slope = np.mean([one[name].value[:, part].mean(0) for one in slopes], axis=0)
+        if slope.std() and mean[part].std():
+            out[k] = np.corrcoef(mean[part], slope)[0, 1]
+    return out
+
+
+# -- against the truth ---------------------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class Score:
+    """How a catalogue does against a known mask.
+
+    Attributes
+    ----------
+    fdr, precision, recall : array, shape (n_lines,)
+        As the lines are taken one by one, the most significant first.
+        Precision is the share of lines whose peak is a masked pixel or its
+        neighbour, recall the share of masked features in which there is a line.
+    element_accuracy : float
+        Of lines in masked features other than of C, N and O: how often the likeliest element is a masked one.
+    set_accuracy : float
+        Of lines in masked features of C, N and O: how often ``elements`` has a masked one.
+    set_size : float
+        Mean number of elements in the sets of these lines.
+    n_element, n_set : int
+        Lines that the two rest on.
+    """
+
+    fdr: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    element_accuracy: float
+    set_accuracy: float
+    set_size: float
+    n_element: int
+    n_set: int
+
+    def at(self, fdr):
+        """Precision and recall of the lines up to a false-discovery rate."""
+        n = int((self.fdr <= fdr).sum())
+        return (float(self.precision[n - 1]), float(self.recall[n - 1])) if n else (np.nan, 0.0)
+
+
+def score_missing_lines(lines, mask, *, tolerance=1, fdr=0.05):
+    """Score a catalogue against the mask that the synthetic domain had.
+
+    Parameters
+    ----------
+    lines : `MissingLines`
+        With all lines, ``fdr=1``, for the whole curve of precision and recall.
+    mask : `~cyclestarnet.lines.FeatureMask`
+    tolerance : int, optional
+        Pixels by which a line may miss.
+    fdr : float, optional
+        Elements are scored for lines up to this rate.
+
+    Returns
+    -------
+    `Score`
+    """
+    table = lines.table[np.argsort(-lines.table["significance"], kind="stable")]
+    masked = np.convolve(mask.pixels, np.ones(2 * tolerance + 1), mode="same") > 0
+    true = masked[np.asarray(table["peak"], dtype=int)]
+    count = np.arange(1, len(table) + 1)
+    first = np.full(len(mask.masked), len(table))  # rank of the first line in each feature
+    for k, feature in enumerate(mask.masked):
+        inside = (table["peak"] >= feature.start - tolerance) & (table["peak"] < feature.stop + tolerance)
+        inside |= (table["start"] <= feature.peak) & (feature.peak < table["stop"])
+        first[k] = np.argmax(inside) if inside.any() else len(table)
+    recall = np.searchsorted(np.sort(first), count - 1, side="right") / max(len(first), 1)
+    single, sets, sizes = [], [], []
+    for row in table[np.asarray(table["fdr"]) <= fdr]:
+        here = {f.element for f in mask.masked if f.start - tolerance <= row["peak"] < f.stop + tolerance}
+        if not here:
+            continue
+        if here <= {"C", "N", "O"}:
+            sets.append(bool(here & set(row["elements"].split())))
+            sizes.append(len(row["elements"].split()))
+        else:
+            single.append(row["element"] in here)
+    means = (float(np.mean(values)) if values else np.nan for values in (single, sets, sizes))
+    return Score(np.asarray(table["fdr"]), np.cumsum(true) / count, recall, *means, len(single), len(sets))

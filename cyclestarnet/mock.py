@@ -1,0 +1,487 @@
+"""The mock study of missing lines: from one file of settings to a trained model that never saw them (S1, Section 4.2).
+
+Synthetic spectra lose a known part of their strong features; "observed"
+spectra are complete and have noise. A model that is trained on both, unpaired
+and without being told, should put the missing lines back.
+
+A study is an ordinary training (`cyclestarnet.runs`) on files that are made for
+it in its folder. A study that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import astropy.units as u
+import h5py
+import numpy as np
+import torch
+from astropy.table import QTable
+from tqdm.auto import tqdm
+
+from cyclestarnet.backend.checkpoint import write_atomically
+from cyclestarnet.backend.emulator import Emulator, EmulatorSettings
+from cyclestarnet.backend.predictor import EmulatorPredictor
+from cyclestarnet.backend.published import adapt_emulator
+from cyclestarnet.config import Config, ConfigError, LabelConfig, MockConfig, ObservedConfig, SyntheticConfig
+from cyclestarnet.derivatives import DerivativeSpectra
+from cyclestarnet.grid import WavelengthGrid
+from cyclestarnet.io.training_set import Selection, TrainingSet
+from cyclestarnet.labels import LabelSet
+from cyclestarnet.lines import FeatureMask, Features, elements_of, find_features, k_giant
+from cyclestarnet.missing import (
+    MissingLines,
+    attribute,
+    find_missing_lines,
+    model_differences,
+    score_missing_lines,
+    star_differences,
+    with_elements,
+)
+from cyclestarnet.model import CalibratedModel
+from cyclestarnet.runs import finish, prepare, read_labels, save_emulator
+from cyclestarnet.spectra import to_spectrum
+
+__all__ = [
+    "MockDomains",
+    "MockRun",
+    "compare_attributions",
+    "make_domains",
+    "make_run",
+    "masked_emulator",
+    "recovery",
+    "study",
+    "trained",
+]
+
+log = logging.getLogger(__name__)
+
+ROWS = 500  # spectra that are made at once
+BLOCK = 64  # spectra that are translated at once
+FDR = 0.05  # up to which a line is believed
+MOLECULES = {"c_h", "n_h", "o_h"}
+NOT_OF_SPECTRA = ("fractions", "seeds", "n_stars", "n_scored")  # settings that do not change what is made
+SNR_MEDIAN, SNR_SCATTER = 120.0, 0.5  # of the log-normal distribution of signal-to-noise ratios
+
+
+@dataclass(frozen=True, eq=False)
+class MockDomains:
+    """What all trainings of a mock study have in common, and the truth.
+
+    Attributes
+    ----------
+    labels : `~cyclestarnet.LabelSet`
+    grid : `~cyclestarnet.WavelengthGrid`
+    emulator : `~cyclestarnet.backend.emulator.Emulator`
+        Of complete spectra.
+    features : `~cyclestarnet.lines.Features`
+        The strong ones, at the K giant.
+    giant : array, shape (n_labels,)
+        Labels of the K giant.
+    pool : array, shape (n_pool, n_labels)
+        Labels of synthetic spectra, none of which is among the observed ones.
+    folder : path
+        With ``observed.h5`` and ``labels.npz``.
+    """
+
+    labels: LabelSet
+    grid: WavelengthGrid
+    emulator: Emulator
+    features: Features
+    giant: np.ndarray
+    pool: np.ndarray
+    folder: Path
+
+
+def masked_emulator(emulator: Emulator, pixels) -> Emulator:
+    """Return an emulator that says 1, the continuum, in some pixels whatever the labels are.
+
+    Parameters
+    ----------
+    emulator : `~cyclestarnet.backend.emulator.Emulator`
+        It is not changed.
+    pixels : array of bool, shape (n_pixels,)
+    """
+    masked, pixels = copy.deepcopy(emulator), torch.as_tensor(np.array(pixels))
+    with torch.no_grad():
+        masked.layers[-1].weight[pixels] = 0.0
+        masked.layers[-1].bias[pixels] = 1.0
+    return masked
+
+
+def make_domains(config: MockConfig, *, progress=True) -> MockDomains:
+    """Make the spectra of a mock study, unless they are there.
+
+    Parameters
+    ----------
+    config : `~cyclestarnet.config.MockConfig`
+    progress : bool, optional
+
+    Returns
+    -------
+    `MockDomains`
+
+    Raises
+    ------
+    ConfigError
+        If the folder has spectra of other settings, or there are too few labels.
+    """
+    given, folder, seed = config.mock, config.run.folder, config.run.seed
+    source = _source(given.model)
+    pixels = slice(*given.pixels) if given.pixels else slice(None)
+    grid, emulator = _cut(source.grid, pixels), adapt_emulator(source.emulator, pixels=pixels)
+    giant = k_giant(source.labels, source.prior)
+    features = _features(source.labels, grid, emulator, giant)
+    made_of = {name: value for name, value in asdict(given).items() if name not in NOT_OF_SPECTRA}
+    made_of = json.loads(json.dumps(made_of, default=str)) | {"seed": seed}
+    note = folder / "domains.json"
+    if not note.exists():
+        _make_files(config, source, emulator, grid, progress)
+        write_atomically(note, lambda path: path.write_text(json.dumps(made_of, indent=1), encoding="utf-8"))
+    elif (there := json.loads(note.read_text(encoding="utf-8"))) != made_of:
+        differ = ", ".join(name for name in made_of if made_of[name] != there.get(name))
+        raise ConfigError(
+            f"[run] folder in {config.path}: {folder} has the spectra of a study with other settings ({differ}); "
+            "choose another, or delete it"
+        )
+    pool = np.load(folder / "labels.npz")["labels"]
+    return MockDomains(source.labels, grid, emulator, features, giant, pool, folder)
+
+
+def _make_files(config, source, emulator, grid, progress):
+    """Write labels of synthetic spectra, and observed spectra, each in one step."""
+    given, folder = config.mock, config.run.folder
+    rng = np.random.default_rng([config.run.seed, 5])
+    rows, n_observed = rng.permutation(_draw_labels(config, source, rng)), given.n_observed + given.n_validation
+    if len(rows) < n_observed + 2:
+        raise ConfigError(
+            f"[mock] n_observed and n_validation take {n_observed} labels in {config.path}, but there are {len(rows)}"
+        )
+    write_atomically(folder / "labels.npz", lambda path: _save(path, labels=rows[n_observed:]))
+    splits = {"train": rows[: given.n_observed], "val": rows[given.n_observed : n_observed]}
+    write_atomically(
+        folder / "observed.h5",
+        lambda path: _write_observed(path, emulator, source.labels, grid, splits, given.snr, rng, progress),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class MockRun:
+    """One training of a mock study.
+
+    Attributes
+    ----------
+    fraction : float
+    seed : int
+    mask : `~cyclestarnet.lines.FeatureMask`
+        What its synthetic spectra lack.
+    training : `~cyclestarnet.config.Config`
+    """
+
+    fraction: float
+    seed: int
+    mask: FeatureMask
+    training: Config
+
+    @property
+    def folder(self):
+        """Where everything about it is."""
+        return self.training.run.folder
+
+
+def make_run(config: MockConfig, domains: MockDomains, fraction: float, seed: int) -> MockRun:
+    """Take a fraction of the features away, and describe the training that shall restore them.
+
+    Parameters
+    ----------
+    config : `~cyclestarnet.config.MockConfig`
+    domains : `MockDomains`
+    fraction : float
+    seed : int
+        Of the choice of features, and of the training.
+
+    Returns
+    -------
+    `MockRun`
+    """
+    name = f"masked-{100 * fraction:g}-seed-{seed}"
+    folder = config.run.folder / name
+    folder.mkdir(parents=True, exist_ok=True)
+    mask = domains.features.choose(fraction, seed)
+    mask.write(folder / "mask.ecsv")
+    save_emulator(masked_emulator(domains.emulator, mask.pixels), domains.labels, folder / "masked.pt")
+    about = {
+        "observed domain": "spectra of the complete emulator with noise. Not real spectra.",
+        "synthetic domain": f"the emulator of {config.mock.model} without {fraction:.0%} of the strong features",
+    }
+    training = Config(
+        path=config.path,
+        run=replace(config.run, folder=folder, name=name, seed=seed),
+        observed=ObservedConfig(domains.folder / "observed.h5", selection=Selection(snr=None)),
+        synthetic=SyntheticConfig(emulator=folder / "masked.pt", labels=domains.folder / "labels.npz"),
+        labels=LabelConfig(),
+        training=replace(config.training, seed=seed),
+        network=config.network,
+        watch=None,
+        emulator=EmulatorSettings(),
+        model=replace(config.model, path=None, provenance=about | config.model.provenance),
+        log=config.log,
+    )
+    return MockRun(fraction, seed, mask, training)
+
+
+def recovery(model, domains: MockDomains, mask: FeatureMask, labels=None, *, progress=True) -> QTable:
+    """Compare translated spectra with complete ones, at known labels (S1, Figure 13).
+
+    Parameters
+    ----------
+    model : `~cyclestarnet.CalibratedModel`
+        Of a training of the study.
+    domains : `MockDomains`
+    mask : `~cyclestarnet.lines.FeatureMask`
+        Of that training.
+    labels : array, shape (n, n_labels), optional
+        Default: the K giant.
+    progress : bool, optional
+
+    Returns
+    -------
+    `~astropy.table.QTable`
+        A row per label set: the labels, ``error``, the mean of
+        |translated − complete| / complete over the masked pixels, ``error_elsewhere``
+        over all others, and ``depth``, what the masked pixels lacked, all in per cent.
+    """
+    labels = domains.giant[None] if labels is None else np.asarray(labels)
+    truth, parts = EmulatorPredictor(domains.emulator), []
+    for start in tqdm(range(0, len(labels), BLOCK), desc="recovery", disable=not progress or len(labels) < BLOCK):
+        block = labels[start : start + BLOCK]
+        complete = truth.flux(block)
+        error = 100 * np.abs(model.predict(model.labels.to_quantities(block)).flux.value - complete) / complete
+        parts.append(
+            [_mean(a, w) for a, w in ((error, mask.pixels), (error, ~mask.pixels), (100 - 100 * complete, mask.pixels))]
+        )
+    columns = dict(zip(("error", "error_elsewhere", "depth"), np.concatenate(parts, axis=1), strict=True))
+    units = {
+        name: quantity for name, quantity in domains.labels.to_quantities(labels).items() if name in domains.labels
+    }
+    return QTable(units | {name: column * u.percent for name, column in columns.items()})
+
+
+def compare_attributions(model, lines: MissingLines, mask: FeatureMask, stars, *, seed=0, progress=True) -> QTable:
+    """Tell how often four ways to choose the element of a line are right.
+
+    Parameters
+    ----------
+    model : `~cyclestarnet.CalibratedModel`
+    lines : `~cyclestarnet.missing.MissingLines`
+    mask : `~cyclestarnet.lines.FeatureMask`
+    stars : `~specutils.Spectrum`, a row per star
+    seed : int, optional
+    progress : bool, optional
+
+    Returns
+    -------
+    `~astropy.table.QTable`
+        Rows: the derivatives of one star, of the mean of 50, a regression on the
+        labels of translated spectra, and one on those of observed stars.
+        ``right`` is the share of lines in masked features other than of C, N and
+        O whose element is a masked one, ``right_cno`` that of the others,
+        where any of C, N and O is right; ``correlation`` is that of all derivatives
+        with the true ones.
+    """
+    peaks, names = np.asarray(lines.table["peak"]), elements_of(model.labels)
+    giant, pool = (
+        model.labels.to_quantities(model.prior.mean),
+        model_differences(model, n=50, seed=seed, progress=False),
+    )
+    several = model.derivative_spectra(model.labels.to_quantities(pool.values), domain="difference", names=names)
+    one = model.derivative_spectra(giant, domain="difference", names=names)
+    at = peaks[:, None] + np.arange(-1, 2)
+    slopes = {
+        "derivatives of one star": np.array([one[name].value[at].mean(-1) for name in names]).T,
+        "derivatives of 50 label sets": np.array([several[name].value.mean(0)[at].mean(-1) for name in names]).T,
+        "regression over label sets": attribute(model_differences(model, seed=seed, progress=progress), peaks)[0],
+    }
+    if stars is not None:
+        evidence = star_differences(model, stars, ignore=lines.pixels, progress=progress)
+        slopes["regression over observed stars"] = attribute(evidence, peaks)[0]
+    masked = [{f.label for f in mask.masked if f.start - 1 <= peak < f.stop + 1} for peak in peaks]
+    rows = []
+    for way, found in slopes.items():
+        chosen = [names[k] for k in found.argmin(1)]
+        single = [name in here for name, here in zip(chosen, masked, strict=True) if here - MOLECULES]
+        others = [name in MOLECULES for name, here in zip(chosen, masked, strict=True) if here and here <= MOLECULES]
+        rows.append((way, np.mean(single or np.nan), len(single), np.mean(others or np.nan), len(others)))
+    return QTable(rows=rows, names=("way", "right", "n", "right_cno", "n_cno"))
+
+
+def study(config: MockConfig, *, progress=True) -> QTable:
+    """Run a mock study: every fraction and seed, from the spectra to the scored catalogue.
+
+    What is done is kept in the folder of the study and not done again.
+
+    Parameters
+    ----------
+    config : `~cyclestarnet.config.MockConfig`
+    progress : bool, optional
+
+    Returns
+    -------
+    `~astropy.table.QTable`
+        A row per training, as in S1, Table 1, also in ``study.ecsv`` of the
+        folder. That of each training has ``model.safetensors``, ``mask.ecsv``,
+        ``recovery.ecsv`` (`recovery`), ``lines.ecsv`` (the catalogue, with a
+        false-discovery rate of 5 %), and ``score.ecsv`` (precision and recall of all dips).
+    """
+    domains = make_domains(config, progress=progress)
+    runs = [make_run(config, domains, *pair) for pair in product(sorted(config.mock.fractions), config.mock.seeds)]
+    models = {}
+    for run in runs:
+        models[run.folder] = trained(run, progress=progress)
+    null = [models[run.folder] for run in runs if run.fraction == 0]
+    rows = []
+    for run in runs:
+        rows.append(_scored(config, domains, run, models[run.folder], null, progress))
+        _write_table(QTable(rows), domains.folder / "study.ecsv")
+    return QTable(rows)
+
+
+def trained(run: MockRun, *, progress=True):
+    """The model of a run: read, or trained first.
+
+    Parameters
+    ----------
+    run : `MockRun`
+    progress : bool, optional
+
+    Returns
+    -------
+    `~cyclestarnet.CalibratedModel`
+    """
+    config = run.training
+    if not config.model_path.exists():
+        ready = prepare(config, progress=progress)
+        log.info("%s: %r", run.folder.name, run.mask)
+        ready.trainer.run(progress=progress, every=config.log.every, checkpoint_every=config.log.checkpoint_every)
+        finish(ready, progress=progress)
+    return CalibratedModel.load(config.model_path)
+
+
+# -- inside --------------------------------------------------------------------------------
+def _scored(config, domains, run, model, null, progress):
+    """A row of the study, and the files that it sums up; those that are there are not made again."""
+    given, mask, folder = config.mock, run.mask, run.folder
+    note = folder / "score.json"
+    if note.exists():
+        return json.loads(note.read_text(encoding="utf-8"))
+    giant = recovery(model, domains, mask)
+    rows = np.random.default_rng([config.run.seed, 6]).permutation(len(domains.pool))[: given.n_scored]
+    population = recovery(model, domains, mask, domains.pool[rows], progress=progress)
+    _write_table(population, folder / "recovery.ecsv")
+    network = model.translator.network
+    row = {
+        "fraction": run.fraction,
+        "seed": run.seed,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "iterations": config.training.n_iterations,
+        "features": len(mask.masked),
+        "pixels": int(mask.pixels.sum()),
+        "error": float(giant["error"][0].value),
+        "error_elsewhere": float(giant["error_elsewhere"][0].value),
+        "error_population": float(population["error"].value.mean()),
+        "depth": float(giant["depth"][0].value),
+    }
+    lines = find_missing_lines(model, null=null, fdr=1.0, seed=run.seed, progress=progress)
+    believed = lines.at(FDR)
+    if given.n_stars and len(believed):
+        stars = _stars(domains, given.n_stars)
+        believed = with_elements(believed, star_differences(model, stars, ignore=believed.pixels, progress=progress))
+    believed.write(folder / "lines.ecsv")
+    curve = score_missing_lines(lines, mask)
+    score = score_missing_lines(believed, mask)
+    _write_table(QTable({n: getattr(curve, n) for n in ("fdr", "precision", "recall")}), folder / "score.ecsv")
+    precision, recall = curve.at(FDR)
+    row |= {"lines": len(believed), "precision": precision, "recall": recall}
+    row |= {n: getattr(score, n) for n in ("element_accuracy", "n_element", "set_accuracy", "n_set", "set_size")}
+    write_atomically(note, lambda path: path.write_text(json.dumps(row, indent=1), encoding="utf-8"))
+    return row
+
+
+def _stars(domains, n):
+    """Observed spectra of the training, as one spectrum."""
+    table = TrainingSet(domains.folder / "observed.h5", grid=domains.grid)
+    flux, sigma, _ = table.read(0, min(n, len(table)))
+    return to_spectrum(flux.astype(float), domains.grid, ivar=sigma.astype(float) ** -2)
+
+
+def _mean(error, pixels):
+    """Mean over some pixels (n,); NaN if there is none."""
+    return error[:, pixels].mean(1) if pixels.any() else np.full(len(error), np.nan)
+
+
+def _write_table(table, path):
+    write_atomically(path, lambda temporary: table.write(temporary, format="ascii.ecsv", overwrite=True))
+
+
+def _source(name):
+    return CalibratedModel.load(name) if Path(name).suffix == ".safetensors" else CalibratedModel.from_pretrained(name)
+
+
+def _cut(grid, pixels):
+    """Part of a grid."""
+    start, stop, _ = pixels.indices(grid.n_pixels)
+    chips = [(max(a, start) - start, min(b, stop) - start) for a, b in grid.chips if a < stop and b > start]
+    return WavelengthGrid(grid.wavelength[pixels], tuple(chips))
+
+
+def _draw_labels(config, source, rng):
+    """Labels of both domains."""
+    given, labels = config.mock, source.labels
+    if given.labels is None:
+        rows = rng.multivariate_normal(source.prior.mean, source.prior.covariance, given.n_drawn)
+    else:
+        rows = read_labels(given.labels, labels)
+    elements = [k for k, name in enumerate(labels) if name.endswith("_h") and name != "m_h"]
+    rows[:, elements] += given.element_scatter * rng.standard_normal((len(rows), len(elements)))
+    # clipped, not left out: that would leave out the stars at the edges of one label for all the others
+    return rows.clip(labels.lower, labels.upper)
+
+
+def _features(labels, grid, emulator, giant):
+    """Strong features of an emulator at the K giant."""
+    flux, slopes = EmulatorPredictor(emulator).jacobian(giant)
+    slopes = dict(zip(labels, slopes, strict=True))
+    return find_features(DerivativeSpectra(grid, flux, slopes, labels.to_quantities(giant)))
+
+
+def _write_observed(path, emulator, labels, grid, splits, snr_range, rng, progress):
+    """Complete spectra with noise, in the layout of `cyclestarnet.io`."""
+    predictor, n = EmulatorPredictor(emulator), grid.n_pixels
+    with h5py.File(path, "w") as file, tqdm(
+        total=sum(map(len, splits.values())), desc="observed spectra", disable=not progress
+    ) as bar:  # fmt: skip
+        file["wavelength"] = grid.wavelength.to_value(u.AA)
+        file.attrs["label_names"] = list(labels)
+        for split, rows in splits.items():
+            snr = np.exp(rng.normal(np.log(SNR_MEDIAN), SNR_SCATTER, len(rows))).clip(*snr_range)
+            file[f"labels {split}"], file[f"snr {split}"] = rows, snr
+            flux, sigma = (
+                file.create_dataset(f"{kind} {split}", (len(rows), n), "f4") for kind in ("spectra", "spectra_err")
+            )
+            file.create_dataset(f"spectra_msk {split}", data=np.ones((len(rows), n), "u1"), compression=1)
+            for start in range(0, len(rows), ROWS):
+                part = slice(start, start + ROWS)
+                error = np.repeat(1 / snr[part, None], n, axis=1)
+                sigma[part] = error
+                flux[part] = predictor.flux(rows[part]) + error * rng.standard_normal(error.shape)
+                bar.update(len(error))
+
+
+def _save(path, **arrays):
+    with path.open("wb") as file:  # with a name alone, NumPy would add a suffix to it
+        np.savez(file, **arrays)
