@@ -17,7 +17,17 @@ __all__ = ["plot_derivatives", "plot_fit", "plot_posterior", "plot_training"]
 # Okabe and Ito's colours, which all kinds of colour vision tell apart.
 DOMAIN_STYLES = {"synth": ("synthetic", "#0072B2"), "obs": ("observed", "#D55E00")}
 OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-NEUTRAL = "0.25"
+NEUTRAL, SHADE = "0.25", "0.88"
+# All kinds of colour vision tell the six colours apart, and marks tell apart the elements of one colour.
+ELEMENT_COLORS = ("#117733", "#AA3377", "#E69F00", "#56B4E9", "#332288", "#000000")
+ELEMENT_MARKS = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
+ELEMENTS = (
+    *("Fe", "Mg", "Si", "C", "O", "N"),
+    *("Al", "Ca", "Ni", "Mn", "K", "Ti"),
+    *("Cr", "S", "V", "Co", "Na", "Ce"),
+    *("P", "Cu", "Nd", "Yb", "Rb", "Ge"),
+)
+N_STEEPEST = 5  # elements shown, unless they are chosen
 GUESS = {"cross_entropy": np.log(2), "least_squares": 0.25}  # what a critic's guess costs, per adversarial loss
 USUAL_TERMS = {"iteration", "critic_accuracy"} | {
     f"{kind}_{domain}" for kind in ("rec", "cyc", "gen", "critic") for domain in DOMAIN_STYLES
@@ -168,24 +178,36 @@ def plot_derivatives(synthetic, observed, *, difference=None, names=None, window
     ValueError
         If the derivatives are of several stars, have different units, or there are not four axes.
     """
+    panels = {"synthetic": synthetic, "observed": observed}
+    panels |= difference_of(panels) if difference is None else {"observed − synthetic": difference}
+    linestyles = {"synthetic": "-", "observed": "--"}
+    styles = {text: {"color": color, "ls": linestyles[text]} for text, color in DOMAIN_STYLES.values()}
+    return draw_derivatives(
+        panels, styles, steepest=[synthetic], names=names, window=window, features=features, axes=axes
+    )
+
+
+def draw_derivatives(panels, styles, *, steepest, names, window, features, axes):
+    """Draw spectra in one panel, and three sets of derivatives below it, on one scale.
+
+    Parameters
+    ----------
+    panels : mapping of str to `~cyclestarnet.derivatives.DerivativeSpectra`
+        Three, of one star and grid, by what they are called.
+    styles : mapping of str to dict
+        How lines of spectra look; in the order of drawing, and only of panels whose spectrum is drawn.
+    steepest : sequence of `~cyclestarnet.derivatives.DerivativeSpectra`
+        Those that decide which elements are shown, if ``names`` is None.
+    names, window, features, axes
+        As for `plot_derivatives`.
+    """
     plt = _pyplot()
-    if difference is None:
-        both = [name for name in synthetic if name in observed]
-        slopes = {name: observed[name] - synthetic[name] for name in both}
-        difference = replace(observed, flux=observed.flux - synthetic.flux, slopes=slopes, uncertainties=None)
-    panels = {"synthetic": synthetic, "observed": observed, "observed − synthetic": difference}
-    for text, derivatives in panels.items():
-        if derivatives.shape != ():
-            raise ValueError(f"{text} must be of one star, but has shape {derivatives.shape}; take one by .star(index)")
-        if derivatives.grid != synthetic.grid:
-            raise GridError(f"{text} must have the grid of synthetic, {synthetic.grid!r}, but has {derivatives.grid!r}")
-    wavelength = synthetic.wavelength.to_value(u.AA)
-    low, high = wavelength[[0, -1]] if window is None else [u.Quantity(edge).to_value(u.AA) for edge in window]
-    show = (wavelength >= low) & (wavelength <= high)
-    if not show.any():
-        raise GridError(f"window {low:g} to {high:g} Angstrom holds no pixel of {synthetic.grid!r}")
-    names = _steepest_elements(synthetic, show, len(OTHERS)) if names is None else names
-    units = sorted({str(synthetic[name].unit) for name in names})
+    _require_alike(panels)
+    reference = next(iter(panels.values()))
+    grid = reference.grid
+    low, high, show = pixels_of(grid, window)
+    names = _steepest_elements(steepest, show, N_STEEPEST) if names is None else names
+    units = sorted({str(reference[name].unit) for name in names})
     if len(units) != 1:
         raise ValueError(f"names must be labels of one unit, but derivatives by {list(names)} are in {units}")
     if axes is None:
@@ -194,26 +216,23 @@ def plot_derivatives(synthetic, observed, *, difference=None, names=None, window
     if len(axes) != 4:
         raise ValueError(f"four axes are needed, but got {len(axes)}")
 
-    gaps = [start for start, _ in synthetic.grid.chips[1:]]  # a NaN there breaks the lines between chips
-    x = np.insert(wavelength, gaps, wavelength[gaps])
-
-    def shown(array):
-        return np.insert(np.where(show, array, np.nan), gaps, np.nan)
-
-    for (text, color), derivatives, linestyle in zip(
-        DOMAIN_STYLES.values(), (synthetic, observed), ("-", "--"), strict=True
-    ):
-        axes[0].plot(x, shown(derivatives.flux), color=color, lw=1, ls=linestyle, label=text)
+    wavelength = grid.wavelength.to_value(u.AA)
+    x = with_gaps(grid, wavelength)
+    for text, style in styles.items():
+        axes[0].plot(x, with_gaps(grid, panels[text].flux, show), label=text, **{"lw": 1} | style)
     axes[0].set_ylabel("normalised flux")
     for axis, (text, derivatives) in zip(axes[1:], panels.items(), strict=True):
-        for name, color in zip(names, cycle(OTHERS), strict=False):
-            slope, label = derivatives[name].value, name
+        for name in names:
+            slope, label, element = derivatives[name].value, name, name
             if name.endswith("_h"):
-                label = f"[{name.removesuffix('_h').capitalize()}/H]"
-            axis.plot(x, shown(slope), color=color, lw=1, label=label)
+                element = name.removesuffix("_h").capitalize()
+                label = f"[{element}/H]"
+            color, linestyle, _ = element_style(element)
+            axis.plot(x, with_gaps(grid, slope, show), color=color, ls=linestyle, lw=1, label=label)
             if derivatives.uncertainties:
                 error = derivatives.uncertainties[name].value
-                axis.fill_between(x, shown(slope - error), shown(slope + error), color=color, alpha=0.25, lw=0)
+                band = (with_gaps(grid, edge, show) for edge in (slope - error, slope + error))
+                axis.fill_between(x, *band, color=color, alpha=0.25, lw=0)
         axis.set_ylabel(f"{text}\nderivative [{units[0]}]")
         axis.axhline(0, color=NEUTRAL, lw=0.5, zorder=0)
     limits = np.array([axis.get_ylim() for axis in axes[1:]])
@@ -222,19 +241,62 @@ def plot_derivatives(synthetic, observed, *, difference=None, names=None, window
     for axis in axes:
         axis.set_xlim(low, high)
         for feature in features:
-            axis.axvspan(*wavelength[[feature.start, feature.stop - 1]], color="0.92", lw=0, zorder=-1)
+            axis.axvspan(*wavelength[[feature.start, feature.stop - 1]], color=SHADE, lw=0, zorder=-1)
     for axis in axes[:2]:
-        axis.legend(frameon=False, fontsize=9, ncols=len(OTHERS), loc="lower right", bbox_to_anchor=(1, 1))
+        axis.legend(frameon=False, fontsize=9, ncols=8, loc="lower right", bbox_to_anchor=(1, 1), handlelength=3)
     axes[-1].set_xlabel("vacuum wavelength [Å]")
     return axes
 
 
-def _steepest_elements(derivatives, show, n):
-    """Up to n elements with the steepest derivatives in pixels, in their own order."""
-    steepness = {name: np.abs(derivatives[name].value[show]).max() for name in derivatives if name.endswith("_h")}
-    steepness.pop("m_h", None)
+def difference_of(panels):
+    """Second − first of two `DerivativeSpectra`, by its name; in the labels that both have, without uncertainties."""
+    _require_alike(panels)
+    (name, first), (second_name, second) = panels.items()
+    slopes = {label: second[label] - first[label] for label in first if label in second}
+    difference = replace(second, flux=second.flux - first.flux, slopes=slopes, uncertainties=None)
+    return {f"{second_name} − {name}": difference}
+
+
+def _require_alike(panels):
+    """Raise unless derivatives, by their names, are of one star and have the grid of the first."""
+    first, grid = next((text, derivatives.grid) for text, derivatives in panels.items())
+    for text, derivatives in panels.items():
+        if derivatives.shape != ():
+            raise ValueError(f"{text} must be of one star, but has shape {derivatives.shape}; take one by .star(index)")
+        if derivatives.grid != grid:
+            raise GridError(f"{text} must have the grid of {first}, {grid!r}, but has {derivatives.grid!r}")
+
+
+def element_style(element):
+    """Colour, line style and marker of an element, the same in all figures; rare elements share those of others."""
+    k = ELEMENTS.index(element) if element in ELEMENTS else sum(map(ord, element))
+    linestyle, marker = ELEMENT_MARKS[k // len(ELEMENT_COLORS) % len(ELEMENT_MARKS)]
+    return ELEMENT_COLORS[k % len(ELEMENT_COLORS)], linestyle, marker
+
+
+def pixels_of(grid, window):
+    """Both ends of a window [Angstrom], or those of the grid, and which pixels lie in it."""
+    wavelength = grid.wavelength.to_value(u.AA)
+    low, high = wavelength[[0, -1]] if window is None else [u.Quantity(edge).to_value(u.AA) for edge in window]
+    show = (wavelength >= low) & (wavelength <= high)
+    if not show.any():
+        raise GridError(f"window {low:g} to {high:g} Angstrom holds no pixel of {grid!r}")
+    return low, high, show
+
+
+def with_gaps(grid, array, show=True):
+    """Pixels with NaN in between where one chip ends, so that no line bridges chips, and where they are not shown."""
+    return np.insert(np.where(show, array, np.nan), [start for start, _ in grid.chips[1:]], np.nan)
+
+
+def _steepest_elements(several, show, n):
+    """Up to n elements with the steepest derivatives in pixels of any of several domains, in their own order."""
+    elements = [
+        name for name in several[0] if name.endswith("_h") and name != "m_h" and all(name in d for d in several)
+    ]
+    steepness = {name: max(np.abs(d[name].value[show]).max() for d in several) for name in elements}
     chosen = sorted(steepness, key=steepness.get, reverse=True)[:n]
-    return [name for name in derivatives if name in chosen]
+    return [name for name in elements if name in chosen]
 
 
 def plot_training(run, *, scores=None, weights=None, axes=None):
@@ -368,11 +430,16 @@ def _log_scale(ax):
     if values.size and 0 < 4 * values.min() < values.max():
         ax.set_yscale("log")
         if values.max() < 30 * values.min():  # else all numbers are powers of ten, and few or none of them are shown
-            from matplotlib.ticker import LogLocator, NullFormatter
+            plain_log_ticks(ax)
 
-            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            ax.yaxis.set_minor_formatter(NullFormatter())
+
+def plain_log_ticks(ax):
+    """Write 1, 2, 5, 10, ... at a logarithmic axis."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _autoencoder_panel(ax, table, scores, weights, kind):
