@@ -9,7 +9,7 @@ import pytest
 from cyclestarnet.backend.networks import NetworkSettings
 from cyclestarnet.backend.settings import TrainingSettings
 from cyclestarnet.backend.watch import WatchSettings
-from cyclestarnet.config import ConfigError, example_config, read_config
+from cyclestarnet.config import ConfigError, MockLines, example_config, read_config, read_mock_config
 
 
 @pytest.fixture
@@ -31,10 +31,10 @@ def write(tmp_path):
     return write
 
 
-def refused(path, message):
+def refused(path, message, read=read_config):
     """Assert that a file is refused with a message that also names the file."""
     with pytest.raises(ConfigError) as caught:
-        read_config(path)
+        read(path)
     assert re.search(message, str(caught.value)), str(caught.value)
     assert "run.toml" in str(caught.value)
 
@@ -146,6 +146,81 @@ def test_pixels_that_do_not_fit_the_network_say_which_do(write):
 def test_another_number_of_pixels_than_the_data_have_is_refused(write):
     with pytest.raises(ConfigError, match=r"\[network\] n_pixels is 7167 in .*, but the spectra have 415"):
         read_config(write(network="n_pixels = 7167")).network_settings(415)
+
+
+# -- a mock study ----------------------------------------------------------------------
+@pytest.fixture
+def write_mock(write):
+    """Function that writes the file of a mock study with a table [mock] of these lines."""
+    return lambda mock="", **tables: write(**({"observed": None, "synthetic": None, "mock": mock} | tables))
+
+
+def test_a_mock_study_needs_a_folder_only(write_mock, tmp_path):
+    config = read_mock_config(write_mock(mock=None))
+    assert config.run.folder == tmp_path / "run"
+    assert config.training == TrainingSettings()
+    assert config.mock == MockLines()
+    assert (config.mock.fractions, config.mock.n_observed, config.mock.snr) == ((0.3,), 22_000, (30, 500))
+
+
+def test_a_mock_study_is_read_as_its_file_says(write_mock, tmp_path):
+    path = write_mock(
+        'labels = "labels.ecsv"\nfractions = [0, 0.3]\nseeds = [3]\nsnr = [50, 200]\npixels = [0, 415]\nn_observed = 8',
+        run='folder = "run"\nseed = 7',
+        training='preset = "repository"',
+        network="shared_filters = 8",
+    )
+    config = read_mock_config(path)
+    assert config.mock == MockLines(
+        labels=tmp_path / "labels.ecsv", fractions=(0, 0.3), seeds=(3,), snr=(50, 200), pixels=(0, 415), n_observed=8
+    )
+    assert config.training == TrainingSettings.from_preset("repository", seed=7)
+    assert (config.path, config.network) == (path, {"shared_filters": 8})
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"mokc": "seeds = [1]"}, r"there is no table \[mokc\]; did you mean \[mock\]\?"),
+        ({"observed": 'path = "observed.h5"'}, r"there is no table \[observed\]; there are run, mock, training"),
+        ({"mock": "fractoins = [0.3]"}, r"\[mock\] has no key 'fractoins'; did you mean 'fractions'\?"),
+        ({"mock": "fractions = [0.3, 1.2]"}, r"^\[mock\] fractions must .*but are \[0\.3, 1\.2\] in .*run\.toml"),
+        ({"mock": "fractions = [nan]"}, r"\[mock\] fractions must be one or more between 0 and 1, but are \[nan\]"),
+        ({"mock": "fractions = []"}, r"\[mock\] fractions must be one or more between 0 and 1, but are \[\]"),
+        ({"mock": "seeds = []"}, r"\[mock\] seeds must be one or more.* but are \[\]"),
+        ({"mock": "seeds = [1, 1]"}, r"\[mock\] seeds must .*differ, but are \[1, 1\]"),
+        ({"mock": "seeds = [-1]"}, r"\[mock\] seeds must .*0 or above.* but are \[-1\]"),
+        ({"mock": "seeds = 1"}, r"\[mock\] seeds must be a list of integers, but is 1"),
+        ({"mock": "element_scatter = -0.1"}, r"\[mock\] element_scatter must not be negative, but is -0\.1"),
+        ({"mock": "snr = [500, 30]"}, r"\[mock\] snr must be \[low, high\] and positive, but is \[500\.0, 30\.0\]"),
+        ({"mock": "snr = [0, 30]"}, r"\[mock\] snr must be \[low, high\] and positive, but is \[0\.0, 30\.0\]"),
+        ({"mock": "pixels = [9, 3]"}, r"\[mock\] pixels must be \[first, end\].*but is \[9, 3\]"),
+        ({"mock": "n_drawn = 1"}, r"\[mock\] n_drawn must be 2 or more, but is 1 in"),
+        ({"mock": "n_observed = 7"}, r"\[mock\] n_observed must be 8 or more, but is 7 in"),
+        ({"mock": "n_validation = 2"}, r"\[mock\] n_validation must be 3 or more, but is 2 in"),
+        ({"mock": "n_stars = -1"}, r"\[mock\] n_stars must be 0 or more, but is -1 in"),
+        ({"mock": "n_scored = 0"}, r"\[mock\] n_scored must be 1 or more, but is 0 in"),
+        ({"mock": 'fractions = ["all"]'}, r'\[mock\] fractions must be a list of numbers, but is \["all"\]'),
+        ({"mock": "n_observed = 1e3"}, r"\[mock\] n_observed must be an integer, but is 1000\.0"),
+        ({"mock": "snr = [30]"}, r"\[mock\] snr must be a list of 2 numbers, but is \[30\]"),
+        ({"mock": "pixels = [0, 1.5]"}, r"\[mock\] pixels must be a list of 2 integers"),
+        ({"mock": "model = 3"}, r"\[mock\] model must be .*, but is 3"),
+        ({"mock": 'labels = "absent.npz"'}, r"\[mock\] labels: there is no file .*absent\.npz in .*run\.toml"),
+        ({"training": "learning_rate = -1"}, r"\[training\] learning_rate must be positive"),
+        ({"run": None}, r"\[run\] folder is missing in"),
+    ],
+)
+def test_what_is_wrong_with_a_mock_study_is_named(write_mock, tables, message):
+    refused(write_mock(**tables), message, read_mock_config)
+
+
+def test_a_training_has_no_table_of_a_mock_study(write):
+    refused(write(mock="seeds = [1]"), r"there is no table \[mock\]; there are run, observed")
+
+
+def test_a_missing_file_of_a_mock_study_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no configuration file .*nothing\.toml"):
+        read_mock_config(tmp_path / "nothing.toml")
 
 
 # -- the example -----------------------------------------------------------------------
