@@ -4,9 +4,17 @@ import astropy.units as u
 import numpy as np
 import pytest
 
-from cyclestarnet import FileFormatError, GridError, LabelError, WavelengthGrid, air_to_vacuum
+from cyclestarnet import (
+    FileFormatError,
+    GaussianPrior,
+    GridError,
+    LabelError,
+    LabelSet,
+    WavelengthGrid,
+    air_to_vacuum,
+)
 from cyclestarnet.derivatives import DerivativeSpectra
-from cyclestarnet.lines import FeatureMask, Features, find_features
+from cyclestarnet.lines import FeatureMask, Features, find_features, k_giant
 
 N, START = 600, 15000.0
 GRID = WavelengthGrid((START + np.arange(N)) * u.AA)  # pixels of 1 Å
@@ -144,6 +152,54 @@ def test_features_of_several_stars_are_refused():
 def test_no_elements_are_an_error():
     with pytest.raises(LabelError, match="no element among the labels teff, m_h"):
         find_features(DerivativeSpectra(GRID, np.ones(N), {"teff": np.zeros(N), "m_h": np.zeros(N)}))
+
+
+# -- the star of the paper -----------------------------------------------------------------------
+RANGES = {"teff": (3500, 6000), "logg": (0, 4), "vmicro": (0, 4), "m_h": (-2, 0.5), "mg_h": (-2, 0.5)}
+
+
+def label_set(*names):
+    return LabelSet(names, *np.transpose([RANGES[name] for name in names]))
+
+
+def gaussian(mean, sigma, correlation):
+    return GaussianPrior(mean, np.outer(sigma, sigma) * correlation)
+
+
+def test_the_k_giant_is_that_of_the_paper():
+    prior = gaussian([4300, 1.5, -0.3, -0.2], [300, 0.5, 0.2, 0.2], 0.5 + 0.5 * np.eye(4))
+    assert k_giant(label_set("teff", "logg", "m_h", "mg_h"), prior).tolist() == [4750, 2.5, 0, 0]
+
+
+@pytest.mark.parametrize("rho", [-0.8, 0.0, 0.5])
+@pytest.mark.parametrize(("name", "known"), [("teff", 4750), ("logg", 2.5), ("mg_h", 0.0)])
+def test_other_labels_are_as_a_gaussian_prior_expects_them(name, known, rho):
+    mean, sigma = {"teff": (4300, 300), "logg": (1.5, 0.5), "mg_h": (-0.3, 0.2)}[name]
+    prior = gaussian([1.6, mean], [0.3, sigma], [[1, rho], [rho, 1]])
+    expected = 1.6 + rho * 0.3 / sigma * (known - mean)
+    assert k_giant(label_set("vmicro", name), prior) == pytest.approx([expected, known])
+
+
+def test_expected_labels_are_the_regression_on_all_known_ones(rng):
+    """Of many draws, the line that least squares find in the others has that mean at the K giant."""
+    covariance = np.cov(rng.normal(size=(4, 20)) * [[200], [0.4], [0.2], [0.15]])
+    mean = np.array([4500, 2.0, 1.5, -0.2])
+    found = k_giant(label_set("teff", "logg", "vmicro", "mg_h"), GaussianPrior(mean, covariance))
+    draws = rng.multivariate_normal(mean, covariance, 100_000)
+    known, scale = [0, 1, 3], np.array([200, 0.4, 0.15])
+    line = np.linalg.lstsq((draws - mean)[:, known] / scale, draws[:, 2] - mean[2], rcond=None)[0]
+    assert found[2] == pytest.approx(mean[2] + (np.array([4750, 2.5, 0]) - mean[known]) / scale @ line, abs=0.01)
+
+
+def test_the_k_giant_stays_in_the_range_of_the_labels():
+    prior = gaussian([3900, 1.0], [100, 0.9], [[1, 0.9], [0.9, 1]])  # expects vmicro 7.9 km/s at 4750 K
+    assert k_giant(label_set("teff", "vmicro"), prior).tolist() == [4750, 4]
+
+
+def test_the_prior_is_not_changed():
+    prior = gaussian([4300, 1.6], [300, 0.3], np.eye(2))
+    k_giant(label_set("teff", "vmicro"), prior)
+    assert prior.mean.tolist() == [4300, 1.6]
 
 
 # -- choosing and masking ------------------------------------------------------------------------
