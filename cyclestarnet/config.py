@@ -262,6 +262,10 @@ class LogConfig:
                 raise ValueError(f"{name} must be 1 or more, but is {getattr(self, name)}")
 
 
+def _differ(values):
+    return 0 < len(values) == len(set(values))
+
+
 LEAST_MOCK = {"n_drawn": 2, "n_observed": 8, "n_validation": 3, "n_stars": 0, "n_scored": 1}
 
 
@@ -312,9 +316,10 @@ class MockLines:
     pixels: tuple[int, int] | None = None
 
     def __post_init__(self):
-        if not self.fractions or not all(0 <= fraction <= 1 for fraction in self.fractions):
-            raise ValueError(f"fractions must be one or more between 0 and 1, but are {list(self.fractions)}")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+        if not all(0 <= fraction <= 1 for fraction in self.fractions) or not _differ(self.fractions):
+            given = list(self.fractions)
+            raise ValueError(f"fractions must be one or more between 0 and 1, all different, but are {given}")
+        if not _differ(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds must be one or more, 0 or above, and differ, but are {list(self.seeds)}")
         if not self.element_scatter >= 0:
             raise ValueError(f"element_scatter must not be negative, but is {self.element_scatter}")
@@ -403,7 +408,8 @@ class MockConfig:
     path : path
         The file.
     run, mock, training, model, log
-        Its tables; of ``model``, provenance and continuum are not used.
+        Its tables. Each training has a folder, a name, a file of its model and a
+        seed of its own, whatever these say.
     network : dict
         Its table of changes to `NetworkSettings`.
     """
@@ -459,6 +465,12 @@ def read_mock_config(path) -> MockConfig:
     `MockConfig`
     """
     path, parts = _parts(path, MOCK_TABLES)
+    snr, limit = parts["mock"].snr[0], parts["training"].sigma_max
+    if 1 / snr > limit:
+        raise ConfigError(
+            f"[mock] snr begins at {snr:g}, an error of {1 / snr:.3f} in every pixel, but [training] sigma_max "
+            f"= {limit:g} masks them all; raise one of the two in {path}"
+        )
     return MockConfig(path=path, **parts)
 
 

@@ -20,7 +20,7 @@ from cyclestarnet.backend.checkpoint import write_atomically
 from cyclestarnet.derivatives import DerivativeSpectra, require_one_star
 from cyclestarnet.exceptions import FileFormatError, GridError, LabelError
 
-__all__ = ["Feature", "FeatureMask", "Features", "find_features"]
+__all__ = ["Feature", "FeatureMask", "Features", "elements_of", "find_features", "k_giant"]
 
 # The star at which S1 looks for features; its abundances are solar.
 K_GIANT = {"teff": 4750.0, "logg": 2.5}
@@ -348,8 +348,9 @@ def k_giant(labels, prior):
     array, shape (n_labels,)
     """
     values = prior.mean.copy()
-    known = np.array([name in K_GIANT or name.endswith("_h") for name in labels])
-    values[known] = [K_GIANT.get(name, 0.0) for name in labels if name in K_GIANT or name.endswith("_h")]
+    solar = {name: 0.0 for name in labels if name.endswith(("_h", "_m"))}
+    known = np.array([name in K_GIANT | solar for name in labels])
+    values[known] = [(K_GIANT | solar)[name] for name in labels if name in K_GIANT | solar]
     precision = prior.precision  # of a Gaussian, the conditional mean of some values given the others
     pull = precision[np.ix_(~known, known)] @ (values - prior.mean)[known]
     values[~known] -= np.linalg.solve(precision[np.ix_(~known, ~known)], pull)

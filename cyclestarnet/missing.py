@@ -23,6 +23,7 @@ import numpy as np
 from astropy.table import QTable
 from scipy.ndimage import gaussian_filter1d, median_filter
 from scipy.signal import find_peaks, peak_widths
+from scipy.stats import multivariate_normal, norm
 from tqdm.auto import tqdm
 
 from cyclestarnet.backend.checkpoint import write_atomically
@@ -49,10 +50,10 @@ log = logging.getLogger(__name__)
 SMOOTHING = 0.8  # pixels, σ: half of APOGEE's resolution, so that a line stays one dip
 BACKGROUND = 301  # pixels, over which the difference of two continua may change
 CORE = 1  # pixels on either side of the peak that tell a line's depth
-RIDGE = 0.3  # 1/dex: what derivatives may be before there are any data; a strong line has 0.1 to 0.5
-N_DRAWS = 2_000
+RIDGE = 3.0  # 1/dex: far more than any line has, for elements that do not vary
+LINE, BYSTANDER = 0.3, 0.02  # 1/dex: usual derivatives of an absorber's elements, and of all others
+MOLECULES = (("C", "N"), ("C", "O"))  # CN, CO; that of OH is O, because H is no label
 CREDIBLE = 0.95
-SHARE = 0.5  # of the steepest derivative: an element with more is no bystander
 LEAST_PER_TERM = 8  # spectra per coefficient of a regression
 ROWS = 64
 
@@ -294,16 +295,51 @@ class _Regression:
         return coefficients[own], np.linalg.inv(normal)[own, own]
 
 
-def _attribute(slopes, covariance, rng):
-    """Probability of each element to have the steepest derivative, and which of them are no bystanders."""
-    draws = rng.multivariate_normal(slopes, covariance, N_DRAWS, method="eigh")
-    steepest = draws.max(1)
-    probability = np.bincount(draws.argmax(1), minlength=len(slopes)) / N_DRAWS
-    order = np.argsort(-probability)
-    needed = np.searchsorted(np.cumsum(probability[order]), CREDIBLE) + 1
-    together = (draws > SHARE * steepest[:, None]).mean(0) > 0.5
-    together[order[:needed]] = True
-    return probability, together
+def _names(labels):
+    """Elements among the labels, such as "Mg"."""
+    return [name.removesuffix("_h").capitalize() for name in elements_of(labels)]
+
+
+def _absorbers(names):
+    """What may make a line: each element by itself, and the molecules of two."""
+    pairs = [tuple(names.index(name) for name in pair) for pair in MOLECULES if set(pair) <= set(names)]
+    return [(k,) for k in range(len(names))] + pairs
+
+
+def _attribute(slopes, covariance, absorbers):
+    """Compare what may make a line: evidence of each for the derivatives (n_elements,) of its depth.
+
+    Under each hypothesis the elements of the absorber have derivatives like
+    those of lines, and positive ones, and all others such as bystanders have:
+    what lies in the wings, or what the regression got wrong.
+
+    Returns
+    -------
+    probability : array, shape (n_elements,)
+        A molecule's is shared in proportion to the derivatives.
+    needed : array of bool, shape (n_elements,)
+        Elements of the likeliest absorbers that hold 95 % together.
+    """
+    evidence, means = np.empty(len(absorbers)), np.empty((len(absorbers), len(slopes)))
+    for k, members in enumerate(absorbers):
+        members = list(members)
+        prior = np.full(len(slopes), BYSTANDER**2)
+        prior[members] = LINE**2
+        gain = prior[:, None] * np.linalg.inv(covariance + np.diag(prior))
+        means[k], posterior = gain @ slopes, np.diag(prior) - gain * prior
+        evidence[k] = multivariate_normal.logpdf(slopes, cov=covariance + np.diag(prior))
+        evidence[k] += norm.logcdf(means[k][members] / np.sqrt(posterior.diagonal()[members])).sum()
+        evidence[k] += np.log(2 ** len(members))  # the prior has no derivatives of the other sign
+    weight = np.exp(evidence - evidence.max())
+    weight /= weight.sum()
+    probability, needed = np.zeros(len(slopes)), np.zeros(len(slopes), dtype=bool)
+    order = np.argsort(-weight)
+    for rank, k in enumerate(order):
+        members = list(absorbers[k])
+        share = means[k][members].clip(1e-9)
+        probability[members] += weight[k] * share / share.sum()
+        needed[members] |= weight[order[:rank]].sum() < CREDIBLE
+    return probability, needed
 
 
 # -- the catalogue -------------------------------------------------------------------------
@@ -460,13 +496,13 @@ def find_missing_lines(model, *, labels=None, stars=None, null=(), fdr=0.05, n=1
         "seed": seed,
     }
     evidence = own if stars is None else star_differences(first, stars, ignore=catalogue.pixels, progress=progress)
-    catalogue = with_elements(catalogue, evidence, seed=rng)
+    catalogue = with_elements(catalogue, evidence)
     catalogue.table.meta["elements_by"] = f"{len(evidence)} {'label sets' if stars is None else 'observed stars'}"
     catalogue.table["agreement"] = _agreement(models, labels, catalogue.table, mean)
     return catalogue
 
 
-def with_elements(lines, differences, *, seed=0):
+def with_elements(lines, differences):
     """Give the lines of a catalogue to elements, by other evidence than it had.
 
     Parameters
@@ -474,14 +510,13 @@ def with_elements(lines, differences, *, seed=0):
     lines : `MissingLines`
     differences : `FluxDifferences`
         Such as those of `star_differences`.
-    seed : int or `numpy.random.Generator`, optional
 
     Returns
     -------
     `MissingLines`
     """
-    names = np.array([name.removesuffix("_h").capitalize() for name in elements_of(differences.labels)])
-    slopes, probabilities, sets = attribute(differences, lines.table["peak"], seed=seed)
+    names = np.array(_names(differences.labels))
+    slopes, probabilities, sets = attribute(differences, lines.table["peak"])
     table = lines.table.copy()
     table["element"] = names[probabilities.argmax(1)] if len(table) else np.zeros(0, dtype=names.dtype)
     table["probability"] = probabilities.max(1, initial=0.0)
@@ -516,7 +551,7 @@ def _measured(lines, rate, mean, grid, noise, members):
     )
 
 
-def attribute(differences, peaks, *, seed=0):
+def attribute(differences, peaks):
     """Tell which element makes lines, by a regression of their depth over many stars.
 
     Parameters
@@ -524,18 +559,24 @@ def attribute(differences, peaks, *, seed=0):
     differences : `FluxDifferences`
     peaks : sequence of int
         Pixels of the lines.
-    seed : int or `numpy.random.Generator`, optional
 
     Returns
     -------
     slopes : array, shape (n_lines, n_elements)
         Derivatives of the flux with respect to the elements, in 1/dex.
     probabilities : array, shape (n_lines, n_elements)
-        Of each element to have the steepest negative one.
+        Of each element to absorb; of molecules, in proportion to the slopes.
     sets : array of bool, shape (n_lines, n_elements)
-        Elements that hold the steepest with 95 %, and those that are half as steep as it or more.
+        Elements of the absorbers that hold 95 % of the probability.
+
+    Notes
+    -----
+    The depths are regressed on all elements at once, with a cubic polynomial in
+    the other labels and in the mean abundance. Then single elements and the
+    molecules CN and CO are compared as hypotheses: an absorber has a slope of
+    some 0.3 per dex, all others some 0.02.
     """
-    rng = np.random.default_rng(seed)
+    absorbers = _absorbers(_names(differences.labels))
     regression = _Regression.on(differences.values, differences.labels)
     found = [], [], []
     for peak in peaks:
@@ -547,7 +588,7 @@ def attribute(differences, peaks, *, seed=0):
                 None if error is None else (error[:, core].astype(float) ** 2).sum(1) / (core.stop - core.start) ** 2
             )
         slopes, covariance = regression.slopes(depth, variance)
-        for column, value in zip(found, (-slopes, *_attribute(slopes, covariance, rng)), strict=True):
+        for column, value in zip(found, (-slopes, *_attribute(slopes, covariance, absorbers)), strict=True):
             column.append(value)
     shape = (-1, regression.n_elements)
     slopes, probabilities, sets = (

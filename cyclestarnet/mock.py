@@ -11,6 +11,7 @@ it in its folder. A study that was killed goes on where it was.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import logging
 from dataclasses import asdict, dataclass, replace
@@ -26,10 +27,12 @@ from tqdm.auto import tqdm
 
 from cyclestarnet.backend.checkpoint import write_atomically
 from cyclestarnet.backend.emulator import Emulator, EmulatorSettings
+from cyclestarnet.backend.networks import NetworkSettings
 from cyclestarnet.backend.predictor import EmulatorPredictor
 from cyclestarnet.backend.published import adapt_emulator
 from cyclestarnet.config import Config, ConfigError, LabelConfig, MockConfig, ObservedConfig, SyntheticConfig
 from cyclestarnet.derivatives import DerivativeSpectra
+from cyclestarnet.exceptions import CycleStarNetError
 from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.io.training_set import Selection, TrainingSet
 from cyclestarnet.labels import LabelSet
@@ -62,6 +65,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 ROWS = 500  # spectra that are made at once
+ROUNDING = 1e-6  # of a label's range, by which single precision may miss it
 BLOCK = 64  # spectra that are translated at once
 FDR = 0.05  # up to which a line is believed
 MOLECULES = {"c_h", "n_h", "o_h"}
@@ -131,26 +135,38 @@ def make_domains(config: MockConfig, *, progress=True) -> MockDomains:
     ConfigError
         If the folder has spectra of other settings, or there are too few labels.
     """
-    given, folder, seed = config.mock, config.run.folder, config.run.seed
-    source = _source(given.model)
-    pixels = slice(*given.pixels) if given.pixels else slice(None)
+    folder, source = config.run.folder, _source(config)
+    pixels = _pixels(config, source.grid)
     grid, emulator = _cut(source.grid, pixels), adapt_emulator(source.emulator, pixels=pixels)
+    try:
+        NetworkSettings(**(dict(config.network) | {"n_pixels": grid.n_pixels}))
+    except ValueError as error:
+        raise ConfigError(f"[network] {error}; choose [mock] pixels in {config.path} to suit") from error
     giant = k_giant(source.labels, source.prior)
     features = _features(source.labels, grid, emulator, giant)
-    made_of = {name: value for name, value in asdict(given).items() if name not in NOT_OF_SPECTRA}
-    made_of = json.loads(json.dumps(made_of, default=str)) | {"seed": seed}
+    made_of = _made_of(config)
     note = folder / "domains.json"
-    if not note.exists():
-        _make_files(config, source, emulator, grid, progress)
-        write_atomically(note, lambda path: path.write_text(json.dumps(made_of, indent=1), encoding="utf-8"))
-    elif (there := json.loads(note.read_text(encoding="utf-8"))) != made_of:
+    if note.exists() and (there := json.loads(note.read_text(encoding="utf-8"))) != made_of:
         differ = ", ".join(name for name in made_of if made_of[name] != there.get(name))
         raise ConfigError(
             f"[run] folder in {config.path}: {folder} has the spectra of a study with other settings ({differ}); "
             "choose another, or delete it"
         )
+    if not all((folder / name).exists() for name in ("domains.json", "labels.npz", "observed.h5")):
+        _make_files(config, source, emulator, grid, progress)
+        write_atomically(note, lambda path: path.write_text(json.dumps(made_of, indent=1), encoding="utf-8"))
     pool = np.load(folder / "labels.npz")["labels"]
     return MockDomains(source.labels, grid, emulator, features, giant, pool, folder)
+
+
+def _made_of(config):
+    """Settings that tell what spectra are made, as they come back from JSON."""
+    given = {name: value for name, value in asdict(config.mock).items() if name not in NOT_OF_SPECTRA}
+    for name in ("model", "labels"):
+        path = config.path.parent / (given[name] or "")
+        if path.is_file():  # wherever it lies
+            given[name] = f"{path.name}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+    return json.loads(json.dumps(given)) | {"seed": config.run.seed}
 
 
 def _make_files(config, source, emulator, grid, progress):
@@ -213,11 +229,12 @@ def make_run(config: MockConfig, domains: MockDomains, fraction: float, seed: in
     folder = config.run.folder / name
     folder.mkdir(parents=True, exist_ok=True)
     mask = domains.features.choose(fraction, seed)
-    mask.write(folder / "mask.ecsv")
-    save_emulator(masked_emulator(domains.emulator, mask.pixels), domains.labels, folder / "masked.pt")
+    if not (folder / "masked.pt").exists():
+        mask.write(folder / "mask.ecsv")
+        save_emulator(masked_emulator(domains.emulator, mask.pixels), domains.labels, folder / "masked.pt")
     about = {
         "observed domain": "spectra of the complete emulator with noise. Not real spectra.",
-        "synthetic domain": f"the emulator of {config.mock.model} without {fraction:.0%} of the strong features",
+        "synthetic domain": f"that emulator ({Path(config.mock.model).name}) without {fraction:.0%} of its strong features",
     }
     training = Config(
         path=config.path,
@@ -291,8 +308,7 @@ def compare_attributions(model, lines: MissingLines, mask: FeatureMask, stars, *
         labels of translated spectra, and one on those of observed stars.
         ``right`` is the share of lines in masked features other than of C, N and
         O whose element is a masked one, ``right_cno`` that of the others,
-        where any of C, N and O is right; ``correlation`` is that of all derivatives
-        with the true ones.
+        where any of C, N and O is right.
     """
     peaks, names = np.asarray(lines.table["peak"]), elements_of(model.labels)
     giant, pool = (
@@ -428,13 +444,32 @@ def _write_table(table, path):
     write_atomically(path, lambda temporary: table.write(temporary, format="ascii.ecsv", overwrite=True))
 
 
-def _source(name):
-    return CalibratedModel.load(name) if Path(name).suffix == ".safetensors" else CalibratedModel.from_pretrained(name)
+def _source(config):
+    """The model that makes the spectra."""
+    name = config.mock.model
+    try:
+        if Path(name).suffix == ".safetensors":
+            return CalibratedModel.load(config.path.parent / name)
+        return CalibratedModel.from_pretrained(name)
+    except (CycleStarNetError, OSError, ValueError) as error:
+        raise ConfigError(f"[mock] model in {config.path}: {error}") from error
+
+
+def _pixels(config, grid):
+    """The part of a grid that a study takes."""
+    start, stop = config.mock.pixels or (0, grid.n_pixels)
+    cut = [min(b, stop) - max(a, start) for a, b in grid.chips]
+    if stop > grid.n_pixels or 1 in cut:
+        raise ConfigError(
+            f"[mock] pixels must lie within 0 to {grid.n_pixels} and leave 2 or more of a chip, but are "
+            f"{[start, stop]} in {config.path}; the chips are {list(map(list, grid.chips))}"
+        )
+    return slice(start, stop)
 
 
 def _cut(grid, pixels):
     """Part of a grid."""
-    start, stop, _ = pixels.indices(grid.n_pixels)
+    start, stop = pixels.start, pixels.stop
     chips = [(max(a, start) - start, min(b, stop) - start) for a, b in grid.chips if a < stop and b > start]
     return WavelengthGrid(grid.wavelength[pixels], tuple(chips))
 
@@ -445,7 +480,11 @@ def _draw_labels(config, source, rng):
     if given.labels is None:
         rows = rng.multivariate_normal(source.prior.mean, source.prior.covariance, given.n_drawn)
     else:
-        rows = read_labels(given.labels, labels)
+        rows, edge = read_labels(given.labels, labels), ROUNDING * labels.scale
+        inside = ((rows >= labels.lower - edge) & (rows <= labels.upper + edge)).all(1)  # False for NaN
+        if not inside.all():
+            log.info("%d of %d rows of labels lie within the range", inside.sum(), len(inside))
+        rows = rows[inside]
     elements = [k for k, name in enumerate(labels) if name.endswith("_h") and name != "m_h"]
     rows[:, elements] += given.element_scatter * rng.standard_normal((len(rows), len(elements)))
     # clipped, not left out: that would leave out the stars at the edges of one label for all the others
