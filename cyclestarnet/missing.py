@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
 
 import astropy.units as u
@@ -38,6 +38,7 @@ __all__ = [
     "MissingLines",
     "Score",
     "attribute",
+    "dip_centre",
     "find_missing_lines",
     "model_differences",
     "score_missing_lines",
@@ -54,6 +55,7 @@ RIDGE = 3.0  # 1/dex: far more than any line has, for elements that do not vary
 LINE, BYSTANDER = 0.3, 0.02  # 1/dex: usual derivatives of an absorber's elements, and of all others
 MOLECULES = (("C", "N"), ("C", "O"))  # CN, CO; that of OH is O, because H is no label
 CREDIBLE = 0.95
+SHARE = 0.5  # of a line: what synthetic spectra must have of it, or beside it, to tell what is wrong
 LEAST_PER_TERM = 8  # spectra per coefficient of a regression
 ROWS = 64
 
@@ -72,6 +74,8 @@ class FluxDifferences:
         The differences; NaN where a pixel is masked.
     error : array, shape (n, n_pixels), optional
         Their errors, 1 σ.
+    synthetic : array, shape (n_pixels,), optional
+        Mean of the synthetic spectra.
     """
 
     grid: WavelengthGrid
@@ -79,6 +83,7 @@ class FluxDifferences:
     values: np.ndarray
     flux: np.ndarray
     error: np.ndarray | None = None
+    synthetic: np.ndarray | None = None
 
     def __post_init__(self):
         expected = (len(self.values), self.grid.n_pixels)
@@ -118,12 +123,14 @@ def model_differences(model, *, labels=None, n=1_000, seed=0, progress=True):
         rng = np.random.default_rng(seed)
         labels = rng.multivariate_normal(model.prior.mean, model.prior.covariance, n)
         labels = labels.clip(model.labels.lower, model.labels.upper)
-    parts = []
+    parts, total = [], np.zeros(model.grid.n_pixels)
     for start in tqdm(range(0, len(labels), ROWS), desc="differences", disable=not progress):
         where = model.labels.to_quantities(labels[start : start + ROWS])
         synthetic, observed = (model.predict(where, domain=domain).flux.value for domain in ("synthetic", "observed"))
         parts.append((observed - synthetic).astype(np.float32))
-    return FluxDifferences(model.grid, model.labels, np.asarray(labels), np.concatenate(parts))
+        total += synthetic.sum(0)
+    mean = total / len(labels)
+    return FluxDifferences(model.grid, model.labels, np.asarray(labels), np.concatenate(parts), synthetic=mean)
 
 
 def star_differences(model, spectra, *, ignore=None, space="emulator", progress=True):
@@ -230,8 +237,24 @@ def _false_discovery(significance, null, n_null):
     return rate
 
 
-def _centre(mean, grid, peak, noise):
-    """Wavelength of a dip by the parabola through its deepest pixels, and its error (Angstrom)."""
+def dip_centre(mean, grid, peak, noise):
+    """Return the wavelength of a dip, by the parabola through its deepest pixels, and its error.
+
+    Parameters
+    ----------
+    mean : array, shape (n_pixels,)
+        Difference of fluxes.
+    grid : `~cyclestarnet.WavelengthGrid`
+    peak : int
+        Its deepest pixel.
+    noise : float
+        1 σ of the difference.
+
+    Returns
+    -------
+    wavelength, error : float
+        In Angstrom.
+    """
     wavelength = grid.wavelength.value
     left, middle, right = (-mean[peak + k] for k in (-1, 0, 1))
     curvature = left - 2 * middle + right
@@ -352,7 +375,10 @@ class MissingLines:
     table : `~astropy.table.QTable`
         A row per line, from blue to red. ``wavelength`` (vacuum) with
         ``wavelength_err``; ``depth`` of the mean spectrum, as a fraction of the
-        continuum, with ``depth_err``; ``width`` (FWHM); ``significance``, the
+        continuum, with ``depth_err``; ``synthetic_depth`` at the same place; ``kind``:
+        "missing", "weak" if synthetic spectra have a line there whose depth is half of
+        ``depth`` or more, or "shifted" if they have too much just beside it;
+        ``width`` (FWHM); ``significance``, the
         prominence of the dip over the noise of the mean difference; ``fdr``, the
         expected share of false lines among those of this significance or more;
         ``element``, the likeliest, with its ``probability``; ``elements``, the
@@ -470,8 +496,9 @@ def find_missing_lines(model, *, labels=None, stars=None, null=(), fdr=0.05, n=1
     if labels is None:
         labels = rng.multivariate_normal(first.prior.mean, first.prior.covariance, n)
         labels = labels.clip(first.labels.lower, first.labels.upper)
-    members = [model_differences(one, labels=labels, progress=progress).flux for one in models]
-    own = FluxDifferences(grid, first.labels, np.asarray(labels), np.mean(members, axis=0))
+    several = [model_differences(one, labels=labels, progress=progress) for one in models]
+    members = [one.flux for one in several]
+    own = replace(several[0], flux=np.mean(members, axis=0))
     mean = _mean_difference(own.flux)
     narrow = _without_background(mean, grid.chips)
     noise = _noise(narrow)
@@ -488,6 +515,8 @@ def find_missing_lines(model, *, labels=None, stars=None, null=(), fdr=0.05, n=1
     kept = np.flatnonzero(rate <= fdr)
     lines = _Dips(*(getattr(found, name)[kept] for name in found.__dataclass_fields__))
     catalogue = MissingLines(_measured(lines, rate[kept], mean, grid, noise, members), grid, mean, noise)
+    catalogue.table["synthetic_depth"] = 1 - own.synthetic[lines.peak]
+    catalogue.table["kind"] = _kinds(lines, narrow, own.synthetic)
     catalogue.table["agreement"] = np.nan
     catalogue.table.meta = {
         "models": [one.name for one in models],
@@ -527,9 +556,27 @@ def with_elements(lines, differences):
     return MissingLines(table, lines.grid, lines.difference, lines.noise)
 
 
+def _kinds(lines, narrow, synthetic):
+    """What the synthetic spectra have where the observed ones have more: nothing, a weaker line, or one beside it."""
+    kinds = []
+    for peak, width in zip(lines.peak, lines.width, strict=True):
+        reach = max(2, int(np.ceil(2 * width)))
+        near = slice(max(peak - reach, 0), peak + reach + 1)
+        depth = -narrow[peak]
+        core = 1 - synthetic[max(peak - CORE, 0) : peak + CORE + 1].min()
+        shoulder = 1 - synthetic[near].max()
+        if narrow[near].max() > SHARE * depth:
+            kinds.append("shifted")
+        elif core - shoulder > SHARE * depth and 1 - synthetic[near].min() == core:
+            kinds.append("weak")
+        else:
+            kinds.append("missing")
+    return np.array(kinds, dtype="U7")
+
+
 def _measured(lines, rate, mean, grid, noise, members):
     """Table of positions, depths and widths."""
-    centres = np.array([_centre(mean, grid, peak, noise) for peak in lines.peak]).reshape(-1, 2)
+    centres = np.array([dip_centre(mean, grid, peak, noise) for peak in lines.peak]).reshape(-1, 2)
     steps = np.gradient(grid.wavelength.value)[lines.peak] if len(lines.peak) else np.zeros(0)
     depth_err = np.full(len(lines.peak), noise)
     if len(members) > 1:

@@ -57,6 +57,7 @@ __all__ = [
     "make_domains",
     "make_run",
     "masked_emulator",
+    "observed_stars",
     "recovery",
     "study",
     "trained",
@@ -101,6 +102,19 @@ class MockDomains:
     pool: np.ndarray
     folder: Path
 
+    def derivatives(self, labels=None):
+        """Derivative spectra of complete synthetic spectra at one set of labels, the truth; default: the K giant.
+
+        Parameters
+        ----------
+        labels : array, shape (n_labels,), optional
+
+        Returns
+        -------
+        `~cyclestarnet.derivatives.DerivativeSpectra`
+        """
+        return _derivatives(self.labels, self.grid, self.emulator, self.giant if labels is None else labels)
+
 
 def masked_emulator(emulator: Emulator, pixels) -> Emulator:
     """Return an emulator that says 1, the continuum, in some pixels whatever the labels are.
@@ -143,7 +157,7 @@ def make_domains(config: MockConfig, *, progress=True) -> MockDomains:
     except ValueError as error:
         raise ConfigError(f"[network] {error}; choose [mock] pixels in {config.path} to suit") from error
     giant = k_giant(source.labels, source.prior)
-    features = _features(source.labels, grid, emulator, giant)
+    features = find_features(_derivatives(source.labels, grid, emulator, giant))
     made_of = _made_of(config)
     note = folder / "domains.json"
     if note.exists() and (there := json.loads(note.read_text(encoding="utf-8"))) != made_of:
@@ -289,6 +303,20 @@ def recovery(model, domains: MockDomains, mask: FeatureMask, labels=None, *, pro
     return QTable(units | {name: column * u.percent for name, column in columns.items()})
 
 
+def observed_stars(domains: MockDomains, n: int):
+    """Return observed spectra of the training, as one spectrum with a row per star.
+
+    Parameters
+    ----------
+    domains : `MockDomains`
+    n : int
+        So many, or as many as there are.
+    """
+    table = TrainingSet(domains.folder / "observed.h5", grid=domains.grid)
+    flux, sigma, _ = table.read(0, min(n, len(table)))
+    return to_spectrum(flux.astype(float), domains.grid, ivar=sigma.astype(float) ** -2)
+
+
 def compare_attributions(model, lines: MissingLines, mask: FeatureMask, stars, *, seed=0, progress=True) -> QTable:
     """Tell how often four ways to choose the element of a line are right.
 
@@ -415,7 +443,7 @@ def _scored(config, domains, run, model, null, progress):
     lines = find_missing_lines(model, null=null, fdr=1.0, seed=run.seed, progress=progress)
     believed = lines.at(FDR)
     if given.n_stars and len(believed):
-        stars = _stars(domains, given.n_stars)
+        stars = observed_stars(domains, given.n_stars)
         believed = with_elements(believed, star_differences(model, stars, ignore=believed.pixels, progress=progress))
     believed.write(folder / "lines.ecsv")
     curve = score_missing_lines(lines, mask)
@@ -426,13 +454,6 @@ def _scored(config, domains, run, model, null, progress):
     row |= {n: getattr(score, n) for n in ("element_accuracy", "n_element", "set_accuracy", "n_set", "set_size")}
     write_atomically(note, lambda path: path.write_text(json.dumps(row, indent=1), encoding="utf-8"))
     return row
-
-
-def _stars(domains, n):
-    """Observed spectra of the training, as one spectrum."""
-    table = TrainingSet(domains.folder / "observed.h5", grid=domains.grid)
-    flux, sigma, _ = table.read(0, min(n, len(table)))
-    return to_spectrum(flux.astype(float), domains.grid, ivar=sigma.astype(float) ** -2)
 
 
 def _mean(error, pixels):
@@ -491,11 +512,11 @@ def _draw_labels(config, source, rng):
     return rows.clip(labels.lower, labels.upper)
 
 
-def _features(labels, grid, emulator, giant):
-    """Strong features of an emulator at the K giant."""
-    flux, slopes = EmulatorPredictor(emulator).jacobian(giant)
+def _derivatives(labels, grid, emulator, values):
+    """Derivatives of an emulator's flux at one set of labels."""
+    flux, slopes = EmulatorPredictor(emulator).jacobian(values)
     slopes = dict(zip(labels, slopes, strict=True))
-    return find_features(DerivativeSpectra(grid, flux, slopes, labels.to_quantities(giant)))
+    return DerivativeSpectra(grid, flux, slopes, labels.to_quantities(values))
 
 
 def _write_observed(path, emulator, labels, grid, splits, snr_range, rng, progress):

@@ -1,0 +1,229 @@
+#!/usr/bin/env python
+"""Tables and figures of docs/missing_lines.rst: what is found of lines that were taken away, and in the embedded model.
+
+The mock studies themselves are run by ``cyclestarnet mock-lines`` from the files
+``missing_lines_*.toml`` beside this one; a study that is finished is only read here::
+
+    python recipes/missing_lines.py mock  --study STUDY.toml        figures and scores of one training
+    python recipes/missing_lines.py table --study STUDY.toml ...    S1, Table 1, from one or more studies
+    python recipes/missing_lines.py real  --work WORK --inputs INPUTS [--null MODEL]
+
+``WORK`` and ``INPUTS`` are those of ``apogee_giants.py``; ``--null`` is the model
+of a study's training with nothing masked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import astropy.units as u
+import h5py
+import numpy as np
+from astropy.table import QTable, vstack
+
+from cyclestarnet import CalibratedModel
+from cyclestarnet.config import read_mock_config
+from cyclestarnet.line_lists import match_lines, read_line_list
+from cyclestarnet.missing import find_missing_lines, score_missing_lines, star_differences, with_elements
+from cyclestarnet.mock import compare_attributions, make_domains, make_run, observed_stars, trained
+from cyclestarnet.plotting_lines import (
+    plot_error_map,
+    plot_missing_lines,
+    plot_precision_recall,
+    plot_recovery,
+    plot_recovery_error,
+)
+from cyclestarnet.spectra import to_spectrum
+
+log = logging.getLogger("missing_lines")
+
+DOCS = Path(__file__).parents[1] / "docs"
+FDR = 0.05
+N_STRONGEST, N_REAL_STARS = 30, 1_500
+# What is known to be wrong with the line list of the synthetic grid (its README), and H-band lines of real giants.
+KNOWN = (
+    (15236.2, "missing in the list"),
+    (16049.7, "missing in the list"),
+    (16825.0, "missing in the list"),
+    (16823.3, "Ni I, in the list at 16822.1"),
+)
+PUBLISHED = {0.1: "0.35-0.41", 0.2: "0.35-0.41", 0.3: "0.35-0.41", 0.4: "0.35-0.41", 0.5: "0.35-0.41"}
+PUBLISHED |= {0.6: "0.35-0.41", 0.7: "0.35-0.41", 0.8: "4.50", 0.9: "4.59"}
+
+
+def mock(options):
+    """One training: scores, ways to attribute, and its figures."""
+    (path,) = options.study
+    config = read_mock_config(path)
+    domains = make_domains(config)
+    run = make_run(config, domains, max(config.mock.fractions), config.mock.seeds[0])
+    model = trained(run)
+    lines = find_missing_lines(model, fdr=1.0, seed=run.seed)
+    believed = lines.at(FDR)
+    stars = observed_stars(domains, config.mock.n_stars)
+    believed = with_elements(believed, star_differences(model, stars, ignore=believed.pixels))
+    curve, score = score_missing_lines(lines, run.mask), score_missing_lines(believed, run.mask)
+    ways = compare_attributions(model, believed, run.mask, stars, seed=run.seed)
+    pull, sigma = wavelength_pulls(domains, believed, run.mask)
+    precision, recall = curve.at(FDR)
+    rows = [
+        ("lines at a false-discovery rate of 5 %", f"{len(believed)}"),
+        ("masked features", f"{len(run.mask.masked)} ({run.mask.pixels.sum()} pixels)"),
+        ("precision", f"{precision:.3f}"),
+        ("recall", f"{recall:.3f}"),
+        ("element right, lines other than of C, N, O", f"{score.element_accuracy:.3f} of {score.n_element}"),
+        ("set right, lines of C, N, O", f"{score.set_accuracy:.3f} of {score.n_set}, {score.set_size:.2f} elements"),
+        ("wavelength, half 16-84 % range of error / σ", f"{pull:.2f}"),
+        ("wavelength, median error", f"{sigma:.3f} Å"),
+        ("median agreement of flux and derivatives", f"{np.nanmedian(believed.table['agreement']):.2f}"),
+    ]
+    write_table(
+        "missing_score", ("", "value"), rows, "Catalogue of the full-size training, 30 % of the features masked"
+    )
+    rows = [(r["way"], f"{r['right']:.2f} of {r['n']}", f"{r['right_cno']:.2f} of {r['n_cno']}") for r in ways]
+    write_table(
+        "missing_ways", ("element by", "other than C, N, O", "C, N, O: one of them"), rows, "Four ways to choose"
+    )
+    giant = domains.labels.to_quantities(domains.giant[None])
+    both = [model.derivative_spectra(giant, domain=domain).star(0) for domain in ("synthetic", "observed")]
+    for name, window in (("missing_recovery", (15_880, 15_985)), ("missing_recovery_cn", (15_225, 15_330))):
+        axes = plot_recovery(*both, domains.derivatives(), window=window * u.AA, features=run.mask.masked)
+        save(axes[0].figure, name)
+    save(plot_error_map(QTable.read(run.folder / "recovery.ecsv")).figure, "missing_error_map")
+    save(plot_missing_lines(believed, truth=run.mask)[0].figure, "missing_found")
+    save(plot_precision_recall(curve).figure, "missing_precision_recall")
+
+
+def wavelength_pulls(domains, lines, mask):
+    """Scatter of (found - true) / error, and the median error, for lines in masked features.
+
+    The true wavelength is the centre of what the mask has taken from the mean spectrum.
+    """
+    from cyclestarnet.backend.predictor import EmulatorPredictor
+    from cyclestarnet.missing import dip_centre
+
+    flux = EmulatorPredictor(domains.emulator).flux(domains.pool[:500]).mean(0)
+    lacking = np.where(mask.pixels, flux - 1, 0.0)
+    off, error = [], []
+    for row in lines.table:
+        peak = row["peak"] - 1 + int(np.argmin(lacking[row["peak"] - 1 : row["peak"] + 2]))
+        if mask.pixels[peak - 1 : peak + 2].all():
+            off.append(row["wavelength"].value - dip_centre(lacking, domains.grid, peak, lines.noise)[0])
+            error.append(row["wavelength_err"].value)
+    off, error = np.array(off), np.array(error)
+    return float(np.diff(np.percentile(off / error, [16, 84]))[0] / 2), float(np.median(np.abs(off)))
+
+
+def table(options):
+    """S1, Table 1, and the scores of catalogues at each fraction."""
+    parts = []
+    for path in options.study:
+        config = read_mock_config(path)
+        part = QTable.read(config.run.folder / "study.ecsv")
+        scatter = "0.1 dex" if config.mock.element_scatter else "as embedded"
+        part["network"] = f"{part['parameters'][0]:,} parameters, {scatter}"
+        part["scatter"] = scatter
+        parts.append(part[part["fraction"] > 0])
+    rows = vstack(parts, metadata_conflicts="silent")
+    cells = []
+    for network in dict.fromkeys(rows["network"]):
+        own = rows[rows["network"] == network]
+        for fraction in dict.fromkeys(own["fraction"]):
+            some = own[own["fraction"] == fraction]
+            cells.append(
+                (
+                    network,
+                    f"{fraction:.0%}",
+                    ", ".join(f"{v:.2f}" for v in some["error"]),
+                    ", ".join(f"{v:.2f}" for v in some["error_population"]),
+                    PUBLISHED.get(round(float(fraction), 3), ""),
+                    f"{some['depth'].mean():.1f}",
+                    *(
+                        ", ".join(f"{v:.2f}" for v in some[name])
+                        for name in ("precision", "recall", "element_accuracy", "set_accuracy")
+                    ),
+                )
+            )
+    header = ("network, scatter of elements", "masked", "K giant [%]", "label sets [%]", "published [%]")
+    header += ("mean depth [%]", "precision", "recall", "element right", "set right")
+    write_table("missing_fractions", header, cells, "Error of restored pixels, and catalogues; a number per seed")
+    save(plot_recovery_error(rows).figure, "missing_fractions")
+
+
+def real(options):
+    """The embedded model: MOOG spectra against observed-like giants."""
+    model = CalibratedModel.from_pretrained()
+    null = [CalibratedModel.load(path) for path in options.null]
+    lines = find_missing_lines(model, null=null, fdr=1.0)
+    lines.table.sort("wavelength")
+    with h5py.File(options.work / "observed.h5") as file:
+        flux, sigma, good = (file[f"{key} train"][:N_REAL_STARS] for key in ("spectra", "spectra_err", "spectra_msk"))
+    stars = to_spectrum(flux.astype(float), model.grid, ivar=good / sigma.astype(float) ** 2)
+    top = lines.strongest(N_STRONGEST)
+    top = with_elements(top, star_differences(model, stars, ignore=lines.at(FDR).pixels))
+    line_list = read_line_list(options.inputs / "data" / "moog_grid" / "lines_grid.dat.gz", medium="vacuum")
+    matched = match_lines(top.table, line_list)
+    rows = []
+    for row in matched[np.argsort(-matched["significance"])]:
+        rows.append(
+            (
+                f"{row['wavelength'].value:.2f} ± {row['wavelength_err'].value:.2f}",
+                f"{row['depth']:.3f}",
+                f"{row['synthetic_depth']:.3f}",
+                row["kind"],
+                f"{row['width'].value:.2f}",
+                f"{row['fdr']:.3f}",
+                f"{row['element']} {row['probability']:.2f}",
+                f"{row['agreement']:.2f}",
+                "" if np.ma.is_masked(row["species"]) else f"{row['species']} {row['line_wavelength'].value:.2f}",
+            )
+        )
+    header = ("wavelength [Å]", "depth", "in MOOG", "kind", "FWHM [Å]", "FDR", "element", "agreement", "in the list")
+    write_table("missing_real", header, rows, "The strongest of the embedded model")
+    checks = []
+    for wavelength, text in KNOWN:
+        k = int(np.argmin(np.abs(lines.table["wavelength"].value - wavelength)))
+        row = lines.table[k]
+        rank = int((lines.table["significance"] > row["significance"]).sum()) + 1
+        off = row["wavelength"].value - wavelength
+        checks.append((f"{wavelength:.1f}", text, f"{off:+.2f}", f"{row['depth']:.3f}", row["kind"], rank))
+    k = int(np.argmin(np.abs(model.grid.wavelength.value - 15660.9)))
+    excess = lines.difference[k - 2 : k + 3].max()
+    checks.append(("15660.9", "Fe I, too strong in the list", "", f"{-excess:.3f}", "", ""))
+    header = ("wavelength [Å]", "known of the line list", "found at [Å]", "depth", "kind", "rank")
+    write_table("missing_known", header, checks, "Known defects of the line list, and what is found")
+    counts = {kind: int((lines.at(FDR).table["kind"] == kind).sum()) for kind in ("missing", "weak", "shifted")}
+    log.info("%d lines at FDR %.2f: %s; noise %.4f", len(lines.at(FDR)), FDR, counts, lines.noise)
+    save(plot_missing_lines(top)[0].figure, "missing_h_band")
+
+
+def write_table(name, header, lines, title):
+    """Write one list-table."""
+    text = [f".. list-table:: {title}", "   :header-rows: 1", ""]
+    for line in (header, *lines):
+        text += [f"   {'*' if k == 0 else ' '} - {cell}" for k, cell in enumerate(line)]
+    (DOCS / "tables" / f"{name}.rst").write_text("\n".join(text) + "\n")
+    log.info("%s\n%s", name, "\n".join(" | ".join(map(str, line)) for line in (header, *lines)))
+
+
+def save(figure, name):
+    """Write one figure of the documentation."""
+    figure.savefig(DOCS / "_static" / f"{name}.png", dpi=110)
+
+
+def main(argv=None):
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=["mock", "table", "real"])
+    parser.add_argument("--study", type=Path, nargs="+", default=[], help="files of mock studies")
+    parser.add_argument("--work", type=Path, help="folder of the intermediate files of apogee_giants.py")
+    parser.add_argument("--inputs", type=Path, help="folder with data/ and tools/")
+    parser.add_argument("--null", type=Path, nargs="*", default=[], help="models of trainings with nothing masked")
+    options = parser.parse_args(argv)
+    {"mock": mock, "table": table, "real": real}[options.stage](options)
+
+
+if __name__ == "__main__":
+    main()
