@@ -220,7 +220,8 @@ def _dips(narrow, chips, noise):
     for low, high in chips:
         depth = gaussian_filter1d(-narrow[low:high], SMOOTHING, mode="nearest").clip(0)
         peaks, found = find_peaks(depth, prominence=0.0)
-        width = peak_widths(depth, peaks, rel_height=0.5)[0]
+        smooth = peak_widths(depth, peaks, rel_height=0.5)[0]
+        width = np.sqrt((smooth**2 - 8 * np.log(2) * SMOOTHING**2).clip(1))
         edges = peak_widths(depth, peaks, rel_height=0.8)[2:]
         start, stop = (np.rint(edge).astype(int) for edge in edges)
         parts.append((peaks + low, start + low, stop + low + 1, width, found["prominences"] / noise))
@@ -289,11 +290,13 @@ class _Regression:
         shape = np.column_stack([*others, own.mean(1)])
         spread = shape.std(0)
         shape = (shape - shape.mean(0))[:, spread > 0] / spread[spread > 0]
+        abundance = (int((spread[:-1] > 0).sum()),)  # the last, whose linear term is the sum of the elements'
         for degree in (3, 2, 1):
             terms = [
                 shape[:, list(powers)].prod(1)
                 for order in range(1, degree + 1)
                 for powers in combinations_with_replacement(range(shape.shape[1]), order)
+                if powers != abundance
             ]
             if len(values) >= LEAST_PER_TERM * (1 + len(elements) + len(terms)) or degree == 1:
                 return cls(np.column_stack([np.ones(len(values)), own, *terms]), len(elements))
@@ -301,19 +304,21 @@ class _Regression:
     def slopes(self, depth, variance):
         """Derivatives of a depth (n,) by the elements (n_elements,), in 1/dex, and their covariance."""
         seen = np.isfinite(depth)
-        design, depth, weight = self.design[seen], depth[seen], np.ones(seen.sum())
+        freedom = int(seen.sum()) - self.design.shape[1]
+        if freedom < 1:  # too few have seen it
+            return np.zeros(self.n_elements), np.diag(np.full(self.n_elements, RIDGE**2))
+        design, depth = self.design[seen], depth[seen]
         precision = np.zeros(design.shape[1])
         precision[1 : 1 + self.n_elements] = 1.0
-        scatter = float(np.var(depth)) if variance is None else float(np.mean(variance[seen]))
+        scatter = max(float(np.var(depth) if variance is None else np.mean(variance[seen])), 1e-10)
         for _ in range(3):  # what the polynomial cannot follow adds to the noise
             weight = 1 / (scatter if variance is None else np.maximum(variance[seen], 1e-12) + scatter)
             weight = np.broadcast_to(weight, depth.shape)
             normal = (design * weight[:, None]).T @ design + np.diag(precision / RIDGE**2)
             normal += 1e-9 * np.diag(np.diag(normal))  # a label that does not vary
             coefficients = np.linalg.solve(normal, (design * weight[:, None]).T @ depth)
-            left = (depth - design @ coefficients) ** 2
-            excess = left if variance is None else left - variance[seen]
-            scatter = max(float(np.mean(excess)) * len(left) / max(len(left) - len(coefficients), 1), 1e-10)
+            left = (depth - design @ coefficients) ** 2 * len(depth) / freedom
+            scatter = max(float(np.mean(left if variance is None else left - variance[seen])), 1e-10)
         own = slice(1, 1 + self.n_elements)
         return coefficients[own], np.linalg.inv(normal)[own, own]
 
@@ -374,11 +379,11 @@ class MissingLines:
     ----------
     table : `~astropy.table.QTable`
         A row per line, from blue to red. ``wavelength`` (vacuum) with
-        ``wavelength_err``; ``depth`` of the mean spectrum, as a fraction of the
+        ``wavelength_err``; ``depth`` of the mean spectrum below what is around, as a fraction of the
         continuum, with ``depth_err``; ``synthetic_depth`` at the same place; ``kind``:
         "missing", "weak" if synthetic spectra have a line there whose depth is half of
         ``depth`` or more, or "shifted" if they have too much just beside it;
-        ``width`` (FWHM); ``significance``, the
+        ``width`` (FWHM, 1 pixel at least); ``significance``, the
         prominence of the dip over the noise of the mean difference; ``fdr``, the
         expected share of false lines among those of this significance or more;
         ``element``, the likeliest, with its ``probability``; ``elements``, the
@@ -496,6 +501,7 @@ def find_missing_lines(model, *, labels=None, stars=None, null=(), fdr=0.05, n=1
     if labels is None:
         labels = rng.multivariate_normal(first.prior.mean, first.prior.covariance, n)
         labels = labels.clip(first.labels.lower, first.labels.upper)
+    labels = np.asarray(labels)
     several = [model_differences(one, labels=labels, progress=progress) for one in models]
     members = [one.flux for one in several]
     own = replace(several[0], flux=np.mean(members, axis=0))
@@ -514,7 +520,7 @@ def find_missing_lines(model, *, labels=None, stars=None, null=(), fdr=0.05, n=1
         rate = _false_discovery(found.significance, _dips(-narrow, grid.chips, noise).significance, 1)
     kept = np.flatnonzero(rate <= fdr)
     lines = _Dips(*(getattr(found, name)[kept] for name in found.__dataclass_fields__))
-    catalogue = MissingLines(_measured(lines, rate[kept], mean, grid, noise, members), grid, mean, noise)
+    catalogue = MissingLines(_measured(lines, rate[kept], narrow, grid, noise, members), grid, mean, noise)
     catalogue.table["synthetic_depth"] = 1 - own.synthetic[lines.peak]
     catalogue.table["kind"] = _kinds(lines, narrow, own.synthetic)
     catalogue.table["agreement"] = np.nan
@@ -574,19 +580,19 @@ def _kinds(lines, narrow, synthetic):
     return np.array(kinds, dtype="U7")
 
 
-def _measured(lines, rate, mean, grid, noise, members):
+def _measured(lines, rate, narrow, grid, noise, members):
     """Table of positions, depths and widths."""
-    centres = np.array([dip_centre(mean, grid, peak, noise) for peak in lines.peak]).reshape(-1, 2)
+    centres = np.array([dip_centre(narrow, grid, peak, noise) for peak in lines.peak]).reshape(-1, 2)
     steps = np.gradient(grid.wavelength.value)[lines.peak] if len(lines.peak) else np.zeros(0)
     depth_err = np.full(len(lines.peak), noise)
     if len(members) > 1:
-        each = np.array([_mean_difference(member)[lines.peak] for member in members])
+        each = np.array([_without_background(_mean_difference(m), grid.chips)[lines.peak] for m in members])
         depth_err = np.hypot(noise, each.std(0, ddof=1) / np.sqrt(len(members)))
     return QTable(
         {
             "wavelength": centres[:, 0] * u.AA,
             "wavelength_err": centres[:, 1] * u.AA,
-            "depth": -mean[lines.peak],
+            "depth": -narrow[lines.peak],
             "depth_err": depth_err,
             "width": lines.width * steps * u.AA,
             "significance": lines.significance,

@@ -248,7 +248,7 @@ def make_run(config: MockConfig, domains: MockDomains, fraction: float, seed: in
         save_emulator(masked_emulator(domains.emulator, mask.pixels), domains.labels, folder / "masked.pt")
     about = {
         "observed domain": "spectra of the complete emulator with noise. Not real spectra.",
-        "synthetic domain": f"that emulator ({Path(config.mock.model).name}) without {fraction:.0%} of its strong features",
+        "synthetic domain": f"the emulator of {Path(config.mock.model).name} without {fraction:.0%} of the features",
     }
     training = Config(
         path=config.path,
