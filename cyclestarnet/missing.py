@@ -14,8 +14,8 @@ are kept apart:
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations_with_replacement
 
 import astropy.units as u
@@ -164,7 +164,7 @@ def star_differences(model, spectra, *, ignore=None, space="emulator", progress=
     if np.ndim(spectra.flux) != 2:
         raise SpectrumError(f"spectra must have a row per star, but have the shape {np.shape(spectra.flux)}")
     table = model.fit_many(spectra, space=space, ignore=ignore, progress=progress)
-    values = np.column_stack([np.asarray(u.Quantity(table[name]).value, dtype=float) for name in model.labels])
+    values = np.column_stack([np.asarray(table[name].value, dtype=float) for name in model.labels])
     fitted = np.isfinite(values).all(1)
     if not fitted.any():
         raise SpectrumError(f"none of {len(fitted)} stars could be fitted; of the first: {table['message'][0]}")
@@ -396,12 +396,15 @@ class MissingLines:
         Mean of observed − synthetic flux.
     noise : float
         1 σ of the difference where there is no line.
+    derivatives : mapping of str to array, shape (n_pixels,)
+        Mean difference of the derivatives, observed − synthetic, by elements such as ``"mg_h"``, in 1/dex.
     """
 
     table: QTable
     grid: WavelengthGrid
     difference: np.ndarray
     noise: float
+    derivatives: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self):
         return len(self.table)
@@ -416,12 +419,12 @@ class MissingLines:
 
     def at(self, fdr):
         """The lines with a false-discovery rate of at most ``fdr``, as another `MissingLines`."""
-        return MissingLines(self.table[self.table["fdr"] <= fdr], self.grid, self.difference, self.noise)
+        return replace(self, table=self.table[self.table["fdr"] <= fdr])
 
     def strongest(self, n):
         """The ``n`` most significant lines, as another `MissingLines`."""
         chosen = np.sort(np.argsort(-self.table["significance"])[:n])
-        return MissingLines(self.table[chosen], self.grid, self.difference, self.noise)
+        return replace(self, table=self.table[chosen])
 
     def write(self, path):
         """Write the table to an ECSV file, atomically; `astropy.table.QTable.read` reads it.
@@ -475,7 +478,7 @@ def find_missing_lines(model, *, labels=None, stars=None, null=(), fdr=0.05, n=1
     Raises
     ------
     LabelError
-        If no label is an element.
+        If no label is an element, or models have different labels.
     GridError
         If models have different grids.
     SpectrumError
@@ -490,11 +493,18 @@ def find_missing_lines(model, *, labels=None, stars=None, null=(), fdr=0.05, n=1
     (Unit("Angstrom"), ['C', 'N', 'O'])
     """
     models = list(model) if isinstance(model, Sequence) else [model]
+    if not models:
+        raise ValueError("model must be a trained model or several, but is empty")
     first = models[0]
     for other in [*models[1:], *null]:
         if other.grid != first.grid:
             raise GridError(
                 f"models must have the same grid: {first.name} has {first.grid!r}, {other.name} {other.grid!r}"
+            )
+        if other.labels.names != first.labels.names:
+            raise LabelError(
+                f"models must have the same labels: {first.name} has {', '.join(first.labels)}; "
+                f"{other.name} has {', '.join(other.labels)}"
             )
     elements_of(first.labels)
     grid, rng = first.grid, np.random.default_rng(seed)
@@ -520,10 +530,10 @@ def find_missing_lines(model, *, labels=None, stars=None, null=(), fdr=0.05, n=1
         rate = _false_discovery(found.significance, _dips(-narrow, grid.chips, noise).significance, 1)
     kept = np.flatnonzero(rate <= fdr)
     lines = _Dips(*(getattr(found, name)[kept] for name in found.__dataclass_fields__))
-    catalogue = MissingLines(_measured(lines, rate[kept], narrow, grid, noise, members), grid, mean, noise)
+    table = _measured(lines, rate[kept], narrow, grid, noise, members)
+    catalogue = MissingLines(table, grid, mean, noise, _mean_derivatives(models, labels) if len(table) else {})
     catalogue.table["synthetic_depth"] = 1 - own.synthetic[lines.peak]
     catalogue.table["kind"] = _kinds(lines, narrow, own.synthetic)
-    catalogue.table["agreement"] = np.nan
     catalogue.table.meta = {
         "models": [one.name for one in models],
         "n_labels": len(labels),
@@ -531,10 +541,7 @@ def find_missing_lines(model, *, labels=None, stars=None, null=(), fdr=0.05, n=1
         "seed": seed,
     }
     evidence = own if stars is None else star_differences(first, stars, ignore=catalogue.pixels, progress=progress)
-    catalogue = with_elements(catalogue, evidence)
-    catalogue.table.meta["elements_by"] = f"{len(evidence)} {'label sets' if stars is None else 'observed stars'}"
-    catalogue.table["agreement"] = _agreement(models, labels, catalogue.table, mean)
-    return catalogue
+    return with_elements(catalogue, evidence)
 
 
 def with_elements(lines, differences):
@@ -549,17 +556,21 @@ def with_elements(lines, differences):
     Returns
     -------
     `MissingLines`
+        Without the ``agreement`` of lines that now have another element.
     """
     names = np.array(_names(differences.labels))
     slopes, probabilities, sets = attribute(differences, lines.table["peak"])
     table = lines.table.copy()
-    table["element"] = names[probabilities.argmax(1)] if len(table) else np.zeros(0, dtype=names.dtype)
+    element = names[probabilities.argmax(1)] if len(table) else np.zeros(0, dtype=names.dtype)
+    table["element"] = element
     table["probability"] = probabilities.max(1, initial=0.0)
     table["elements"] = np.array([" ".join(names[chosen]) for chosen in sets], dtype=str)
     table["slopes"] = slopes / u.dex
     table["probabilities"] = probabilities
     table.meta["elements"] = names.tolist()
-    return MissingLines(table, lines.grid, lines.difference, lines.noise)
+    table.meta["elements_by"] = f"{len(differences)} {'label sets' if differences.error is None else 'observed stars'}"
+    table["agreement"] = _agreement(table, lines.difference, lines.derivatives)
+    return replace(lines, table=table)
 
 
 def _kinds(lines, narrow, synthetic):
@@ -650,21 +661,23 @@ def attribute(differences, peaks):
     return slopes, probabilities, sets
 
 
-def _agreement(models, labels, table, mean, n=8):
-    """Correlation over each line's pixels of the flux difference with the derivative difference of its element."""
-    names = [f"{element.lower()}_h" for element in table["element"]]
-    if not names:
-        return np.zeros(0)
+def _mean_derivatives(models, labels, n=8):
+    """Difference of the derivatives by each element, over some label sets and all models: arrays (n_pixels,)."""
     rows = np.linspace(0, len(labels) - 1, min(n, len(labels))).astype(int)
-    where, wanted = models[0].labels.to_quantities(labels[rows]), sorted(set(names))
-    slopes = [one.derivative_spectra(where, domain="difference", names=wanted) for one in models]
-    out = np.full(len(table), np.nan)
-    for k, name in enumerate(names):
-        part = slice(max(table["start"][k] - CORE, 0), table["stop"][k] + CORE)
-        slope = np.mean([one[name].value[:, part].mean(0) for one in slopes], axis=0)
-        if slope.std() and mean[part].std():
-            out[k] = np.corrcoef(mean[part], slope)[0, 1]
-    return out
+    where, names = models[0].labels.to_quantities(labels[rows]), elements_of(models[0].labels)
+    members = [one.derivative_spectra(where, domain="difference", names=names) for one in models]
+    return {name: np.mean([one[name].value for one in members], axis=(0, 1)) for name in names}
+
+
+def _agreement(table, difference, derivatives):
+    """Correlation over each line's pixels of the flux difference with the derivative difference of its element."""
+    agreement = np.full(len(table), np.nan)
+    for k, row in enumerate(table):
+        part = slice(max(row["start"] - CORE, 0), row["stop"] + CORE)
+        slope = derivatives.get(f"{row['element'].lower()}_h")
+        if slope is not None and slope[part].std() and difference[part].std():
+            agreement[k] = np.corrcoef(difference[part], slope[part])[0, 1]
+    return agreement
 
 
 # -- against the truth ---------------------------------------------------------------------
