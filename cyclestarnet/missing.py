@@ -556,7 +556,6 @@ def with_elements(lines, differences):
     Returns
     -------
     `MissingLines`
-        Without the ``agreement`` of lines that now have another element.
     """
     names = np.array(_names(differences.labels))
     slopes, probabilities, sets = attribute(differences, lines.table["peak"])
