@@ -434,7 +434,10 @@ class MissingLines:
         path : path-like
             An existing file is replaced.
         """
-        write_atomically(path, lambda temporary: self.table.write(temporary, format="ascii.ecsv", overwrite=True))
+        # columns of arrays can be read back from one row on
+        columns = [name for name, column in self.table.items() if len(self) or column.ndim == 1]
+        table = self.table[columns]
+        write_atomically(path, lambda temporary: table.write(temporary, format="ascii.ecsv", overwrite=True))
 
     def __repr__(self):
         believed = int((self.table["fdr"] <= 0.05).sum())
