@@ -378,7 +378,7 @@ def study(config: MockConfig, *, progress=True) -> QTable:
     -------
     `~astropy.table.QTable`
         A row per training, as in S1, Table 1, also in ``study.ecsv`` of the
-        folder. That of each training has ``model.safetensors``, ``mask.ecsv``,
+        folder. That of each training has its model, ``mask.ecsv``,
         ``recovery.ecsv`` (`recovery`), ``lines.ecsv`` (the catalogue, with a
         false-discovery rate of 5 %), and ``score.ecsv`` (precision and recall of all dips).
     """
