@@ -334,8 +334,8 @@ def compare_attributions(model, lines: MissingLines, mask: FeatureMask, stars, *
     `~astropy.table.QTable`
         Rows: the derivatives of one star, of the mean of 50, a regression on the
         labels of translated spectra, and one on those of observed stars.
-        ``right`` is the share of lines in masked features other than of C, N and
-        O whose element is a masked one, ``right_cno`` that of the others,
+        ``right`` is the share of masked features other than of C, N and O
+        whose line is given to their element, ``right_cno`` that of the others,
         where any of C, N and O is right.
     """
     peaks, names = np.asarray(lines.table["peak"]), elements_of(model.labels)
@@ -354,12 +354,18 @@ def compare_attributions(model, lines: MissingLines, mask: FeatureMask, stars, *
     if stars is not None:
         evidence = star_differences(model, stars, ignore=lines.pixels, progress=progress)
         slopes["regression over observed stars"] = attribute(evidence, peaks)[0]
-    masked = [{f.label for f in mask.masked if f.start - 1 <= peak < f.stop + 1} for peak in peaks]
     rows = []
     for way, found in slopes.items():
-        chosen = [names[k] for k in found.argmin(1)]
-        single = [name in here for name, here in zip(chosen, masked, strict=True) if here - MOLECULES]
-        others = [name in MOLECULES for name, here in zip(chosen, masked, strict=True) if here and here <= MOLECULES]
+        chosen = np.array([names[k] for k in found.argmin(1)])
+        single, others = [], []
+        for feature in mask.masked:
+            inside = np.flatnonzero((peaks >= feature.start - 1) & (peaks < feature.stop + 1))
+            if len(inside):
+                name = chosen[inside[np.argmin(np.abs(peaks[inside] - feature.peak))]]
+                if feature.label in MOLECULES:
+                    others.append(name in MOLECULES)
+                else:
+                    single.append(name == feature.label)
         rows.append((way, np.mean(single or np.nan), len(single), np.mean(others or np.nan), len(others)))
     return QTable(rows=rows, names=("way", "right", "n", "right_cno", "n_cno"))
 
@@ -447,11 +453,14 @@ def _scored(config, domains, run, model, null, progress):
         believed = with_elements(believed, star_differences(model, stars, ignore=believed.pixels, progress=progress))
     believed.write(folder / "lines.ecsv")
     curve = score_missing_lines(lines, mask)
-    score = score_missing_lines(believed, mask)
+    score = score_missing_lines(believed, mask, truth=domains.derivatives())
     _write_table(QTable({n: getattr(curve, n) for n in ("fdr", "precision", "recall")}), folder / "score.ecsv")
     precision, recall = curve.at(FDR)
     row |= {"lines": len(believed), "precision": precision, "recall": recall}
-    row |= {n: getattr(score, n) for n in ("element_accuracy", "n_element", "set_accuracy", "n_set", "set_size")}
+    row |= {
+        n: getattr(score, n)
+        for n in ("element_accuracy", "n_element", "set_accuracy", "n_set", "set_size", "steepest_accuracy")
+    }
     write_atomically(note, lambda path: path.write_text(json.dumps(row, indent=1), encoding="utf-8"))
     return row
 

@@ -762,7 +762,26 @@ def test_recall_is_the_share_of_features_that_are_found(score):
 
 def test_elements_are_scored_where_they_are_not_of_molecules(score):
     assert (score.element_accuracy, score.n_element) == (0.5, 2)  # Fe, and Si for Mg
-    assert (score.set_accuracy, score.set_size, score.n_set) == (0.5, 1.5, 2)  # C N for both, and O for N
+    assert (score.set_accuracy, score.set_size, score.n_set) == (
+        1.0,
+        2.0,
+        2,
+    )  # C N for both
+
+
+def test_a_set_without_the_element_is_wrong():
+    lines = by_hand()
+    lines.table["elements"][3] = "C"
+    score = score_missing_lines(lines, mask())
+    assert (score.set_accuracy, score.set_size) == (0.5, 1.0)
+
+
+def test_lines_are_compared_with_what_is_truly_the_steepest():
+    slopes = {"fe_h": np.zeros(50), "si_h": np.zeros(50), "o_h": np.zeros(50)}
+    slopes["fe_h"][10:13], slopes["si_h"][23:26], slopes["fe_h"][31:34], slopes["o_h"][35:38] = -0.1, -0.2, -0.1, 0.1
+    truth = DerivativeSpectra(by_hand().grid, np.ones(50), slopes)
+    score = score_missing_lines(by_hand(), mask(), truth=truth)
+    assert score.steepest_accuracy == 0.5  # Fe and Si, though Mg is masked there; not N for Fe, nor O for a bump
 
 
 def test_elements_are_scored_up_to_a_rate():
