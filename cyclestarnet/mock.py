@@ -325,7 +325,8 @@ def compare_attributions(model, lines: MissingLines, mask: FeatureMask, stars, *
     model : `~cyclestarnet.CalibratedModel`
     lines : `~cyclestarnet.missing.MissingLines`
     mask : `~cyclestarnet.lines.FeatureMask`
-    stars : `~specutils.Spectrum`, a row per star
+    stars : `~cyclestarnet.missing.FluxDifferences` or None
+        Of observed stars, by `~cyclestarnet.missing.star_differences`.
     seed : int, optional
     progress : bool, optional
 
@@ -352,8 +353,7 @@ def compare_attributions(model, lines: MissingLines, mask: FeatureMask, stars, *
         "regression over label sets": attribute(model_differences(model, seed=seed, progress=progress), peaks)[0],
     }
     if stars is not None:
-        evidence = star_differences(model, stars, ignore=lines.pixels, progress=progress)
-        slopes["regression over observed stars"] = attribute(evidence, peaks)[0]
+        slopes["regression over observed stars"] = attribute(stars, peaks)[0]
     rows = []
     for way, found in slopes.items():
         chosen = np.array([names[k] for k in found.argmin(1)])
