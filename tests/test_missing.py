@@ -12,6 +12,7 @@ from cyclestarnet.lines import Feature, FeatureMask, Features
 from cyclestarnet.missing import (
     FluxDifferences,
     MissingLines,
+    _attribute,
     _dips,
     _false_discovery,
     _Regression,
@@ -375,6 +376,19 @@ def test_probabilities_are_shares(weak, low, high):
     assert chosen.sum() > 30
     error = np.sqrt((probabilities * (1 - probabilities))[chosen].sum()) / chosen.sum()
     assert abs(right[chosen].mean() - probabilities[chosen].mean()) < 4 * error
+
+
+@pytest.mark.parametrize("found", [(0.10, 0.06, -0.02), (-0.05, 0.02, 0.04), (0.3, 0.25, 0.0)])
+def test_probabilities_are_those_of_bayes(found, rng):
+    covariance = 0.05**2 * np.array([[1, 0.5, 0], [0.5, 1, -0.3], [0, -0.3, 1]])
+    likelihoods = []
+    for k in range(3):  # an absorber has slopes of some 0.3, positive, and bystanders have of some 0.02
+        slopes = rng.normal(0, 0.02, (400_000, 3))
+        slopes[:, k] = abs(rng.normal(0, 0.3, 400_000))
+        pulls = (found - slopes) @ np.linalg.inv(np.linalg.cholesky(covariance)).T
+        likelihoods.append(np.exp(-0.5 * (pulls**2).sum(1)).mean())
+    probabilities, _ = _attribute(np.array(found), covariance, [(0,), (1,), (2,)])
+    np.testing.assert_allclose(probabilities, np.array(likelihoods) / sum(likelihoods), atol=0.01)
 
 
 def test_sets_hold_the_truth(weak):
