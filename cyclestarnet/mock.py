@@ -347,16 +347,16 @@ def compare_attributions(model, lines: MissingLines, mask: FeatureMask, stars, *
     several = model.derivative_spectra(model.labels.to_quantities(pool.values), domain="difference", names=names)
     one = model.derivative_spectra(giant, domain="difference", names=names)
     at = peaks[:, None] + np.arange(-1, 2)
-    slopes = {
-        "derivatives of one star": np.array([one[name].value[at].mean(-1) for name in names]).T,
-        "derivatives of 50 label sets": np.array([several[name].value.mean(0)[at].mean(-1) for name in names]).T,
-        "regression over label sets": attribute(model_differences(model, seed=seed, progress=progress), peaks)[0],
+    found = {
+        "derivatives of one star": -np.array([one[name].value[at].mean(-1) for name in names]).T,
+        "derivatives of 50 label sets": -np.array([several[name].value.mean(0)[at].mean(-1) for name in names]).T,
+        "regression over label sets": attribute(model_differences(model, seed=seed, progress=progress), peaks)[1],
     }
     if stars is not None:
-        slopes["regression over observed stars"] = attribute(stars, peaks)[0]
+        found["regression over observed stars"] = attribute(stars, peaks)[1]
     rows = []
-    for way, found in slopes.items():
-        chosen = np.array([names[k] for k in found.argmin(1)])
+    for way, preference in found.items():
+        chosen = np.array(names)[preference.argmax(1)]
         single, others = [], []
         for feature in mask.masked:
             inside = np.flatnonzero((peaks >= feature.start - 1) & (peaks < feature.stop + 1))

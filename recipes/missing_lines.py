@@ -5,6 +5,7 @@ The mock studies themselves are run by ``cyclestarnet mock-lines`` from the file
 ``missing_lines_*.toml`` beside this one; a study that is finished is only read here::
 
     python recipes/missing_lines.py mock  --study STUDY.toml        figures and scores of one training
+    python recipes/missing_lines.py ways  --study STUDY.toml ...    how best to choose an element
     python recipes/missing_lines.py table --study STUDY.toml ...    S1, Table 1, from one or more studies
     python recipes/missing_lines.py real  --work WORK --inputs INPUTS [--null MODEL]
 
@@ -66,7 +67,6 @@ def mock(options):
     believed = with_elements(believed, stars)
     curve = score_missing_lines(lines, run.mask)
     score = score_missing_lines(believed, run.mask, truth=domains.derivatives())
-    ways = compare_attributions(model, believed, run.mask, stars, seed=run.seed)
     pull, sigma = wavelength_pulls(domains, believed, run.mask)
     precision, recall = curve.at(FDR)
     rows = [
@@ -98,6 +98,34 @@ def mock(options):
     save(plot_precision_recall(curve).figure, "missing_precision_recall")
 
 
+def ways(options):
+    """Four ways to choose an element, in one training of each study."""
+    rows = []
+    for path in options.study:
+        config = read_mock_config(path)
+        domains = make_domains(config)
+        run = make_run(config, domains, 0.3, config.mock.seeds[0])
+        model = trained(run)
+        lines = find_missing_lines(model, seed=run.seed)
+        stars = star_differences(model, observed_stars(domains, config.mock.n_stars), ignore=lines.pixels)
+        for row in compare_attributions(model, lines, run.mask, stars, seed=run.seed):
+            cells = (f"{row['right']:.2f} of {row['n']}", f"{row['right_cno']:.2f} of {row['n_cno']}")
+            rows.append((network_of(config, model), row["way"], *cells))
+    header = ("network, scatter of elements", "element by", "features other than C, N, O", "C, N, O: one of them")
+    write_table("missing_ways", header, rows, "Four ways to choose the likeliest element, 30 % of the features masked")
+
+
+def network_of(config, model):
+    """Size of the networks, and how much elements vary on their own in their training."""
+    n = sum(parameter.numel() for parameter in model.translator.network.parameters())
+    return f"{n:,} parameters, {scatter_of(config)}"
+
+
+def scatter_of(config):
+    """How much elements vary on their own in a study."""
+    return f"{config.mock.element_scatter:g} dex" if config.mock.element_scatter else "as embedded, 0.02 dex"
+
+
 def wavelength_pulls(domains, lines, mask):
     """Scatter of (found - true) / error, and the median error, for lines in masked features.
 
@@ -124,9 +152,7 @@ def table(options):
     for path in options.study:
         config = read_mock_config(path)
         part = QTable.read(config.run.folder / "study.ecsv")
-        scatter = "0.1 dex" if config.mock.element_scatter else "as embedded"
-        part["network"] = f"{part['parameters'][0]:,} parameters, {scatter}"
-        part["scatter"] = scatter
+        part["network"] = f"{part['parameters'][0]:,} parameters, {scatter_of(config)}"
         parts.append(part[part["fraction"] > 0])
     rows = vstack(parts, metadata_conflicts="silent")
     cells = []
@@ -218,13 +244,13 @@ def save(figure, name):
 def main(argv=None):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["mock", "table", "real"])
+    parser.add_argument("stage", choices=["mock", "ways", "table", "real"])
     parser.add_argument("--study", type=Path, nargs="+", default=[], help="files of mock studies")
     parser.add_argument("--work", type=Path, help="folder of the intermediate files of apogee_giants.py")
     parser.add_argument("--inputs", type=Path, help="folder with data/ and tools/")
     parser.add_argument("--null", type=Path, nargs="*", default=[], help="models of trainings with nothing masked")
     options = parser.parse_args(argv)
-    {"mock": mock, "table": table, "real": real}[options.stage](options)
+    {"mock": mock, "ways": ways, "table": table, "real": real}[options.stage](options)
 
 
 if __name__ == "__main__":
