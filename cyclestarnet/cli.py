@@ -209,7 +209,8 @@ def mock_lines(options):
     shown = ["fraction", "seed", "error", "error_population", "precision", "recall", "element_accuracy", "set_accuracy"]
     print("\n".join(table[shown].pformat(max_lines=-1, max_width=-1)))
     print(
-        f"errors: mean of the masked pixels in %, K giant and {config.mock.n_scored:,} label sets; {config.run.folder}"
+        f"errors: mean of the masked pixels in %, of the K giant and of at most {config.mock.n_scored:,} label sets; "
+        f"all files are in {config.run.folder}"
     )
     return 0
 

@@ -288,16 +288,16 @@ class MockLines:
         Of the strong features of each element that the synthetic domain lacks:
         a training for each. That of 0 tells what other trainings find by chance.
     seeds : list of int
-        As many trainings of each fraction, with other features masked.
+        Of the choice of features, and of the training: each fraction is trained once per seed.
     n_observed, n_validation : int
         Observed spectra for the training, and held out.
     n_stars : int
         Observed spectra of the training that are fitted, to tell elements.
     n_scored : int
-        Label sets over which restored pixels are compared with the truth.
+        Label sets of synthetic spectra, at most, at which restored pixels are compared with the truth.
     snr : (float, float)
-        Range of their signal-to-noise ratios, which are drawn from a
-        log-normal distribution with a median of 120 and a scatter of 0.5.
+        Range of the signal-to-noise ratios of observed spectra, per pixel. They are
+        drawn from a log-normal distribution with a median of 120 and a scatter of 0.5.
     pixels : (int, int) or None
         Part of the pixels to use, half-open; no chip may be cut to less than 2.
     """
@@ -463,6 +463,11 @@ def read_mock_config(path) -> MockConfig:
     Returns
     -------
     `MockConfig`
+
+    Raises
+    ------
+    FileNotFoundError, ConfigError
+        As `read_config`; also if ``[training] sigma_max`` would mask the noisiest spectra.
     """
     path, parts = _parts(path, MOCK_TABLES)
     snr, limit = parts["mock"].snr[0], parts["training"].sigma_max
@@ -646,6 +651,7 @@ MOCK_EXAMPLE = {
     "run": {"folder": "mock", "name": "mock"},
     "mock": {"fractions": [0.0, 0.3]},
     "training": EXAMPLE["training"],
+    "network": {"split_filters": 1},  # as in the paper's mock study
 }
 HEADER = """\
 # A training of cyclestarnet:  cyclestarnet train THIS_FILE

@@ -346,6 +346,7 @@ def k_giant(labels, prior):
     Returns
     -------
     array, shape (n_labels,)
+        Values beyond the range of ``labels`` are moved to its edge.
     """
     values = prior.mean.copy()
     solar = {name: 0.0 for name in labels if name.endswith(("_h", "_m"))}

@@ -110,7 +110,8 @@ def model_differences(model, *, labels=None, n=1_000, seed=0, progress=True):
     ----------
     model : `~cyclestarnet.CalibratedModel`
     labels : array, shape (n, n_labels), optional
-        Where to look. Default: ``n`` draws from the model's label prior.
+        Where to look, in the units and order of ``model.labels``. Default: ``n``
+        draws from the model's label prior, moved to the edge of the labels' range if they are beyond.
     n : int, optional
     seed : int or `numpy.random.Generator`, optional
     progress : bool, optional
@@ -456,7 +457,8 @@ def find_missing_lines(model, *, labels=None, stars=None, null=(), fdr=0.05, n=1
         Trained. Several, such as of several seeds, are averaged, which
         leaves less of what each has made up.
     labels : array, shape (n, n_labels), optional
-        Where to compare the domains. Default: ``n`` draws from the label prior.
+        Where to compare the domains, as for `model_differences`. Default: ``n`` draws
+        from the label prior of the first model.
     stars : `~specutils.Spectrum`, a row per star, optional
         Observed spectra, normalised and on the model's grid, 500 or more. They
         are fitted, and tell which element makes a line. Without them the
@@ -464,7 +466,7 @@ def find_missing_lines(model, *, labels=None, stars=None, null=(), fdr=0.05, n=1
         elements do knows less.
     null : sequence of `~cyclestarnet.CalibratedModel`, optional
         Models that were trained in the same way where nothing was missing:
-        their dips are what arises by chance. Default: the bumps of ``model``, as
+        their dips and bumps are what arises by chance. Default: the bumps of ``model``, as
         many of which arise by chance as dips, if synthetic lines are not too strong.
     fdr : float, optional
         Lines up to this false-discovery rate are attributed to elements and
@@ -637,10 +639,12 @@ def attribute(differences, peaks):
 
     Notes
     -----
-    The depths are regressed on all elements at once, with a cubic polynomial in
-    the other labels and in the mean abundance. Then single elements and the
-    molecules CN and CO are compared as hypotheses: an absorber has a slope of
-    some 0.3 per dex, all others some 0.02.
+    The depths are regressed on all elements at once, with a polynomial in
+    the other labels and in the mean abundance: cubic, or of lower degree if there are less than
+    8 spectra per coefficient. Then single elements and the molecules CN and CO are compared
+    as hypotheses, all equally likely beforehand: an absorber has a slope of
+    some 0.3 per dex, all others some 0.02. So lines of slopes below some 0.05 per dex are given to no
+    element with confidence, however precise their slopes are.
     """
     absorbers = _absorbers(_names(differences.labels))
     regression = _Regression.on(differences.values, differences.labels)
