@@ -14,6 +14,7 @@ are kept apart:
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations_with_replacement
@@ -27,7 +28,8 @@ from scipy.stats import multivariate_normal, norm
 from tqdm.auto import tqdm
 
 from cyclestarnet.backend.checkpoint import write_atomically
-from cyclestarnet.exceptions import GridError, LabelError, SpectrumError
+from cyclestarnet.derivatives import require_one_star
+from cyclestarnet.exceptions import CycleStarNetWarning, GridError, LabelError, SpectrumError
 from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.labels import LabelSet
 from cyclestarnet.lines import elements_of
@@ -50,9 +52,12 @@ log = logging.getLogger(__name__)
 
 SMOOTHING = 0.8  # pixels, σ: half of APOGEE's resolution, so that a line stays one dip
 BACKGROUND = 301  # pixels, over which the difference of two continua may change
+LEAST_NOISE = 1e-6  # single precision knows no better
+BELIEVED = 0.05  # false-discovery rate up to which lines are kept out of fits
 CORE = 1  # pixels on either side of the peak that tell a line's depth
 RIDGE = 3.0  # 1/dex: far more than any line has, for elements that do not vary
-LINE, BYSTANDER = 0.3, 0.02  # 1/dex: usual derivatives of an absorber's elements, and of all others
+LINE, LEAST_LINE = 0.3, 0.02  # 1/dex: usual derivatives of an absorber's elements, in strong and in the weakest lines
+BYSTANDER = 1 / 15  # of that: usual derivatives of all others
 MOLECULES = (("C", "N"), ("C", "O"))  # CN, CO; that of OH is O, because H is no label
 CREDIBLE = 0.95
 SHARE = 0.5  # of a line: what synthetic spectra must have of it, or beside it, to tell what is wrong
@@ -120,10 +125,7 @@ def model_differences(model, *, labels=None, n=1_000, seed=0, progress=True):
     -------
     `FluxDifferences`
     """
-    if labels is None:
-        rng = np.random.default_rng(seed)
-        labels = rng.multivariate_normal(model.prior.mean, model.prior.covariance, n)
-        labels = labels.clip(model.labels.lower, model.labels.upper)
+    labels = _label_sets(model, labels, n, seed)
     parts, total = [], np.zeros(model.grid.n_pixels)
     for start in tqdm(range(0, len(labels), ROWS), desc="differences", disable=not progress):
         where = model.labels.to_quantities(labels[start : start + ROWS])
@@ -132,6 +134,41 @@ def model_differences(model, *, labels=None, n=1_000, seed=0, progress=True):
         total += synthetic.sum(0)
     mean = total / len(labels)
     return FluxDifferences(model.grid, model.labels, np.asarray(labels), np.concatenate(parts), synthetic=mean)
+
+
+def _label_sets(model, labels, n, seed):
+    """Labels (n, n_labels) as they were given, or draws from the model's prior."""
+    if labels is None:
+        if n < 1:
+            raise ValueError(f"n must be 1 or more, but is {n}")
+        labels = np.random.default_rng(seed).multivariate_normal(model.prior.mean, model.prior.covariance, n)
+        return labels.clip(model.labels.lower, model.labels.upper)
+    labels = np.atleast_2d(model.labels.to_array(labels) if isinstance(labels, Mapping) else np.asarray(labels))
+    if labels.ndim != 2 or labels.shape[1] != len(model.labels) or not len(labels):
+        raise LabelError(
+            f"labels must have shape (n, {len(model.labels)}), a row per label set, but have {labels.shape}"
+        )
+    return labels
+
+
+def _several(argument, given):
+    """One model or several, as a list."""
+    models = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    for model in models:
+        if not hasattr(model, "derivative_spectra"):
+            raise TypeError(
+                f"{argument} must be a CalibratedModel or several, but is {model!r:.60}; a name is read by "
+                "CalibratedModel.from_pretrained, a file by CalibratedModel.load"
+            )
+    return models
+
+
+def _require_rows(spectra):
+    if not hasattr(spectra, "flux") or np.ndim(spectra.flux) != 2:
+        shape = np.shape(spectra.flux) if hasattr(spectra, "flux") else f"a {type(spectra).__name__}"
+        raise SpectrumError(
+            f"stars must be one Spectrum with a row per star, flux of shape (n, n_pixels), but are {shape}"
+        )
 
 
 def star_differences(model, spectra, *, ignore=None, space="emulator", progress=True):
@@ -162,11 +199,11 @@ def star_differences(model, spectra, *, ignore=None, space="emulator", progress=
     SpectrumError
         If none could, or the spectra are one.
     """
-    if np.ndim(spectra.flux) != 2:
-        raise SpectrumError(f"spectra must have a row per star, but have the shape {np.shape(spectra.flux)}")
+    _require_rows(spectra)
     table = model.fit_many(spectra, space=space, ignore=ignore, progress=progress)
     values = np.column_stack([np.asarray(table[name].value, dtype=float) for name in model.labels])
-    fitted = np.isfinite(values).all(1)
+    fitted = np.isfinite(values).all(1) & np.asarray(table["success"])
+    values = values.clip(model.labels.lower, model.labels.upper)
     if not fitted.any():
         raise SpectrumError(f"none of {len(fitted)} stars could be fitted; of the first: {table['message'][0]}")
     rows, values = np.flatnonzero(fitted), values[fitted]
@@ -208,7 +245,7 @@ def _without_background(mean, chips):
 
 def _noise(narrow):
     """1 σ of what is no line in a difference, from the median of its size: lines are few."""
-    return 1.4826 * float(np.median(np.abs(narrow)))
+    return max(1.4826 * float(np.median(np.abs(narrow))), LEAST_NOISE)
 
 
 def _dips(narrow, chips, noise):
@@ -258,6 +295,8 @@ def dip_centre(mean, grid, peak, noise):
         In Angstrom.
     """
     wavelength = grid.wavelength.value
+    if any(peak in (start, stop - 1) for start, stop in grid.chips):  # a neighbour is missing
+        return wavelength[peak], abs(wavelength[peak] - wavelength[peak + 1 if peak + 1 < len(mean) else peak - 1])
     left, middle, right = (-mean[peak + k] for k in (-1, 0, 1))
     curvature = left - 2 * middle + right
     step = (wavelength[peak + 1] - wavelength[peak - 1]) / 2
@@ -299,7 +338,14 @@ class _Regression:
                 for powers in combinations_with_replacement(range(shape.shape[1]), order)
                 if powers != abundance
             ]
-            if len(values) >= LEAST_PER_TERM * (1 + len(elements) + len(terms)) or degree == 1:
+            needed = LEAST_PER_TERM * (1 + len(elements) + len(terms))
+            if len(values) >= needed or degree == 1:
+                if len(values) < needed / 2:
+                    warnings.warn(
+                        f"{len(values)} spectra hardly tell the elements of lines; {needed} or more do",
+                        CycleStarNetWarning,
+                        stacklevel=3,
+                    )
                 return cls(np.column_stack([np.ones(len(values)), own, *terms]), len(elements))
 
     def slopes(self, depth, variance):
@@ -335,7 +381,7 @@ def _absorbers(names):
     return [(k,) for k in range(len(names))] + pairs
 
 
-def _attribute(slopes, covariance, absorbers):
+def _attribute(slopes, covariance, depth, absorbers):
     """Compare what may make a line: evidence of each for the derivatives (n_elements,) of its depth.
 
     Under each hypothesis the elements of the absorber have derivatives like
@@ -349,11 +395,12 @@ def _attribute(slopes, covariance, absorbers):
     needed : array of bool, shape (n_elements,)
         Elements of the likeliest absorbers that hold 95 % together.
     """
+    line = np.clip(np.log(10) * depth, LEAST_LINE, LINE)  # the depth of a weak line is proportional to the abundance
     evidence, means = np.empty(len(absorbers)), np.empty((len(absorbers), len(slopes)))
     for k, members in enumerate(absorbers):
         members = list(members)
-        prior = np.full(len(slopes), BYSTANDER**2)
-        prior[members] = LINE**2
+        prior = np.full(len(slopes), (BYSTANDER * line) ** 2)
+        prior[members] = line**2
         gain = prior[:, None] * np.linalg.inv(covariance + np.diag(prior))
         means[k], posterior = gain @ slopes, np.diag(prior) - gain * prior
         evidence[k] = multivariate_normal.logpdf(slopes, cov=covariance + np.diag(prior))
@@ -497,9 +544,13 @@ def find_missing_lines(model, *, labels=None, stars=None, null=(), fdr=0.05, n=1
     >>> lines.table["wavelength"].unit, lines.table.meta["elements"][:3]
     (Unit("Angstrom"), ['C', 'N', 'O'])
     """
-    models = list(model) if isinstance(model, Sequence) else [model]
+    models, null = _several("model", model), _several("null", null)
     if not models:
         raise ValueError("model must be a trained model or several, but is empty")
+    if not 0 <= fdr <= 1:
+        raise ValueError(f"fdr is a share, from 0 to 1 (5 % is 0.05), but is {fdr}")
+    if stars is not None:
+        _require_rows(stars)
     first = models[0]
     for other in [*models[1:], *null]:
         if other.grid != first.grid:
@@ -511,12 +562,8 @@ def find_missing_lines(model, *, labels=None, stars=None, null=(), fdr=0.05, n=1
                 f"models must have the same labels: {first.name} has {', '.join(first.labels)}; "
                 f"{other.name} has {', '.join(other.labels)}"
             )
-    elements_of(first.labels)
-    grid, rng = first.grid, np.random.default_rng(seed)
-    if labels is None:
-        labels = rng.multivariate_normal(first.prior.mean, first.prior.covariance, n)
-        labels = labels.clip(first.labels.lower, first.labels.upper)
-    labels = np.asarray(labels)
+    elements_of(first.labels)  # or an exception, before anything takes time
+    grid, labels = first.grid, _label_sets(first, labels, n, seed)
     several = [model_differences(one, labels=labels, progress=progress) for one in models]
     members = [one.flux for one in several]
     own = replace(several[0], flux=np.mean(members, axis=0))
@@ -545,7 +592,11 @@ def find_missing_lines(model, *, labels=None, stars=None, null=(), fdr=0.05, n=1
         "false_discoveries_by": f"{len(null)} null models" if null else "bumps of the same size",
         "seed": seed,
     }
-    evidence = own if stars is None else star_differences(first, stars, ignore=catalogue.pixels, progress=progress)
+    evidence = (
+        own
+        if stars is None
+        else star_differences(first, stars, ignore=catalogue.at(BELIEVED).pixels, progress=progress)
+    )
     return with_elements(catalogue, evidence)
 
 
@@ -647,7 +698,7 @@ def attribute(differences, peaks):
     element with confidence, however precise their slopes are.
     """
     absorbers = _absorbers(_names(differences.labels))
-    regression = _Regression.on(differences.values, differences.labels)
+    regression = _Regression.on(differences.values, differences.labels) if len(peaks) else None
     found = [], [], []
     for peak in peaks:
         core = slice(max(peak - CORE, 0), peak + CORE + 1)
@@ -658,9 +709,10 @@ def attribute(differences, peaks):
                 None if error is None else (error[:, core].astype(float) ** 2).sum(1) / (core.stop - core.start) ** 2
             )
         slopes, covariance = regression.slopes(depth, variance)
-        for column, value in zip(found, (-slopes, *_attribute(slopes, covariance, absorbers)), strict=True):
+        size = np.nanmean(depth) if np.isfinite(depth).any() else 0.0
+        for column, value in zip(found, (-slopes, *_attribute(slopes, covariance, size, absorbers)), strict=True):
             column.append(value)
-    shape = (-1, regression.n_elements)
+    shape = (-1, len(elements_of(differences.labels)))
     slopes, probabilities, sets = (
         np.array(column, dtype=t).reshape(shape) for column, t in zip(found, (float, float, bool), strict=True)
     )
@@ -696,7 +748,9 @@ class Score:
     fdr, precision, recall : array, shape (n_lines,)
         As the lines are taken one by one, the most significant first.
         Precision is the share of lines whose peak is a masked pixel or its
-        neighbour, recall the share of masked features in which there is a line.
+        neighbour, recall the share of masked features in which there is the peak of a line.
+    chance : float
+        Precision of lines at random: the share of masked pixels and their neighbours.
     element_accuracy : float
         Of masked features other than of C, N and O in which there is a line: how often the
         likeliest element of the line nearest to its peak is that of the feature.
@@ -714,6 +768,7 @@ class Score:
     fdr: np.ndarray
     precision: np.ndarray
     recall: np.ndarray
+    chance: float
     element_accuracy: float
     set_accuracy: float
     set_size: float
@@ -746,6 +801,10 @@ def score_missing_lines(lines, mask, *, truth=None, tolerance=1, fdr=0.05):
     -------
     `Score`
     """
+    if len(mask.pixels) != lines.grid.n_pixels:
+        raise GridError(f"the mask is of {len(mask.pixels)} pixels, but the lines of {lines.grid.n_pixels}")
+    if truth is not None:
+        require_one_star(truth, "the truth must be that of")
     table = lines.table[np.argsort(-lines.table["significance"], kind="stable")]
     peaks = np.asarray(table["peak"], dtype=int)
     masked = np.convolve(mask.pixels, np.ones(2 * tolerance + 1), mode="same") > 0
@@ -754,7 +813,6 @@ def score_missing_lines(lines, mask, *, truth=None, tolerance=1, fdr=0.05):
     single, sets, sizes, steepest = [], [], [], []
     for k, feature in enumerate(mask.masked):
         inside = (peaks >= feature.start - tolerance) & (peaks < feature.stop + tolerance)
-        inside |= (table["start"] <= feature.peak) & (feature.peak < table["stop"])
         first[k] = np.argmax(inside) if inside.any() else len(table)
         known = np.flatnonzero(inside & believed)
         if len(known):
@@ -773,4 +831,4 @@ def score_missing_lines(lines, mask, *, truth=None, tolerance=1, fdr=0.05):
     recall = np.searchsorted(np.sort(first), count - 1, side="right") / max(len(first), 1)
     means = [float(np.mean(values)) if values else np.nan for values in (single, sets, sizes, steepest)]
     curves = np.asarray(table["fdr"]), np.cumsum(true) / count, recall
-    return Score(*curves, *means[:3], len(single), len(sets), means[3])
+    return Score(*curves, float(masked.mean()), *means[:3], len(single), len(sets), means[3])

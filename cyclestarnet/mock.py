@@ -69,7 +69,7 @@ ROWS = 500  # spectra that are made at once
 ROUNDING = 1e-6  # of a label's range, by which single precision may miss it
 BLOCK = 64  # spectra that are translated at once
 FDR = 0.05  # up to which a line is believed
-MOLECULES = {"c_h", "n_h", "o_h"}
+CNO = {"c_h", "n_h", "o_h"}
 NOT_OF_SPECTRA = ("fractions", "seeds", "n_stars", "n_scored")  # settings that do not change what is made
 SNR_MEDIAN, SNR_SCATTER = 120.0, 0.5  # of the log-normal distribution of signal-to-noise ratios
 
@@ -158,6 +158,10 @@ def make_domains(config: MockConfig, *, progress=True) -> MockDomains:
         raise ConfigError(f"[network] {error}; choose [mock] pixels in {config.path} to suit") from error
     giant = k_giant(source.labels, source.prior)
     features = find_features(_derivatives(source.labels, grid, emulator, giant))
+    if not len(features) and any(config.mock.fractions):
+        raise ConfigError(
+            f"[mock] pixels in {config.path}: no element has strong features there; there is nothing to mask"
+        )
     made_of = _made_of(config)
     note = folder / "domains.json"
     if note.exists() and (there := json.loads(note.read_text(encoding="utf-8"))) != made_of:
@@ -176,8 +180,8 @@ def make_domains(config: MockConfig, *, progress=True) -> MockDomains:
 def _made_of(config):
     """Settings that tell what spectra are made, as they come back from JSON."""
     given = {name: value for name, value in asdict(config.mock).items() if name not in NOT_OF_SPECTRA}
-    for name in ("model", "labels"):
-        path = config.path.parent / (given[name] or "")
+    files = {"model": config.path.parent / given["model"], "labels": Path(given["labels"] or "")}
+    for name, path in files.items():
         if path.is_file():  # wherever it lies
             given[name] = f"{path.name}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
     return json.loads(json.dumps(given)) | {"seed": config.run.seed}
@@ -246,6 +250,7 @@ def make_run(config: MockConfig, domains: MockDomains, fraction: float, seed: in
     if not (folder / "masked.pt").exists():
         mask.write(folder / "mask.ecsv")
         save_emulator(masked_emulator(domains.emulator, mask.pixels), domains.labels, folder / "masked.pt")
+    _require_same_training(config, folder / "training.json", seed)
     about = {
         "observed domain": "spectra of the complete emulator with noise. Not real spectra.",
         "synthetic domain": f"the emulator of {Path(config.mock.model).name} without {fraction:.0%} of the features",
@@ -264,6 +269,19 @@ def make_run(config: MockConfig, domains: MockDomains, fraction: float, seed: in
         log=config.log,
     )
     return MockRun(fraction, seed, mask, training)
+
+
+def _require_same_training(config, note, seed):
+    """A run that is there must be of the same training, or its model would be taken for another."""
+    now = json.loads(json.dumps(asdict(replace(config.training, seed=seed)) | {"network": dict(config.network)}))
+    if note.exists() and (there := json.loads(note.read_text(encoding="utf-8"))) != now:
+        differ = ", ".join(name for name in now if now[name] != there.get(name))
+        raise ConfigError(
+            f"{note.parent} has a training of other settings ({differ}) than {config.path}; choose another [run] "
+            "folder, or delete it"
+        )
+    if not note.exists():
+        write_atomically(note, lambda path: path.write_text(json.dumps(now, indent=1), encoding="utf-8"))
 
 
 def recovery(model, domains: MockDomains, mask: FeatureMask, labels=None, *, progress=True) -> QTable:
@@ -362,8 +380,8 @@ def compare_attributions(model, lines: MissingLines, mask: FeatureMask, stars, *
             inside = np.flatnonzero((peaks >= feature.start - 1) & (peaks < feature.stop + 1))
             if len(inside):
                 name = chosen[inside[np.argmin(np.abs(peaks[inside] - feature.peak))]]
-                if feature.label in MOLECULES:
-                    others.append(name in MOLECULES)
+                if feature.label in CNO:
+                    others.append(name in CNO)
                 else:
                     single.append(name == feature.label)
         rows.append((way, np.mean(single or np.nan), len(single), np.mean(others or np.nan), len(others)))
@@ -390,12 +408,10 @@ def study(config: MockConfig, *, progress=True) -> QTable:
     """
     domains = make_domains(config, progress=progress)
     runs = [make_run(config, domains, *pair) for pair in product(sorted(config.mock.fractions), config.mock.seeds)]
-    models = {}
-    for run in runs:
-        models[run.folder] = trained(run, progress=progress)
-    null = [models[run.folder] for run in runs if run.fraction == 0]
+    models = {run.folder: trained(run, progress=progress) for run in runs}
     rows = []
     for run in runs:
+        null = [models[other.folder] for other in runs if other.fraction == 0 and other is not run]
         rows.append(_scored(config, domains, run, models[run.folder], null, progress))
         _write_table(QTable(rows), domains.folder / "study.ecsv")
     return QTable(rows)
@@ -427,8 +443,9 @@ def _scored(config, domains, run, model, null, progress):
     """A row of the study, and the files that it sums up; those that are there are not made again."""
     given, mask, folder = config.mock, run.mask, run.folder
     note = folder / "score.json"
-    if note.exists():
-        return json.loads(note.read_text(encoding="utf-8"))
+    made_with = {"n_stars": given.n_stars, "n_scored": given.n_scored, "null": [one.name for one in null]}
+    if note.exists() and (there := json.loads(note.read_text(encoding="utf-8")))["made_with"] == made_with:
+        return there["row"]
     giant = recovery(model, domains, mask)
     rows = np.random.default_rng([config.run.seed, 6]).permutation(len(domains.pool))[: given.n_scored]
     population = recovery(model, domains, mask, domains.pool[rows], progress=progress)
@@ -456,12 +473,13 @@ def _scored(config, domains, run, model, null, progress):
     score = score_missing_lines(believed, mask, truth=domains.derivatives())
     _write_table(QTable({n: getattr(curve, n) for n in ("fdr", "precision", "recall")}), folder / "score.ecsv")
     precision, recall = curve.at(FDR)
-    row |= {"lines": len(believed), "precision": precision, "recall": recall}
+    row |= {"lines": len(believed), "precision": precision, "recall": recall, "chance": curve.chance}
     row |= {
         n: getattr(score, n)
         for n in ("element_accuracy", "n_element", "set_accuracy", "n_set", "set_size", "steepest_accuracy")
     }
-    write_atomically(note, lambda path: path.write_text(json.dumps(row, indent=1), encoding="utf-8"))
+    text = json.dumps({"made_with": made_with, "row": row}, indent=1)
+    write_atomically(note, lambda path: path.write_text(text, encoding="utf-8"))
     return row
 
 

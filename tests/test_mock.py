@@ -327,7 +327,7 @@ def test_spectra_and_lines_of_a_cut_are_those_of_the_whole(study):
 
 
 def test_a_cut_within_one_chip_has_one(study):
-    assert make_domains(study(pixels=[203, 394]), progress=False).grid.chips == ((0, 191),)
+    assert make_domains(study(pixels=[203, 394], fractions=[0.0]), progress=False).grid.chips == ((0, 191),)
 
 
 def test_chips_of_one_pixel_are_refused(study):
