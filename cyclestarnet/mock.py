@@ -302,7 +302,7 @@ def recovery(model, domains: MockDomains, mask: FeatureMask, labels=None, *, pro
     -------
     `~astropy.table.QTable`
         A row per label set: the labels, ``error``, the mean of
-        |translated − complete| / complete over the masked pixels, ``error_elsewhere``
+        abs(translated − complete) / complete over the masked pixels, ``error_elsewhere``
         over all others, and ``depth``, what the masked pixels lacked, all in per cent.
     """
     labels = domains.giant[None] if labels is None else np.asarray(labels)
