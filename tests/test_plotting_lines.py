@@ -340,7 +340,7 @@ def test_what_cannot_be_shown_of_a_catalogue_is_explained(options, error, messag
 
 # -- precision and recall ------------------------------------------------------------------------
 def score(fdr, precision, recall):
-    return Score(np.array(fdr), np.array(precision), np.array(recall), np.nan, np.nan, np.nan, 0, 0)
+    return Score(np.array(fdr), np.array(precision), np.array(recall), 0.1, np.nan, np.nan, np.nan, 0, 0)
 
 
 SCORE = score([0.0, 0.01, 0.049, 0.049, 0.4], [1.0, 0.98, 0.96, 0.94, 0.5], [0.1, 0.4, 0.5, 0.6, 0.9])
