@@ -8,7 +8,7 @@ are kept apart:
 * *By chance?* As many dips are false as there are bumps of the same size, or
   dips in models that were trained with nothing missing.
 * *Which element?* The one whose abundance changes the difference most: a regression over
-  many stars, which asks more than the derivatives of one.
+  many stars, observed ones if there are any. They know what elements do also where the network has not learnt it.
 """
 
 from __future__ import annotations
