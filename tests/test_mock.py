@@ -284,6 +284,20 @@ def test_a_study_is_the_same_from_everywhere(study, table, tmp_path, monkeypatch
     assert len(both(again)) == 400
 
 
+def test_a_study_can_be_named_by_a_relative_path(study, table, tmp_path, monkeypatch):
+    study(labels="table.npz")
+    monkeypatch.chdir(tmp_path.parent)
+    config = read_mock_config(f"{tmp_path.name}/study.toml")
+    assert len(both(make_domains(config, progress=False))) == 400
+
+
+def test_a_training_of_other_settings_is_not_taken_over(config, domains):
+    make_run(config, domains, 0.5, seed=4)
+    other = replace(config, training=replace(config.training, learning_rate=0.5))
+    with pytest.raises(ConfigError, match=r"masked-50-seed-4 has a training of other settings \(learning_rate\)"):
+        make_run(other, domains, 0.5, seed=4)
+
+
 def test_the_file_of_a_model_is_beside_the_configuration(study, model_file, tmp_path):
     (tmp_path / "near.safetensors").write_bytes(model_file.read_bytes())
     assert make_domains(study(model="near.safetensors"), progress=False).grid == GRID

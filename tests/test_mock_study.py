@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import astropy.units as u
 import numpy as np
@@ -218,6 +219,14 @@ def test_a_study_that_is_done_does_nothing_again(done, monkeypatch):
     table = study(read_mock_config(folder / "study.toml"), progress=False)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert table["fraction"].tolist() == [0.0, 0.5]
+
+
+def test_scores_are_made_again_with_other_settings(done, tmp_path):
+    shutil.copytree(done[0], tmp_path / "copy")
+    folder = tmp_path / "copy"
+    config = read_mock_config(folder / "study.toml")
+    study(replace(config, mock=replace(config.mock, n_scored=3)), progress=False)
+    assert len(QTable.read(folder / "run" / "masked-50-seed-0" / "recovery.ecsv")) == 3
 
 
 def _never(*_, **__):
