@@ -572,6 +572,7 @@ def join_processes(device: str = "cpu") -> Iterator[str]:
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(days=1))
     try:
         yield device
+        dist.barrier()  # what goes wrong as a process leaves must not stop another that still saves its work
     finally:
         dist.destroy_process_group()
 
