@@ -207,7 +207,7 @@ def test_processes_wait_for_the_first_one_as_long_as_it_needs(folder, monkeypatc
     given = {}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.setenv(name, "1")
-    for name in ("get_rank", "destroy_process_group"):
+    for name in ("get_rank", "barrier", "destroy_process_group"):
         monkeypatch.setattr(f"torch.distributed.{name}", lambda: 0)
     monkeypatch.setattr("torch.distributed.init_process_group", lambda backend, **options: given.update(options))
     with joined_processes(read_config(write_config(folder))):
