@@ -153,6 +153,20 @@ def require_one_star(derivatives, purpose):
         raise ValueError(f"{purpose} one star, but these are of shape {derivatives.shape}; take one by .star(index)")
 
 
+def require_alike(first, others):
+    """Raise if models have other pixels or other labels than the first."""
+    for model in others:
+        if model.grid != first.grid:
+            raise GridError(
+                f"models must have the same grid: {first.name} has {first.grid!r}, {model.name} {model.grid!r}"
+            )
+        if model.labels.names != first.labels.names:
+            raise LabelError(
+                f"models must have the same labels: {first.name} has {', '.join(first.labels)}; "
+                f"{model.name} has {', '.join(model.labels)}"
+            )
+
+
 def ensemble_derivatives(models, labels, **options):
     """Mean and scatter of the derivatives that several models have, such as those of several seeds.
 
@@ -181,16 +195,7 @@ def ensemble_derivatives(models, labels, **options):
     if len(models) < 2:
         raise ValueError(f"models must be two or more, for a scatter between them, but there are {len(models)}")
     first = models[0]
-    for model in models[1:]:
-        if model.grid != first.grid:
-            raise GridError(
-                f"models must have the same grid: {first.name} has {first.grid!r}, {model.name} {model.grid!r}"
-            )
-        if model.labels.names != first.labels.names:
-            raise LabelError(
-                f"models must have the same labels: {first.name} has {', '.join(first.labels)}; "
-                f"{model.name} has {', '.join(model.labels)}"
-            )
+    require_alike(first, models[1:])
     values = first.labels.to_array(labels)
     several = first.labels.to_quantities(values[None])  # one star, too, comes as a stack
     members = [model.derivative_spectra(several, **options) for model in models]

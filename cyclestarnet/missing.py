@@ -28,7 +28,7 @@ from scipy.stats import multivariate_normal, norm
 from tqdm.auto import tqdm
 
 from cyclestarnet.backend.checkpoint import write_atomically
-from cyclestarnet.derivatives import require_one_star
+from cyclestarnet.derivatives import require_alike, require_one_star
 from cyclestarnet.exceptions import CycleStarNetWarning, GridError, LabelError, SpectrumError
 from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.labels import LabelSet
@@ -552,16 +552,7 @@ def find_missing_lines(model, *, labels=None, stars=None, null=(), fdr=0.05, n=1
     if stars is not None:
         _require_rows(stars)
     first = models[0]
-    for other in [*models[1:], *null]:
-        if other.grid != first.grid:
-            raise GridError(
-                f"models must have the same grid: {first.name} has {first.grid!r}, {other.name} {other.grid!r}"
-            )
-        if other.labels.names != first.labels.names:
-            raise LabelError(
-                f"models must have the same labels: {first.name} has {', '.join(first.labels)}; "
-                f"{other.name} has {', '.join(other.labels)}"
-            )
+    require_alike(first, [*models[1:], *null])
     elements_of(first.labels)  # or an exception, before anything takes time
     grid, labels = first.grid, _label_sets(first, labels, n, seed)
     several = [model_differences(one, labels=labels, progress=progress) for one in models]
