@@ -31,10 +31,11 @@ import numpy as np
 import torch
 
 from cyclestarnet import CalibratedModel
-from cyclestarnet.backend.predictor import ObservedPredictor
-from cyclestarnet.fits import FitSetup, fit_stars, make_objective, prepare_stars
 from cyclestarnet.io import TrainingSet, write_training_set
 from cyclestarnet.io.stars import star_sources
+from cyclestarnet.networks.predictor import ObservedPredictor
+from cyclestarnet.pipeline.fit import fit_stars, make_objective, prepare_stars
+from cyclestarnet.pipeline.options import FitSetup
 from cyclestarnet.spectra import to_spectrum
 
 PLAIN = "plain L-BFGS, float32"

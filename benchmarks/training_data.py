@@ -29,10 +29,11 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from cyclestarnet.backend.settings import TrainingSettings
-from cyclestarnet.backend.sources import ObservedSpectra, StoredSynthetic, StreamedSpectra, StreamedSynthetic
 from cyclestarnet.io import TrainingSet
 from cyclestarnet.io.training_set import BLOCK_ROWS
+from cyclestarnet.training.datasets import ObservedSpectra, StoredSynthetic
+from cyclestarnet.training.settings import TrainingSettings
+from cyclestarnet.training.streams import StreamedSpectra, StreamedSynthetic
 
 BATCH, N_PIXELS = 8, 7167
 SETTINGS = TrainingSettings()

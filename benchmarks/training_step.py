@@ -23,10 +23,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cyclestarnet.backend.networks import NetworkSettings
-from cyclestarnet.backend.settings import TrainingSettings
-from cyclestarnet.backend.sources import ObservedSpectra, SyntheticSpectra
-from cyclestarnet.backend.training import Trainer
+from cyclestarnet.networks.translation import NetworkSettings
+from cyclestarnet.training.datasets import ObservedSpectra, SyntheticSpectra
+from cyclestarnet.training.settings import TrainingSettings
+from cyclestarnet.training.trainer import Trainer
 
 FORMS = {
     "plain modules, float32": {"mixed_precision": False},

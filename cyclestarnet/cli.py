@@ -91,7 +91,7 @@ def info(options):
 
 def _info_of_run(folder):
     """Print iteration, last losses and last scores of a training."""
-    from cyclestarnet.backend.logs import read_run
+    from cyclestarnet.training.logs import read_run
 
     record = read_run(folder)
     last = record.settings.get("n_iterations")
@@ -114,14 +114,14 @@ def _info_of_run(folder):
 
 def train(options):
     """Train a model as a TOML file says; run again, it goes on where it was."""
-    from cyclestarnet.config import example_config, read_config
+    from cyclestarnet.training.config import example_config, read_config
 
     if options.example:
         print(example_config(), end="")
         return 0
     if options.config is None:
         raise ValueError("give the file of the training; cyclestarnet train --example prints one to begin with")
-    from cyclestarnet.runs import joined_processes
+    from cyclestarnet.training.runs import joined_processes
 
     config = read_config(options.config)
     again = f"run the same command again to go on: cyclestarnet train {options.config}"
@@ -138,7 +138,7 @@ def train(options):
 
 def _train(config, until, again, *, talks):
     """Prepare, train, and finish unless there is more to train; only one of several processes talks."""
-    from cyclestarnet.runs import finish, prepare
+    from cyclestarnet.training.runs import finish, prepare
 
     progress = talks and sys.stderr.isatty()
     run = prepare(config, progress=progress)
@@ -169,7 +169,7 @@ def _progress_figure(folder):
     try:
         from matplotlib import pyplot
 
-        from cyclestarnet.plotting import plot_training
+        from cyclestarnet.plotting.training import plot_training
 
         figure = plot_training(folder)[0].figure
         try:
@@ -186,8 +186,8 @@ def _progress_figure(folder):
 
 def mock_lines(options):
     """Take known lines away, train, and see what comes back; run again, it goes on where it was."""
-    from cyclestarnet.config import example_mock_config, read_mock_config
-    from cyclestarnet.mock import study
+    from cyclestarnet.lines.config import example_mock_config, read_mock_config
+    from cyclestarnet.lines.mock import study
 
     if options.example:
         print(example_mock_config(), end="")

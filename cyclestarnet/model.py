@@ -18,28 +18,29 @@ import numpy as np
 import torch
 from astropy.table import QTable, Table
 
-from cyclestarnet.backend.checkpoint import load_arrays, save_arrays
-from cyclestarnet.backend.emulator import Emulator
-from cyclestarnet.backend.networks import NetworkSettings, TranslationNetwork
-from cyclestarnet.backend.predictor import BATCH, EmulatorPredictor, ObservedPredictor, Translator
-from cyclestarnet.backend.published import (
+from cyclestarnet.continuum import ContinuumRecipe
+from cyclestarnet.derivatives import DerivativeSpectra
+from cyclestarnet.exceptions import CycleStarNetError, FitWarning, GridError, LabelError, ModelFileError
+from cyclestarnet.fitting.priors import GaussianPrior
+from cyclestarnet.grid import APSTAR_CHIPS, WavelengthGrid, apogee_grid
+from cyclestarnet.labels import LabelSet, difference_unit, kelvin_scale
+from cyclestarnet.networks.checkpoint import load_arrays, save_arrays
+from cyclestarnet.networks.clouds import LatentCloud, NuisanceCloud
+from cyclestarnet.networks.emulator import Emulator
+from cyclestarnet.networks.predictor import BATCH, EmulatorPredictor, ObservedPredictor, Translator
+from cyclestarnet.networks.published import (
     PAYNE_LABELS,
     adapt_emulator,
     read_payne_checkpoint,
     read_published_checkpoint,
 )
-from cyclestarnet.backend.settings import TrainingSettings
-from cyclestarnet.backend.shortcuts import Shortcuts
-from cyclestarnet.continuum import ContinuumRecipe
-from cyclestarnet.derivatives import DerivativeSpectra
-from cyclestarnet.diagnostics import LatentCloud, NuisanceCloud
-from cyclestarnet.exceptions import CycleStarNetError, FitWarning, GridError, LabelError, ModelFileError
-from cyclestarnet.fits import FitSetup, check_choice, fit_stars, make_objective, prepare_stars
-from cyclestarnet.fitting.priors import GaussianPrior
-from cyclestarnet.grid import APSTAR_CHIPS, WavelengthGrid, apogee_grid
-from cyclestarnet.labels import LabelSet, difference_unit, kelvin_scale
+from cyclestarnet.networks.shortcuts import Shortcuts
+from cyclestarnet.networks.translation import NetworkSettings, TranslationNetwork
+from cyclestarnet.pipeline.fit import fit_stars, make_objective, prepare_stars
+from cyclestarnet.pipeline.options import FitSetup, check_choice
 from cyclestarnet.results import FitFlag, FitResult, Posterior
 from cyclestarnet.spectra import Pixels, to_pixels, to_spectrum
+from cyclestarnet.training.settings import TrainingSettings
 
 __all__ = ["CalibratedModel"]
 
@@ -59,14 +60,14 @@ class CalibratedModel:
     name : str
     labels : `~cyclestarnet.LabelSet`
     grid : `~cyclestarnet.WavelengthGrid`
-    emulator : `~cyclestarnet.backend.emulator.Emulator`
-    translator : `~cyclestarnet.backend.predictor.Translator`
+    emulator : `~cyclestarnet.networks.emulator.Emulator`
+    translator : `~cyclestarnet.networks.predictor.Translator`
     recipe : `~cyclestarnet.ContinuumRecipe`
     prior : `~cyclestarnet.fitting.priors.GaussianPrior`
         Of the labels of the synthetic spectra in training.
     scatter : dict of array, shape (n_pixels,)
         The model's own error per pixel, 1 σ, for the spaces ``"observed"`` and ``"emulator"``.
-    cloud : `~cyclestarnet.diagnostics.LatentCloud`
+    cloud : `~cyclestarnet.networks.clouds.LatentCloud`
         Of the shared latents of observed training spectra.
     typical_nuisance : array, shape (split_filters, latent_length), or None
         Split latent to use where no observed spectrum gives one.
@@ -83,9 +84,9 @@ class CalibratedModel:
         Covariance of the labels' errors that residuals do not show, because a
         wrong label can hide in the translation; learnt on validation stars of
         known labels, and added to the covariance of fits in the observed space.
-    shortcuts : `~cyclestarnet.backend.shortcuts.Shortcuts`, optional
+    shortcuts : `~cyclestarnet.networks.shortcuts.Shortcuts`, optional
         First guesses and expected derivatives, which make fits quick.
-    nuisance_cloud : `~cyclestarnet.diagnostics.NuisanceCloud`, optional
+    nuisance_cloud : `~cyclestarnet.networks.clouds.NuisanceCloud`, optional
         Of the split latents of observed training spectra: the prior of fits with ``nuisance="fitted"``.
 
     Examples
@@ -202,7 +203,7 @@ class CalibratedModel:
         ----------
         checkpoint : path-like
             Such as ``kurucz_to_apogee_1.pth.tar``; see
-            `~cyclestarnet.backend.published.read_published_checkpoint`.
+            `~cyclestarnet.networks.published.read_published_checkpoint`.
         emulator : path-like
             Such as ``PAYNE.pth.tar``, on the 7214 pixels of
             ``apogee_grid(7214)`` or on those of the network alone.
@@ -214,7 +215,7 @@ class CalibratedModel:
         labels : sequence of str, optional
             Names in the order of the emulator. Default: the 25 of the paper.
             A ``"teff"`` in units of 1000 K becomes one in K.
-        template : `~cyclestarnet.backend.networks.NetworkSettings`, optional
+        template : `~cyclestarnet.networks.translation.NetworkSettings`, optional
             Pixels, strides, slope and ``latent_norm`` of the network. Default:
             the paper's.
 
@@ -604,7 +605,7 @@ class CalibratedModel:
             ``"training"``: Gaussian of the training labels (default). None:
             flat within the bounds. A mapping of label or combination to
             (mean, sigma). An object such as `~cyclestarnet.GaussianPrior` or
-            `~cyclestarnet.fitting.priors.IsochronePrior`. A list of these: their product.
+            `~cyclestarnet.fitting.isochrones.IsochronePrior`. A list of these: their product.
         nuisance : {"own", "typical", "fitted"}, optional
             Split latent of the observed domain: from the star's own spectrum
             (the paper's choice), that of a typical training star, or fitted
@@ -762,7 +763,7 @@ class CalibratedModel:
         selection : `~cyclestarnet.io.training_set.Selection`, optional
             Rows of an HDF5 file.
         client : `dask.distributed.Client`, optional
-            Fit on its workers; see `cyclestarnet.survey`.
+            Fit on its workers; see `cyclestarnet.pipeline.many`.
         progress : bool, optional
         method : {"lm", "lbfgs"}, optional
         **options
@@ -775,7 +776,7 @@ class CalibratedModel:
             not be fitted have NaN labels, the flag ``FAILED`` and the reason in
             ``message``.
         """
-        from cyclestarnet.survey import fit_survey, star_sources
+        from cyclestarnet.pipeline.many import fit_survey, star_sources
 
         self._known_options(options)
         setup = FitSetup.of(self, method=method, **options)
@@ -808,7 +809,7 @@ class CalibratedModel:
 
     def _identity(self, spectrum, setup):
         """Of a sampling: model, data, parameters and options."""
-        from cyclestarnet.survey_files import as_json
+        from cyclestarnet.files import as_json
 
         pixels, parameters = self._pixels(spectrum), setup.parameters
         options = {key: setup.options[key] for key in ("space", "prior", "nuisance", "ignore", "inflation", "motion")}

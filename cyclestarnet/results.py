@@ -161,8 +161,8 @@ class FitResult:
         return _summary(self.labels, self.uncertainties, self.meta.get("fixed", ()))
 
     def plot(self, axes=None, *, window=None):
-        """Plot data, model and residual; see `cyclestarnet.plotting.plot_fit`."""
-        from cyclestarnet.plotting import plot_fit
+        """Plot data, model and residual; see `cyclestarnet.plotting.results.plot_fit`."""
+        from cyclestarnet.plotting.results import plot_fit
 
         return plot_fit(self, axes, window=window)
 
@@ -382,7 +382,7 @@ class Posterior:
         return data
 
     def plot(self, names=None):
-        """Corner plot; see `cyclestarnet.plotting.plot_posterior`.
+        """Corner plot; see `cyclestarnet.plotting.results.plot_posterior`.
 
         Parameters
         ----------
@@ -393,7 +393,7 @@ class Posterior:
         -------
         `~matplotlib.figure.Figure`
         """
-        from cyclestarnet.plotting import plot_posterior
+        from cyclestarnet.plotting.results import plot_posterior
 
         usual = [name for name in ("teff", "logg", "m_h", "alpha_m") if name in self._names]
         return plot_posterior(self, usual or self._names if names is None else names)

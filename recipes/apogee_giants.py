@@ -46,21 +46,21 @@ from tqdm.auto import tqdm
 
 from cyclestarnet import CalibratedModel
 from cyclestarnet._version import __version__
-from cyclestarnet.alignment import gaussian_transport
-from cyclestarnet.assembly import Residuals, assemble_model, quiet_pixels
-from cyclestarnet.backend.checkpoint import load_state, save_state
-from cyclestarnet.backend.emulator import Emulator, EmulatorSettings, train_emulator
-from cyclestarnet.backend.networks import NetworkSettings, TranslationNetwork
-from cyclestarnet.backend.predictor import EmulatorPredictor, Translator
-from cyclestarnet.backend.settings import TrainingSettings
-from cyclestarnet.backend.sources import ObservedSpectra, SyntheticSpectra
-from cyclestarnet.backend.training import Anchors, Trainer
-from cyclestarnet.backend.watch import alignment_scores
 from cyclestarnet.continuum import ContinuumRecipe
 from cyclestarnet.grid import apogee_grid
 from cyclestarnet.io import read
 from cyclestarnet.labels import LabelSet
+from cyclestarnet.networks.checkpoint import load_state, save_state
+from cyclestarnet.networks.emulator import Emulator, EmulatorSettings, train_emulator
+from cyclestarnet.networks.predictor import EmulatorPredictor, Translator
+from cyclestarnet.networks.translation import NetworkSettings, TranslationNetwork
 from cyclestarnet.spectra import Spectrum, to_spectrum
+from cyclestarnet.training.alignment import gaussian_transport
+from cyclestarnet.training.assembly import Residuals, assemble_model, quiet_pixels
+from cyclestarnet.training.datasets import ObservedSpectra, SyntheticSpectra
+from cyclestarnet.training.settings import TrainingSettings
+from cyclestarnet.training.trainer import Anchors, Trainer
+from cyclestarnet.training.watch import alignment_scores
 
 log = logging.getLogger("apogee_giants")
 
@@ -398,7 +398,7 @@ def model_file(options):
 
 
 def fit_residuals(model, spectra, *, n_processes, space="observed", progress=True):
-    """What `cyclestarnet.assembly.fit_residuals` does, in parallel."""
+    """What `cyclestarnet.training.assembly.fit_residuals` does, in parallel."""
     flux, sigma = spectra.flux.value, spectra.uncertainty.array
     results = fit_stars(model, list(zip(flux, sigma, ~spectra.mask, strict=True)), n_processes, space=space)
     chi2 = np.array([r["chi2_total"] / r["dof"] for r in results])

@@ -46,8 +46,9 @@ from tqdm.auto import tqdm
 
 from cyclestarnet import CalibratedModel, GaussianPrior, read_apvisit
 from cyclestarnet.exceptions import CycleStarNetError
-from cyclestarnet.fits import FitSetup, fit_stars, make_objective, prepare_stars
-from cyclestarnet.fitting.priors import IsochronePrior
+from cyclestarnet.fitting.isochrones import IsochronePrior
+from cyclestarnet.pipeline.fit import fit_stars, make_objective, prepare_stars
+from cyclestarnet.pipeline.options import FitSetup
 from cyclestarnet.spectra import to_spectrum
 
 log = logging.getLogger("fits")

@@ -23,8 +23,9 @@ import numpy as np
 import torch
 
 from cyclestarnet import CalibratedModel, FitFlag
-from cyclestarnet.fits import FitSetup, fit_stars
 from cyclestarnet.io import read
+from cyclestarnet.pipeline.fit import fit_stars
+from cyclestarnet.pipeline.options import FitSetup
 from cyclestarnet.spectra import to_spectrum
 
 log = logging.getLogger("flags")

@@ -25,12 +25,14 @@ import numpy as np
 from astropy.table import QTable, vstack
 
 from cyclestarnet import CalibratedModel
-from cyclestarnet.config import read_mock_config
 from cyclestarnet.grid import air_to_vacuum
-from cyclestarnet.line_lists import match_lines, read_line_list
-from cyclestarnet.missing import find_missing_lines, score_missing_lines, star_differences, with_elements
-from cyclestarnet.mock import compare_attributions, make_domains, make_run, observed_stars, trained
-from cyclestarnet.plotting_lines import (
+from cyclestarnet.lines.config import read_mock_config
+from cyclestarnet.lines.differences import star_differences
+from cyclestarnet.lines.line_lists import match_lines, read_line_list
+from cyclestarnet.lines.missing import find_missing_lines, with_elements
+from cyclestarnet.lines.mock import compare_attributions, make_domains, make_run, observed_stars, trained
+from cyclestarnet.lines.score import score_missing_lines
+from cyclestarnet.plotting.lines import (
     plot_error_map,
     plot_missing_lines,
     plot_precision_recall,
@@ -134,8 +136,8 @@ def wavelength_errors(domains, lines, mask):
 
     The true wavelength is the centre of what the mask has taken from the mean spectrum.
     """
-    from cyclestarnet.backend.predictor import EmulatorPredictor
-    from cyclestarnet.missing import dip_centre
+    from cyclestarnet.lines.missing import dip_centre
+    from cyclestarnet.networks.predictor import EmulatorPredictor
 
     flux = EmulatorPredictor(domains.emulator).flux(domains.pool[:500]).mean(0)
     lacking = np.where(mask.pixels, flux - 1, 0.0)

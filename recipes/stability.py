@@ -38,13 +38,13 @@ import h5py
 import numpy as np
 import torch
 
-from cyclestarnet.alignment import gaussian_transport, overlap_weights, prior_mismatch, regress_labels
-from cyclestarnet.backend.checkpoint import write_atomically
-from cyclestarnet.backend.networks import NetworkSettings
-from cyclestarnet.backend.settings import TrainingSettings
-from cyclestarnet.backend.sources import ObservedSpectra, SyntheticSpectra
-from cyclestarnet.backend.training import Anchors, Trainer
-from cyclestarnet.backend.watch import Watch, alignment_scores
+from cyclestarnet.files import write_atomically
+from cyclestarnet.networks.translation import NetworkSettings
+from cyclestarnet.training.alignment import gaussian_transport, overlap_weights, prior_mismatch, regress_labels
+from cyclestarnet.training.datasets import ObservedSpectra, SyntheticSpectra
+from cyclestarnet.training.settings import TrainingSettings
+from cyclestarnet.training.trainer import Anchors, Trainer
+from cyclestarnet.training.watch import Watch, alignment_scores
 
 log = logging.getLogger("stability")
 

@@ -11,12 +11,12 @@ from tiny import TINY_NETWORK, LineFamily, tiny_trainer
 from toys import LinearPredictor, noisy_objective
 
 from cyclestarnet import CalibratedModel, ContinuumRecipe, GaussianPrior, WavelengthGrid, read_apvisit
-from cyclestarnet.backend.emulator import EmulatorSettings, train_emulator
-from cyclestarnet.backend.predictor import ObservedPredictor, Translator
-from cyclestarnet.backend.settings import TrainingSettings
-from cyclestarnet.backend.sources import ObservedSpectra, SyntheticSpectra
-from cyclestarnet.backend.training import Trainer
-from cyclestarnet.diagnostics import LatentCloud
+from cyclestarnet.networks.clouds import LatentCloud
+from cyclestarnet.networks.emulator import EmulatorSettings, train_emulator
+from cyclestarnet.networks.predictor import ObservedPredictor, Translator
+from cyclestarnet.training.datasets import ObservedSpectra, SyntheticSpectra
+from cyclestarnet.training.settings import TrainingSettings
+from cyclestarnet.training.trainer import Trainer
 
 
 @pytest.fixture

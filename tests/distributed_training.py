@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from tiny import quick_scores, tiny_trainer
 
-from cyclestarnet.backend.training import join_processes
-from cyclestarnet.backend.watch import WatchSettings
 from cyclestarnet.io import TrainingSet
+from cyclestarnet.training.trainer import join_processes
+from cyclestarnet.training.watch import WatchSettings
 
 RATES = {"learning_rate": 1e-3, "critic_learning_rate": 2e-3}
 VARIANTS = {

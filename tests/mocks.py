@@ -8,11 +8,11 @@ import torch
 from tiny import TINY_NETWORK
 
 from cyclestarnet import CalibratedModel, ContinuumRecipe, GaussianPrior, LabelSet, WavelengthGrid
-from cyclestarnet.backend.emulator import Emulator
-from cyclestarnet.backend.networks import TranslationNetwork
-from cyclestarnet.backend.predictor import Translator
-from cyclestarnet.config import read_mock_config
-from cyclestarnet.diagnostics import LatentCloud
+from cyclestarnet.lines.config import read_mock_config
+from cyclestarnet.networks.clouds import LatentCloud
+from cyclestarnet.networks.emulator import Emulator
+from cyclestarnet.networks.predictor import Translator
+from cyclestarnet.networks.translation import TranslationNetwork
 
 N = 415
 GRID = WavelengthGrid(10 ** (4.18 + 6e-6 * np.r_[0:200, 260:475]) * u.AA, ((0, 200), (200, N)))

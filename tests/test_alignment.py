@@ -10,7 +10,8 @@ from scipy.linalg import sqrtm
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from cyclestarnet.alignment import (
+from cyclestarnet.exceptions import CycleStarNetWarning
+from cyclestarnet.training.alignment import (
     classifier_accuracy,
     gaussian_transport,
     mmd,
@@ -20,7 +21,6 @@ from cyclestarnet.alignment import (
     regress_labels,
     sliced_wasserstein,
 )
-from cyclestarnet.exceptions import CycleStarNetWarning
 
 DISTANCES = {
     "classifier": lambda a, b: classifier_accuracy(a, b, seed=0)[0],

@@ -6,7 +6,9 @@ import pytest
 from astropy.nddata import InverseVariance, StdDevUncertainty, VarianceUncertainty
 
 from cyclestarnet import CalibratedModel, LabelSet, SpectrumError, WavelengthGrid
-from cyclestarnet.assembly import (
+from cyclestarnet.exceptions import LabelError
+from cyclestarnet.spectra import to_spectrum
+from cyclestarnet.training.assembly import (
     _filled,
     assemble_model,
     correlation_inflation,
@@ -16,8 +18,6 @@ from cyclestarnet.assembly import (
     quiet_pixels,
     typical_latent,
 )
-from cyclestarnet.exceptions import LabelError
-from cyclestarnet.spectra import to_spectrum
 
 GRID = WavelengthGrid(np.linspace(5000, 5010, 50) * u.AA)
 TRUE_SCATTER = np.linspace(0.01, 0.03, 60)

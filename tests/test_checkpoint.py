@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from cyclestarnet.backend import checkpoint
 from cyclestarnet.exceptions import ModelFileError
+from cyclestarnet.networks import checkpoint
 
 ARRAYS = {"weight": np.arange(6.0).reshape(2, 3), "mask": np.array([True, False]), "half": np.ones(3, np.float16)}
 

@@ -10,7 +10,7 @@ from astropy.table import QTable
 
 from cyclestarnet import CalibratedModel
 from cyclestarnet.cli import DEMO_STAR, main
-from cyclestarnet.survey import read_results
+from cyclestarnet.pipeline.many import read_results
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def test_fit_resumes_what_an_interrupt_left(star_file, tmp_path, monkeypatch, ca
     command = ["fit", str(star_file), str(tmp_path / "apStar-none.fits"), "-o", str(tmp_path / "labels.fits")]
     command += ["--space", "emulator"]
     with monkeypatch.context() as patch:  # an interrupt once all stars are fitted
-        patch.setattr("cyclestarnet.survey.write_results", _interrupted)
+        patch.setattr("cyclestarnet.pipeline.many.write_results", _interrupted)
         assert main(command) == 130
     assert "run the same command again" in capsys.readouterr().err
     monkeypatch.setattr("cyclestarnet.model.fit_stars", _never)

@@ -6,10 +6,12 @@ from dataclasses import fields, replace
 
 import pytest
 
-from cyclestarnet.backend.networks import NetworkSettings
-from cyclestarnet.backend.settings import TrainingSettings
-from cyclestarnet.backend.watch import WatchSettings
-from cyclestarnet.config import ConfigError, MockLines, example_config, read_config, read_mock_config
+from cyclestarnet.lines.config import MockLines, read_mock_config
+from cyclestarnet.networks.translation import NetworkSettings
+from cyclestarnet.training.config import example_config, read_config
+from cyclestarnet.training.settings import TrainingSettings
+from cyclestarnet.training.toml import ConfigError
+from cyclestarnet.training.watch import WatchSettings
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from cyclestarnet import GridError, LabelError, LabelSet, WavelengthGrid
-from cyclestarnet.backend.predictor import Translator
 from cyclestarnet.derivatives import DerivativeSpectra, ensemble_derivatives
-from cyclestarnet.lines import find_features
+from cyclestarnet.lines.features import find_features
+from cyclestarnet.networks.predictor import Translator
 from cyclestarnet.spectra import to_spectrum
 
 DOMAINS = ("observed", "synthetic", "difference")
@@ -244,7 +244,7 @@ def pair():
 def plot():
     """The function under test, without a screen."""
     pyplot = pytest.importorskip("matplotlib.pyplot")
-    from cyclestarnet.plotting import plot_derivatives
+    from cyclestarnet.plotting.results import plot_derivatives
 
     pyplot.switch_backend("Agg")
     yield plot_derivatives

@@ -3,15 +3,9 @@
 import numpy as np
 import pytest
 
-from cyclestarnet.assembly import Residuals, misfits
-from cyclestarnet.diagnostics import (
-    SPEED_OF_LIGHT,
-    LatentCloud,
-    ShiftSearch,
-    continuum_misfit,
-    line_shift,
-    local_misfit,
-)
+from cyclestarnet.networks.clouds import LatentCloud
+from cyclestarnet.pipeline.diagnostics import SPEED_OF_LIGHT, ShiftSearch, continuum_misfit, line_shift, local_misfit
+from cyclestarnet.training.assembly import Residuals, misfits
 
 WAVELENGTH = 10 ** (4.18 + 6e-6 * np.arange(1500))
 IVAR = np.full(1500, 1e4)

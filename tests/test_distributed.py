@@ -15,8 +15,8 @@ from tiny import LineFamily, noisy, tiny_trainer
 from training_oracle import Oracle, energy_distance, mappings
 
 import cyclestarnet
-from cyclestarnet.backend.checkpoint import load_state
-from cyclestarnet.backend.training import join_processes
+from cyclestarnet.networks.checkpoint import load_state
+from cyclestarnet.training.trainer import join_processes
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="PyTorch was built without gloo"

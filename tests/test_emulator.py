@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cyclestarnet.backend.emulator import Emulator, EmulatorSettings, _unfold, train_emulator
+from cyclestarnet.networks.emulator import Emulator, EmulatorSettings, _unfold, train_emulator
 
 QUICK = {"hidden": (16,), "n_components": 8, "batch_size": 32, "learning_rate": 1e-2, "n_epochs": 30, "patience": 30}
 

@@ -12,11 +12,12 @@ from scipy.stats import chi2
 from stars import SIGMA, STAR, VALUES, N, assert_same_labels, observed, quantities, spectrum
 
 from cyclestarnet import FitResult, FitWarning, GaussianPrior, GridError, LabelError, SpectrumError
-from cyclestarnet.backend.predictor import EmulatorPredictor
-from cyclestarnet.backend.shortcuts import Shortcuts
-from cyclestarnet.fits import METHODS, FitSetup, fit_stars
 from cyclestarnet.fitting.priors import GaussianConstraints
 from cyclestarnet.fitting.solvers import levenberg_marquardt
+from cyclestarnet.networks.predictor import EmulatorPredictor
+from cyclestarnet.networks.shortcuts import Shortcuts
+from cyclestarnet.pipeline.fit import fit_stars
+from cyclestarnet.pipeline.options import METHODS, FitSetup
 
 KM_S = u.km / u.s
 C = 299792.458  # km/s

@@ -18,11 +18,11 @@ from tiny import LineFamily, noisy, quick_scores, tiny_trainer
 from tqdm.auto import tqdm
 from training_oracle import Oracle, assert_same_state, state
 
-from cyclestarnet.backend.checkpoint import load_state
-from cyclestarnet.backend.training import Trainer
-from cyclestarnet.backend.watch import WatchSettings
 from cyclestarnet.exceptions import ModelFileError
 from cyclestarnet.io import TrainingSet
+from cyclestarnet.networks.checkpoint import load_state
+from cyclestarnet.training.trainer import Trainer
+from cyclestarnet.training.watch import WatchSettings
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and limits of POSIX")
 
@@ -86,7 +86,7 @@ def live_on():
 def lives(deaths, *arguments):
     """Exit codes of processes, one after the other, that work on the same run."""
     processes = multiprocessing.get_context("forkserver")  # it imports torch once
-    processes.set_forkserver_preload(["torch._dynamo", "pytest", "cyclestarnet.backend.training"])
+    processes.set_forkserver_preload(["torch._dynamo", "pytest", "cyclestarnet.training.trainer"])
     for death in deaths:
         process = processes.Process(target=live_and_die, args=(death, *arguments))
         process.start()
@@ -160,8 +160,8 @@ def test_run_that_is_killed_while_it_saves_ends_as_if_it_had_not_been(run, tmp_p
     """After a row of the log, once the last checkpoint is linked, before the new one is on disk, and after."""
     options, whole, _ = run
     moments = [
-        ("cyclestarnet.backend.training:Trainer", "save", 3),
-        ("cyclestarnet.backend.checkpoint", "write_atomically", 3),
+        ("cyclestarnet.training.trainer:Trainer", "save", 3),
+        ("cyclestarnet.networks.checkpoint", "write_atomically", 3),
         ("os", "fsync", 4),
         ("pathlib:Path", "replace", 3),
         ("pathlib:Path", "unlink", 3),

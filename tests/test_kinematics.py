@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy.special import voigt_profile
 
-from cyclestarnet.backend.kinematics import Kinematics
 from cyclestarnet.exceptions import GridError
 from cyclestarnet.grid import apogee_grid
+from cyclestarnet.networks.kinematics import Kinematics
 
 C = 299792.458  # km/s
 STEP = 4.0  # km/s per pixel

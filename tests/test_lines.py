@@ -14,7 +14,7 @@ from cyclestarnet import (
     air_to_vacuum,
 )
 from cyclestarnet.derivatives import DerivativeSpectra
-from cyclestarnet.lines import FeatureMask, Features, find_features, k_giant
+from cyclestarnet.lines.features import FeatureMask, Features, find_features, k_giant
 
 N, START = 600, 15000.0
 GRID = WavelengthGrid((START + np.arange(N)) * u.AA)  # pixels of 1 Å

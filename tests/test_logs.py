@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from cyclestarnet.backend.logs import LossLog, read_log
+from cyclestarnet.training.logs import LossLog, read_log
 
 
 def rows(*iterations):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cyclestarnet.backend import losses
+from cyclestarnet.training import losses
 
 
 def test_distance_is_the_mean_over_all_pixels():

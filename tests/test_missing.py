@@ -8,21 +8,11 @@ from mocks import LINES, NAMES, profile, true_model, truth
 
 from cyclestarnet import GaussianPrior, GridError, LabelError, LabelSet, SpectrumError, WavelengthGrid
 from cyclestarnet.derivatives import DerivativeSpectra
-from cyclestarnet.lines import Feature, FeatureMask, Features
-from cyclestarnet.missing import (
-    FluxDifferences,
-    MissingLines,
-    _attribute,
-    _dips,
-    _false_discovery,
-    _Regression,
-    attribute,
-    find_missing_lines,
-    model_differences,
-    score_missing_lines,
-    star_differences,
-    with_elements,
-)
+from cyclestarnet.lines.attribution import _attribute, _Regression, attribute
+from cyclestarnet.lines.differences import FluxDifferences, model_differences, star_differences
+from cyclestarnet.lines.features import Feature, FeatureMask, Features
+from cyclestarnet.lines.missing import MissingLines, _dips, _false_discovery, find_missing_lines, with_elements
+from cyclestarnet.lines.score import score_missing_lines
 from cyclestarnet.spectra import to_spectrum
 
 N, EDGE = 4800, 2000
@@ -486,7 +476,7 @@ def test_ignored_pixels_do_not_change_labels_of_stars(model, true_labels):
 
 def test_more_stars_than_fit_at_once_keep_their_order(model, true_labels, monkeypatch):
     together = star_differences(model, stars(model, true_labels), progress=False)
-    monkeypatch.setattr("cyclestarnet.missing.ROWS", 3)
+    monkeypatch.setattr("cyclestarnet.lines.differences.ROWS", 3)
     apart = star_differences(model, stars(model, true_labels), progress=False)
     np.testing.assert_allclose(apart.flux, together.flux, atol=1e-6)
 
@@ -615,7 +605,7 @@ def test_observed_stars_tell_elements(monkeypatch):
         asked.update(spectra=spectra, ignore=ignore)
         return evidence
 
-    monkeypatch.setattr("cyclestarnet.missing.star_differences", fitted)
+    monkeypatch.setattr("cyclestarnet.lines.missing.star_differences", fitted)
     spectra = to_spectrum(np.ones((2, N)), GRID, ivar=np.ones((2, N)))
     lines = find(Known(CENTRES, 40 * NOISE, slopes=SLOPES, offset=noise(9)), stars=spectra)
     assert set(lines.table["element"]) == {"Fe"}

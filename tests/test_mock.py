@@ -23,12 +23,14 @@ from mocks import (
 )
 
 from cyclestarnet import WavelengthGrid
-from cyclestarnet.backend.checkpoint import write_atomically
-from cyclestarnet.config import ConfigError, read_mock_config
+from cyclestarnet.files import write_atomically
 from cyclestarnet.io import TrainingSet
-from cyclestarnet.lines import FeatureMask
-from cyclestarnet.mock import make_domains, make_run, masked_emulator
-from cyclestarnet.runs import load_emulator, prepare
+from cyclestarnet.lines.config import read_mock_config
+from cyclestarnet.lines.features import FeatureMask
+from cyclestarnet.lines.mock import make_domains, make_run, masked_emulator
+from cyclestarnet.training.emulators import load_emulator
+from cyclestarnet.training.runs import prepare
+from cyclestarnet.training.toml import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def config(model_file, tmp_path_factory):
 def domains(config):
     """Its domains, made in several blocks of spectra."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cyclestarnet.mock.ROWS", 16)
+        patch.setattr("cyclestarnet.lines.mock.ROWS", 16)
         return make_domains(config, progress=False)
 
 
@@ -319,7 +321,7 @@ def test_a_killed_study_goes_on_to_the_same_files(study, domains, monkeypatch, k
         write_atomically(path, write)
 
     with monkeypatch.context() as patch:
-        patch.setattr("cyclestarnet.mock.write_atomically", write_or_die)
+        patch.setattr("cyclestarnet.lines.mock.write_atomically", write_or_die)
         with pytest.raises(KeyboardInterrupt):
             make_domains(study(), progress=False)
     folder = make_domains(study(), progress=False).folder

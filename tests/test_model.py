@@ -25,10 +25,10 @@ from cyclestarnet import (
     LabelSet,
     ModelFileError,
 )
-from cyclestarnet.backend.checkpoint import load_arrays, save_arrays
-from cyclestarnet.backend.predictor import EmulatorPredictor, ObservedPredictor, Translator
-from cyclestarnet.fits import METHODS
-from cyclestarnet.fitting.solvers import lbfgs
+from cyclestarnet.fitting.lbfgs import lbfgs
+from cyclestarnet.networks.checkpoint import load_arrays, save_arrays
+from cyclestarnet.networks.predictor import EmulatorPredictor, ObservedPredictor, Translator
+from cyclestarnet.pipeline.options import METHODS
 from cyclestarnet.spectra import Spectrum, to_spectrum
 
 DOMAINS = ("observed", "synthetic")
@@ -552,7 +552,7 @@ def test_bad_options_are_named(model, star, options, error, message):
 
 
 def test_fit_that_does_not_converge_warns(model, star, monkeypatch):
-    monkeypatch.setattr("cyclestarnet.fitting.solvers.ROUND", 1)
+    monkeypatch.setattr("cyclestarnet.fitting.lbfgs.ROUND", 1)
     monkeypatch.setitem(METHODS, "lbfgs", partial(lbfgs, max_rounds=1))
     with pytest.warns(FitWarning, match="the fit did not converge"):
         fit = model.fit(star)

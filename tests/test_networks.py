@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from cyclestarnet.backend.emulator import Emulator
-from cyclestarnet.backend.networks import Critic, NetworkSettings, TranslationNetwork
 from cyclestarnet.exceptions import GridError
+from cyclestarnet.networks.emulator import Emulator
+from cyclestarnet.networks.translation import Critic, NetworkSettings, TranslationNetwork
 
 PAPER = NetworkSettings()
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from cyclestarnet import CalibratedModel, ContinuumRecipe, FitWarning, GaussianPrior, WavelengthGrid
-from cyclestarnet.backend.emulator import Emulator
-from cyclestarnet.backend.kinematics import Kinematics
-from cyclestarnet.backend.networks import TranslationNetwork
-from cyclestarnet.backend.predictor import FreeNuisancePredictor, ObservedPredictor, Translator
-from cyclestarnet.backend.shortcuts import Shortcuts
-from cyclestarnet.diagnostics import LatentCloud, NuisanceCloud
-from cyclestarnet.fits import FitSetup, fit_stars
+from cyclestarnet.networks.clouds import LatentCloud, NuisanceCloud
+from cyclestarnet.networks.emulator import Emulator
+from cyclestarnet.networks.kinematics import Kinematics
+from cyclestarnet.networks.predictor import FreeNuisancePredictor, ObservedPredictor, Translator
+from cyclestarnet.networks.shortcuts import Shortcuts
+from cyclestarnet.networks.translation import TranslationNetwork
+from cyclestarnet.pipeline.fit import fit_stars
+from cyclestarnet.pipeline.options import FitSetup
 from cyclestarnet.spectra import to_spectrum
 
 N, SIGMA, N_STARS = 415, 5e-4, 12

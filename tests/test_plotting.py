@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from cyclestarnet.backend.checkpoint import save_state
-from cyclestarnet.plotting import plot_training
+from cyclestarnet.networks.checkpoint import save_state
+from cyclestarnet.plotting.training import plot_training
 
 TERMS = [f"{kind}_{domain}" for kind in ("rec", "cyc", "gen", "critic") for domain in ("synth", "obs")]
 

@@ -13,16 +13,17 @@ from matplotlib import pyplot
 
 from cyclestarnet import GridError, WavelengthGrid
 from cyclestarnet.derivatives import DerivativeSpectra
-from cyclestarnet.lines import FeatureMask, Features, find_features
-from cyclestarnet.missing import MissingLines, Score
-from cyclestarnet.plotting import ELEMENTS, element_style, plot_derivatives
-from cyclestarnet.plotting_lines import (
+from cyclestarnet.lines.features import FeatureMask, Features, find_features
+from cyclestarnet.lines.missing import MissingLines
+from cyclestarnet.lines.score import Score
+from cyclestarnet.plotting.lines import (
     plot_error_map,
     plot_missing_lines,
     plot_precision_recall,
     plot_recovery,
     plot_recovery_error,
 )
+from cyclestarnet.plotting.results import ELEMENTS, element_style, plot_derivatives
 
 INDEX = np.arange(50)
 # Two chips of 20 and 30 pixels of 1 Å, from 15000 and from 15120 Å.

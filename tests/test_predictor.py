@@ -6,15 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from cyclestarnet.backend.kinematics import Kinematics
-from cyclestarnet.backend.networks import NetworkSettings, TranslationNetwork
-from cyclestarnet.backend.predictor import (
-    BATCH,
-    EmulatorPredictor,
-    MovingPredictor,
-    ObservedPredictor,
-    Translator,
-)
+from cyclestarnet.networks.kinematics import Kinematics
+from cyclestarnet.networks.predictor import BATCH, EmulatorPredictor, MovingPredictor, ObservedPredictor, Translator
+from cyclestarnet.networks.translation import NetworkSettings, TranslationNetwork
 
 KINDS = ("synthetic", "observed", "observed without split", "moving", "moving, other order")
 CHIPS, MOTION = ((0, 200), (200, 415)), ("velocity", "broadening")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from cyclestarnet.backend.networks import NetworkSettings
-from cyclestarnet.backend.settings import TrainingSettings
+from cyclestarnet.networks.translation import NetworkSettings
+from cyclestarnet.training.settings import TrainingSettings
 
 # The paper's Sections 2.3, 3.1 and Appendix A; what it leaves out is from the repository.
 PAPER = {

@@ -12,14 +12,8 @@ from scipy.stats import multivariate_normal, norm
 
 from cyclestarnet import LabelSet
 from cyclestarnet.exceptions import LabelError
-from cyclestarnet.fitting import priors
-from cyclestarnet.fitting.priors import (
-    GaussianConstraints,
-    GaussianPrior,
-    IsochronePrior,
-    ProductPrior,
-    mist_isochrones,
-)
+from cyclestarnet.fitting.isochrones import IsochronePrior, mist_isochrones
+from cyclestarnet.fitting.priors import GaussianConstraints, GaussianPrior, ProductPrior
 
 LABELS = LabelSet(
     ["teff", "logg", "mg_h", "fe_h"], [3500, 0, -2, -2], [6000, 4, 1, 1],
@@ -219,7 +213,7 @@ def test_many_points_are_taken_in_blocks(monkeypatch, rng):
     points = {"teff": rng.normal(4500, 300, 500) * u.K, "logg": rng.normal(2, 1, 500)}
     prior = IsochronePrior(points, {"teff": 80 * u.K, "logg": 0.2}, LABELS)
     whole = prior.derivatives(STARS)
-    monkeypatch.setattr(priors, "BLOCK", 700)
+    monkeypatch.setattr("cyclestarnet.fitting.isochrones.BLOCK", 700)
     for part, all_at_once in zip(prior.derivatives(STARS), whole, strict=True):
         torch.testing.assert_close(part, all_at_once, rtol=1e-12, atol=1e-12)
 

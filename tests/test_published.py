@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from cyclestarnet import ModelFileError
-from cyclestarnet.backend.published import adapt_emulator, read_payne_checkpoint, read_payne_npz
+from cyclestarnet.networks.published import adapt_emulator, read_payne_checkpoint, read_payne_npz
 
 N_LABELS, N_HIDDEN, N_PIXELS = 3, 5, 11
 

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 
 from cyclestarnet import CalibratedModel, FitFlag, GridError, LabelError, ModelFileError
-from cyclestarnet.backend.networks import NetworkSettings
-from cyclestarnet.backend.published import PAYNE_LABELS, read_published_checkpoint
-from cyclestarnet.backend.settings import TrainingSettings
-from cyclestarnet.backend.training import Trainer
+from cyclestarnet.networks.published import PAYNE_LABELS, read_published_checkpoint
+from cyclestarnet.networks.translation import NetworkSettings
 from cyclestarnet.spectra import to_spectrum
+from cyclestarnet.training.settings import TrainingSettings
+from cyclestarnet.training.trainer import Trainer
 
 MEAN, STD = 0.97746492, 0.05180881
 

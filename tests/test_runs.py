@@ -14,14 +14,18 @@ import torch
 from astropy.table import QTable, Table
 
 from cyclestarnet import CalibratedModel, LabelSet
-from cyclestarnet.backend.checkpoint import load_state, save_state
-from cyclestarnet.backend.logs import read_log, read_run
-from cyclestarnet.backend.sources import StoredSynthetic, StreamedSpectra, StreamedSynthetic, SyntheticSpectra
-from cyclestarnet.backend.training import Trainer
 from cyclestarnet.cli import main
-from cyclestarnet.config import ConfigError, read_config
 from cyclestarnet.exceptions import FileFormatError, GridError, LabelError, ModelFileError
-from cyclestarnet.runs import finish, joined_processes, load_emulator, prepare, read_labels, save_emulator
+from cyclestarnet.networks.checkpoint import load_state, save_state
+from cyclestarnet.training.config import read_config
+from cyclestarnet.training.datasets import StoredSynthetic, SyntheticSpectra
+from cyclestarnet.training.emulators import load_emulator, save_emulator
+from cyclestarnet.training.inputs import read_labels
+from cyclestarnet.training.logs import read_log, read_run
+from cyclestarnet.training.runs import finish, joined_processes, prepare
+from cyclestarnet.training.streams import StreamedSpectra, StreamedSynthetic
+from cyclestarnet.training.toml import ConfigError
+from cyclestarnet.training.trainer import Trainer
 
 WAVELENGTH = 10 ** (4.18 + 6e-6 * np.r_[0:200, 260:475])
 CONFIG = """
@@ -103,7 +107,7 @@ def folder(files, tmp_path):
 def _quick_classifier():
     """A classifier of both domains takes seconds to train; the other scores stay as they are."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cyclestarnet.alignment.classifier_accuracy", lambda *samples, seed: (0.75, 0.05))
+        patch.setattr("cyclestarnet.training.alignment.classifier_accuracy", lambda *samples, seed: (0.75, 0.05))
         yield
 
 
@@ -185,7 +189,7 @@ def test_ctrl_c_before_the_first_step_does_not_say_that_anything_is_saved(folder
     def interrupt(*_, **options):
         raise KeyboardInterrupt  # not by a signal: background jobs of a shell ignore SIGINT
 
-    monkeypatch.setattr("cyclestarnet.runs.train_emulator", interrupt)
+    monkeypatch.setattr("cyclestarnet.training.emulators.train_emulator", interrupt)
     assert main(["train", str(write_config(folder))]) == 130
     assert "interrupted before the training began, and nothing is saved" in capsys.readouterr().err
 
@@ -197,7 +201,7 @@ def test_a_figure_that_fails_hides_no_error_of_the_training(folder, capsys, capl
         raise FloatingPointError("the loss is not finite")
 
     monkeypatch.setattr(Trainer, "run", fail)
-    monkeypatch.setattr("cyclestarnet.plotting.plot_training", lambda *_: 1 / 0)
+    monkeypatch.setattr("cyclestarnet.plotting.training.plot_training", lambda *_: 1 / 0)
     assert main(["train", str(write_config(folder, synthetic=WITH_EMULATOR + "labels = {}"))]) == 2
     assert "the loss is not finite" in capsys.readouterr().err
     assert "progress.png cannot be drawn: division by zero" in caplog.text
@@ -388,7 +392,8 @@ def test_a_selection_that_nothing_passes_is_named(folder):
 
 
 def test_a_shift_of_the_prior_in_training_is_a_shift_of_the_prior_of_the_model(folder, monkeypatch):
-    monkeypatch.setattr("cyclestarnet.assembly.learn_errors", lambda model, *_, **options: model)  # fits take seconds
+    # fits take seconds
+    monkeypatch.setattr("cyclestarnet.training.assembly.learn_errors", lambda model, *_, **options: model)
     ranges = "labels = {logg = [1.5, 2.5], teff = [4500, 4500]}"
     run = prepared(folder, synthetic=WITH_EMULATOR + ranges, training="prior_rate = 0.01")
     run.trainer.parts.prior_shift.data = torch.tensor([3.0, 0.5, 0.0])

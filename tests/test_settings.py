@@ -2,7 +2,7 @@
 
 import pytest
 
-from cyclestarnet.backend.settings import TrainingSettings
+from cyclestarnet.training.settings import TrainingSettings
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from stars import assert_same_labels, observed, quantities, spectrum
 from tiny import TINY_NETWORK
 
 from cyclestarnet import CalibratedModel, GaussianPrior
-from cyclestarnet.backend.emulator import Emulator
-from cyclestarnet.backend.networks import TranslationNetwork
-from cyclestarnet.backend.predictor import ObservedPredictor, Translator
-from cyclestarnet.backend.shortcuts import Shortcuts
+from cyclestarnet.networks.emulator import Emulator
+from cyclestarnet.networks.predictor import ObservedPredictor, Translator
+from cyclestarnet.networks.shortcuts import Shortcuts
+from cyclestarnet.networks.translation import TranslationNetwork
 
 LOWER, UPPER = np.array([4000.0, 0.5, -1.0]), np.array([5500.0, 3.5, 0.5])
 PRIOR = GaussianPrior([4750, 2, -0.25], [[3e4, 40, 0], [40, 0.2, -0.02], [0, -0.02, 0.04]])
@@ -38,7 +38,7 @@ def linear():
             layer.bias.fill_(1.0)
     translator = FluxAsLatent(network, 0.9, 0.1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cyclestarnet.backend.predictor.has_fast_bfloat16", lambda device: False)
+        patch.setattr("cyclestarnet.networks.predictor.has_fast_bfloat16", lambda device: False)
         return emulator, translator, Shortcuts.learn(emulator, translator, PRIOR, LOWER, UPPER, NUISANCE)
 
 

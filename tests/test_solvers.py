@@ -7,14 +7,9 @@ from scipy.optimize import least_squares, lsq_linear, minimize
 from toys import GaussianLine, LinearPredictor, data, noisy_objective
 
 from cyclestarnet import GaussianPrior
+from cyclestarnet.fitting.lbfgs import _inverse_hessian_times, _strong_wolfe, lbfgs
 from cyclestarnet.fitting.objective import Objective, Parameters
-from cyclestarnet.fitting.solvers import (
-    _bounded_step,
-    _inverse_hessian_times,
-    _strong_wolfe,
-    lbfgs,
-    levenberg_marquardt,
-)
+from cyclestarnet.fitting.solvers import _bounded_step, levenberg_marquardt
 
 CENTRE = np.array([4500.0, 2.0, 0.0])
 PRIORS = {"flat": None, "gaussian": GaussianPrior(CENTRE, np.diag([1e3, 0.01, 0.002]))}
@@ -458,7 +453,7 @@ def test_without_pairs_the_direction_is_the_gradient(rng):
     ("solver", "limit"), [(lbfgs, {"max_rounds": 1}), (levenberg_marquardt, {"max_iterations": 2})], ids=["lbfgs", "lm"]
 )
 def test_steps_that_run_out_are_no_success(noisy, solver, limit, monkeypatch):
-    monkeypatch.setattr("cyclestarnet.fitting.solvers.ROUND", 2)
+    monkeypatch.setattr("cyclestarnet.fitting.lbfgs.ROUND", 2)
     found = first(solver(line(noisy), LINE_STARTS["farther"][None], **limit))
     assert not found.success
     assert found.message != "converged"

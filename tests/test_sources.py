@@ -11,15 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from cyclestarnet.backend.settings import TrainingSettings
-from cyclestarnet.backend.sources import (
-    ObservedSpectra,
-    StoredSynthetic,
-    StreamedSpectra,
-    StreamedSynthetic,
-    SyntheticSpectra,
-)
 from cyclestarnet.exceptions import CycleStarNetWarning, SpectrumError
+from cyclestarnet.training.datasets import ObservedSpectra, StoredSynthetic, SyntheticSpectra
+from cyclestarnet.training.settings import TrainingSettings
+from cyclestarnet.training.streams import StreamedSpectra, StreamedSynthetic
 
 SETTINGS = TrainingSettings(flux_mean=0.9, flux_std=0.1)
 N_PIXELS = 5
@@ -387,8 +382,8 @@ def test_window_must_hold_something():
 PROGRAM = """
 import os, sys
 import h5py, numpy as np
-from cyclestarnet.backend.settings import TrainingSettings
-from cyclestarnet.backend.sources import StreamedSpectra
+from cyclestarnet.training.settings import TrainingSettings
+from cyclestarnet.training.streams import StreamedSpectra
 from cyclestarnet.io import TrainingSet
 
 with h5py.File(sys.argv[1], "w") as file:

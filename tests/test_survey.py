@@ -15,8 +15,8 @@ from survey_fakes import Fit, failed_row, make_star, read_star, save_stars
 from cyclestarnet import WavelengthGrid
 from cyclestarnet.exceptions import FileFormatError, GridError, SpectrumError
 from cyclestarnet.io import Selection, TrainingSet, write_training_set
+from cyclestarnet.pipeline.many import fit_survey, read_results, star_sources, write_results
 from cyclestarnet.spectra import Spectrum
-from cyclestarnet.survey import fit_survey, read_results, star_sources, write_results
 
 FORMATS = ["ecsv", "fits", "parquet"]
 GRID = WavelengthGrid(np.linspace(1500, 1510, 8) * u.nm)
@@ -338,7 +338,7 @@ def test_unknown_suffix_stops_before_the_first_star(paths, tmp_path):
 
 
 def test_parquet_without_pyarrow_names_the_extra(paths, tmp_path, monkeypatch):
-    monkeypatch.setattr("cyclestarnet.survey_files.find_spec", lambda name: None)
+    monkeypatch.setattr("cyclestarnet.pipeline.journal.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"cyclestarnet\[survey\]"):
         survey(paths, output=tmp_path / "t.parquet")
 
@@ -473,7 +473,7 @@ import os, signal, sys, time
 sys.path.insert(0, {tests!r})
 import numpy as np
 from survey_fakes import Fit, failed_row, read_star
-from cyclestarnet.survey import fit_survey, star_sources
+from cyclestarnet.pipeline.many import fit_survey, star_sources
 
 def size(path):
     return os.path.getsize(path) if os.path.exists(path) else 0

@@ -11,7 +11,7 @@ from survey_fakes import Fit, failed_row, make_star, read_star, save_stars
 from test_survey import assert_same
 
 from cyclestarnet.exceptions import CycleStarNetError
-from cyclestarnet.survey import fit_survey, read_results, star_sources
+from cyclestarnet.pipeline.many import fit_survey, read_results, star_sources
 
 distributed = pytest.importorskip("distributed")
 

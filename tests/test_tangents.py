@@ -8,9 +8,9 @@ import torch
 from tiny import TINY_NETWORK
 from torch.func import jacfwd
 
-from cyclestarnet.backend.emulator import Emulator
-from cyclestarnet.backend.networks import TranslationNetwork
-from cyclestarnet.backend.tangents import linearise_emulator, linearise_translation
+from cyclestarnet.networks.emulator import Emulator
+from cyclestarnet.networks.tangents import linearise_emulator, linearise_translation
+from cyclestarnet.networks.translation import TranslationNetwork
 
 SHAPES = {
     "tiny": TINY_NETWORK,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from training_oracle import Oracle, assert_same_state, assert_same_weights, state
 
-from cyclestarnet.backend import fast
+from cyclestarnet.networks import convolutions
 
 # Beyond the paper: the optional terms, a clipped gradient, a schedule that acts within two steps.
 VARIANTS = {
@@ -26,7 +26,7 @@ def test_terms_equal_the_definitions(make_trainer, variant):
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("layout", [fast.ChannelMaps, fast.RowMaps])
+@pytest.mark.parametrize("layout", [convolutions.ChannelMaps, convolutions.RowMaps])
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_two_steps_equal_the_plain_training(make_trainer, variant, layout):
     """In float64: Adam turns the rounding of a gradient that is zero into a step of full size."""

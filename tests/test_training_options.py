@@ -5,8 +5,8 @@ import torch
 from tiny import LineFamily
 from training_oracle import Oracle, assert_same_weights, autoencoder_losses
 
-from cyclestarnet.backend.sources import StoredSynthetic
-from cyclestarnet.backend.training import Anchors, Trainer
+from cyclestarnet.training.datasets import StoredSynthetic
+from cyclestarnet.training.trainer import Anchors, Trainer
 
 # weight_adversarial is not 1, so that it matters which terms it multiplies.
 OPTIONS = {

@@ -10,12 +10,13 @@ from astropy.io import fits
 from astropy.nddata import InverseVariance, StdDevUncertainty, VarianceUncertainty
 
 from cyclestarnet import ContinuumRecipe, WavelengthGrid
-from cyclestarnet.backend.settings import TrainingSettings
-from cyclestarnet.backend.sources import ObservedSpectra, StreamedSpectra
 from cyclestarnet.exceptions import CycleStarNetWarning, FileFormatError, GridError, SpectrumError
 from cyclestarnet.grid import apogee_grid
 from cyclestarnet.io import Selection, TrainingSet, read_apvisit, write_training_set
 from cyclestarnet.spectra import Spectrum, to_pixels
+from cyclestarnet.training.datasets import ObservedSpectra
+from cyclestarnet.training.settings import TrainingSettings
+from cyclestarnet.training.streams import StreamedSpectra
 
 N, N_PIXELS = 30, 20
 GRID = WavelengthGrid(np.linspace(1500, 1510, N_PIXELS) * u.nm)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from cyclestarnet import alignment
-from cyclestarnet.backend.checkpoint import load_state, save_state
-from cyclestarnet.backend.networks import NetworkSettings, TranslationNetwork
-from cyclestarnet.backend.watch import Watch, WatchSettings, alignment_scores
+from cyclestarnet.networks.checkpoint import load_state, save_state
+from cyclestarnet.networks.translation import NetworkSettings, TranslationNetwork
+from cyclestarnet.training import alignment
+from cyclestarnet.training.watch import Watch, WatchSettings, alignment_scores
 
 
 # -- scores ------------------------------------------------------------------------------------

@@ -8,12 +8,12 @@ import torch
 from tiny import LineFamily
 from training_oracle import assert_same_state
 
-from cyclestarnet.backend.adaptation import Adaptation
-from cyclestarnet.backend.checkpoint import load_state
-from cyclestarnet.backend.networks import NetworkSettings
-from cyclestarnet.backend.settings import TrainingSettings
-from cyclestarnet.backend.watch import Verdict, WatchSettings
 from cyclestarnet.exceptions import TrainingError, TrainingWarning
+from cyclestarnet.networks.checkpoint import load_state
+from cyclestarnet.networks.translation import NetworkSettings
+from cyclestarnet.training.settings import TrainingSettings
+from cyclestarnet.training.terms import Adaptation
+from cyclestarnet.training.watch import Verdict, WatchSettings
 
 
 def watched(make_trainer, folder, **changes):

@@ -7,11 +7,12 @@ import numpy as np
 import torch
 
 from cyclestarnet import LabelSet
-from cyclestarnet.backend.networks import NetworkSettings
-from cyclestarnet.backend.settings import TrainingSettings
-from cyclestarnet.backend.sources import ObservedSpectra, StreamedSpectra, SyntheticSpectra
-from cyclestarnet.backend.training import Anchors, Trainer
-from cyclestarnet.backend.watch import SCORES
+from cyclestarnet.networks.translation import NetworkSettings
+from cyclestarnet.training.datasets import ObservedSpectra, SyntheticSpectra
+from cyclestarnet.training.settings import TrainingSettings
+from cyclestarnet.training.streams import StreamedSpectra
+from cyclestarnet.training.trainer import Anchors, Trainer
+from cyclestarnet.training.watch import SCORES
 
 # The paper's network in small: 415 pixels (416 padded), latents of 10 positions.
 TINY_NETWORK = NetworkSettings(
@@ -112,7 +113,7 @@ def quick_scores():
         with torch.no_grad():
             return dict.fromkeys(SCORES, network.obs_to_synth(x_obs.to(next(network.parameters()))).std().item())
 
-    with mock.patch("cyclestarnet.backend.training.alignment_scores", scores):
+    with mock.patch("cyclestarnet.training.trainer.alignment_scores", scores):
         yield
 
 

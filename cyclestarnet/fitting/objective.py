@@ -19,7 +19,7 @@ ERRORS = ("quoted", "minimum", "unknown")
 
 
 class Predictor(Protocol):
-    """Labels in, flux and derivatives out; see `cyclestarnet.backend.predictor`.
+    """Labels in, flux and derivatives out; see `cyclestarnet.networks.predictor`.
 
     Tensors of float64 (slopes may be float32), rows of labels (m, n_labels);
     ``stars`` (m,) tells which star each row belongs to.

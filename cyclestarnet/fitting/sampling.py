@@ -265,7 +265,7 @@ def _write(path, store, snapshot: tuple, identity: str) -> None:
     emcee writes into the file that it has, at every step: of 40 processes
     that were killed, 5 left chain and counts that did not fit each other.
     """
-    from cyclestarnet.backend.checkpoint import write_atomically
+    from cyclestarnet.files import write_atomically
 
     n_steps, random_state, accepted, n_nan = snapshot
 

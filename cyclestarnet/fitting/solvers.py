@@ -7,83 +7,19 @@ scale the labels. Both stop at the same optimum.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from scipy.special import expit, logit
 from torch import Tensor
 
 from cyclestarnet.fitting.objective import Objective, star_by_star
+from cyclestarnet.fitting.optimum import NOISE, Optimum, make_optimum
 
-__all__ = ["Optimum", "lbfgs", "levenberg_marquardt"]
+__all__ = ["levenberg_marquardt"]
 
-EDGE = 2e-3  # an optimum closer than this fraction of the range is at the bound
 STALE = 8  # Broyden updates after which a Jacobian is computed anew
 ENOUGH = 50.0  # tolerances, promised by an exact gradient: its step leaves about a twentieth of it
 SOON = 100.0  # tolerances: after a step that promises less, the exact gradient will be wanted
 SURPRISE = 0.5  # part of the squared change of flux; what a Jacobian without any truth does not foresee is 1
-NOISE = 1e-6  # relative to the loss: what single precision in the networks makes of it
-
-
-@dataclass(frozen=True, eq=False)
-class Optimum:
-    """Optima of n stars.
-
-    Attributes
-    ----------
-    labels : array, shape (n, n_labels)
-    covariance : array, shape (n, n_labels, n_labels)
-        Laplace approximation; zero for fixed labels.
-    flux : array, shape (n, n_pixels)
-        At the optimum.
-    error_scale : array, shape (n,)
-        Factor on the errors, see `Objective`.
-    success : array of bool, shape (n,)
-    message : list of str
-    n_evaluations, n_jacobians : array of int, shape (n,)
-        Flux (with gradients, in `lbfgs`), and flux with all its derivatives.
-    at_bound : array of bool, shape (n, n_labels)
-        Labels that ended at a bound, whose covariance means little.
-    loss : array, shape (n,)
-        Negative log posterior.
-    condition : array, shape (n,)
-        Condition number of the correlation matrix of the parameters.
-    hessian : array, shape (n, n_parameters, n_parameters)
-        Of the parameters, Gauss-Newton; it knows no bounds, other than the covariance.
-    """
-
-    labels: np.ndarray
-    covariance: np.ndarray
-    flux: np.ndarray
-    error_scale: np.ndarray
-    success: np.ndarray
-    message: list[str]
-    n_evaluations: np.ndarray
-    n_jacobians: np.ndarray
-    at_bound: np.ndarray
-    loss: np.ndarray
-    condition: np.ndarray
-    hessian: np.ndarray
-
-    def improved(self, rows, other: Optimum) -> Optimum:
-        """These optima, with those of other fits of the stars ``rows`` where they are better."""
-        better = np.isfinite(other.loss) & ~(other.loss >= self.loss[rows])
-        out = {}
-        for name, mine in vars(self).items():
-            theirs = getattr(other, name)
-            if name in ("n_evaluations", "n_jacobians"):  # both were spent
-                out[name] = mine.copy()
-                out[name][rows] += theirs
-            elif isinstance(mine, list):
-                out[name] = list(mine)
-                for k in np.flatnonzero(better):
-                    out[name][rows[k]] = theirs[k]
-            else:
-                out[name] = mine.copy()
-                out[name][rows[better]] = theirs[better]
-        return type(self)(**out)
 
 
 # -- Levenberg-Marquardt -----------------------------------------------------
@@ -128,7 +64,9 @@ def levenberg_marquardt(
         fit.message[star] = f"stopped after {max_iterations} iterations"
     if not fit.expects:  # Broyden's updates of the Jacobian at the start are too coarse for a covariance
         fit.renew(torch.nonzero(fit.success & (fit.age > 0))[:, 0])
-    return _finish(objective, fit.x, fit.flux, fit.slopes, fit.success, fit.message, fit.evaluations, fit.jacobians)
+    return make_optimum(
+        objective, fit.x, fit.flux, fit.slopes, fit.success, fit.message, fit.evaluations, fit.jacobians
+    )
 
 
 class _Descent:
@@ -301,234 +239,8 @@ def _broyden(slopes: Tensor, hessian: Tensor, step: Tensor, change: Tensor) -> T
 
 
 # -- L-BFGS --------------------------------------------------------------------
-Request = tuple[str, np.ndarray]
-MEMORY, ROUND = 10, 40  # pairs that are kept; iterations before the whitening is renewed
-KINK = 100.0  # tolerances that the gradient may promise where steps find nothing: half an error by default
-
-
-def lbfgs(objective: Objective, start: np.ndarray, *, tolerance: float = 1e-3, max_rounds: int = 8) -> Optimum:
-    """Find the labels that maximise the posterior of each star, by L-BFGS with a strong-Wolfe line search.
-
-    Bounded parameters are mapped to unbounded ones by a logistic function and
-    whitened by the Gauss-Newton Hessian, so that the first step is close to a
-    Newton step. Each star is a routine of its own that asks for values and
-    gradients; what all of them ask for is computed together.
-
-    Parameters
-    ----------
-    objective : `Objective`
-    start : array, shape (n, n_labels)
-    tolerance : float, optional
-        As in `levenberg_marquardt`: half the squared gradient, in whitened coordinates.
-    max_rounds : int, optional
-        How often the whitening may be renewed.
-
-    Returns
-    -------
-    `Optimum`
-
-    References
-    ----------
-    O'Briain et al. 2021, ApJ 906, 130, Section 3.2.6; Nocedal & Wright 2006, Algorithms 3.5, 3.6 and 7.5.
-    """
-    device = objective.predictor.device
-    values = objective.parameters.values(start)
-    lower, upper = objective.parameters.lower, objective.parameters.upper
-    runs = {k: _minimise(v, lower, upper, tolerance, max_rounds) for k, v in enumerate(values)}
-    wishes: dict[int, Request] = {star: next(run) for star, run in runs.items()}
-    success, message = np.zeros(len(values), dtype=bool), [""] * len(values)
-    count = {"gradient": np.zeros(len(values), dtype=int), "hessian": np.zeros(len(values), dtype=int)}
-    while wishes:
-        kind = next(iter(wishes.values()))[0]
-        asking = [star for star, wish in wishes.items() if wish[0] == kind]
-        at = torch.as_tensor(np.stack([wishes[star][1] for star in asking]), device=device)
-        stars = torch.tensor(asking, device=device)
-        count[kind][asking] += 1
-        if kind == "gradient":
-            answers = zip(*(t.cpu().numpy() for t in objective.loss_and_gradient(at, stars)), strict=True)
-        else:
-            answers = objective.normal_equations(at, *objective.linearise(at, stars), stars)[2].cpu().numpy()
-        for star, answer in zip(asking, answers, strict=True):
-            try:
-                wishes[star] = runs[star].send(answer)
-            except StopIteration as stop:
-                values[star], success[star], message[star] = stop.value
-                del wishes[star]
-    x = torch.as_tensor(values, device=device)
-    flux, slopes = objective.linearise(x, torch.arange(len(x), device=device))
-    return _finish(objective, x, flux, slopes, success, message, count["gradient"], count["hessian"] + 1)
-
-
-def _minimise(
-    start: np.ndarray, lower: np.ndarray, upper: np.ndarray, tolerance: float, max_rounds: int
-) -> Generator[Request, object, tuple[np.ndarray, bool, str]]:
-    """Optimum of one star; yields what it wants to know, and returns parameters, success and message."""
-    width = upper - lower
-    v = logit(np.clip((start - lower) / width, 0.01, 0.99))
-
-    def parameters(v: np.ndarray) -> np.ndarray:
-        return lower + width * expit(v)
-
-    for _ in range(max_rounds):
-        slope = width * expit(v) * expit(-v)  # d parameters / d v
-        hessian = (yield "hessian", parameters(v)) * np.outer(slope, slope)
-        if not np.isfinite(hessian).all():
-            return parameters(v), False, "the objective is not finite"
-        # A direction that the data do not see gets unit length in v instead of an endless one.
-        whiten = np.linalg.cholesky(np.linalg.inv(hessian + 1e-2 * np.eye(len(v))))
-        moved, state, gained, promised = yield from _round(v, whiten, parameters, width, tolerance)
-        v = v + whiten @ moved
-        # At a kink of the activations the gradient jumps and never gets small, but nothing near is better.
-        if state == "stopped" and gained < tolerance and promised < KINK * tolerance:
-            state = "converged"
-        if state == "not finite":
-            return parameters(v), False, "the objective is not finite"
-        if state == "converged":
-            stuck, v = yield from _release(v, parameters, width, tolerance)
-            if not stuck:
-                return parameters(v), True, "converged"
-    return parameters(v), False, f"not converged after {max_rounds} rounds of {ROUND} iterations"
-
-
-def _round(v, whiten, parameters, width, tolerance):
-    """L-BFGS from v in whitened coordinates: the move, how it ended, what it gained and what the gradient promises."""
-
-    def ask(w: np.ndarray):
-        at = v + whiten @ w
-        value, gradient = yield "gradient", parameters(at)
-        return float(value), whiten.T @ (gradient * width * expit(at) * expit(-at))
-
-    w, state = np.zeros_like(v), "stopped"
-    value, gradient = yield from ask(w)
-    first, gain = value, np.inf
-    pairs: list[tuple[np.ndarray, np.ndarray]] = []
-    for _ in range(ROUND):
-        if not np.isfinite(value):
-            state = "not finite"
-        elif 0.5 * gradient @ gradient < tolerance:
-            state = "converged"
-        # steps that gain so little will not gain the tolerance together
-        if state != "stopped" or gain < tolerance / ROUND:
-            break
-        direction = -_inverse_hessian_times(gradient, pairs)
-        found = yield from _strong_wolfe(ask, w, direction, value, gradient)
-        if found is None:  # no better point: rounding, or coordinates that are badly scaled
-            break
-        step, after, new = found
-        w, pairs, gain = w + step, [*pairs, (step, new - gradient)][-MEMORY:], value - after
-        value, gradient = after, new
-    return w, state, first - value, 0.5 * gradient @ gradient
-
-
-def _inverse_hessian_times(gradient: np.ndarray, pairs) -> np.ndarray:
-    """Two-loop recursion."""
-    q, factors = gradient.copy(), []
-    for s, y in reversed(pairs):
-        alpha = (s @ q) / (y @ s)
-        factors.append(alpha)
-        q -= alpha * y
-    if pairs:
-        s, y = pairs[-1]
-        q *= (s @ y) / (y @ y)
-    for (s, y), alpha in zip(pairs, reversed(factors), strict=True):
-        q += s * (alpha - (y @ q) / (y @ s))
-    return q
-
-
-def _strong_wolfe(ask, w, direction, value, gradient, *, armijo=1e-4, curvature=0.9, max_evaluations=20):
-    """Step along a direction with enough decrease and a small enough slope, or None.
-
-    Brackets a minimum by longer steps, then bisects the bracket by cubic interpolation.
-    """
-    slope0 = float(gradient @ direction)
-    if not slope0 < 0:
-        return None
-    noise = NOISE * abs(value)
-    low = (0.0, value, slope0, gradient)
-    high, length = None, 1.0
-    for _ in range(max_evaluations):
-        here, new = yield from ask(w + length * direction)
-        slope = float(new @ direction)
-        point = (length, here, slope, new)
-        enough = here <= value + armijo * length * slope0 + noise
-        if not (enough and np.isfinite(slope)) or (here >= low[1] + noise and low[0] > 0):
-            high = point
-        elif abs(slope) <= -curvature * slope0:
-            return (length * direction, here, new) if here < value + noise else None
-        else:
-            if slope * ((high[0] if high else np.inf) - low[0]) >= 0:
-                high = low
-            low = point
-        if high is None:
-            length *= 2.5
-        elif abs(high[0] - low[0]) < 1e-8:
-            break
-        else:
-            length = _cubic_minimum(low, high)
-    return (low[0] * direction, low[1], low[3]) if low[0] > 0 else None
-
-
-def _cubic_minimum(low, high) -> float:
-    """Minimum of the cubic through two points with slopes, kept within the middle 80 % of the bracket."""
-    (a, fa, ga, _), (b, fb, gb, _) = low, high
-    length = 0.5 * (a + b)
-    if np.isfinite(fb) and np.isfinite(gb):
-        d1 = ga + gb - 3 * (fa - fb) / (a - b)
-        under = d1**2 - ga * gb
-        if under >= 0:
-            d2 = np.sign(b - a) * np.sqrt(under)
-            bottom = gb - ga + 2 * d2
-            if bottom != 0:
-                length = b - (b - a) * (gb + d2 - d1) / bottom
-    edge = 0.1 * abs(b - a)
-    return float(np.clip(length, min(a, b) + edge, max(a, b) - edge))
-
-
-def _release(v, parameters, width, tolerance):
-    """Free parameters that got stuck at a bound, where the logistic function is flat, though the slope leads inside."""
-    position = expit(v)
-    _, gradient = yield "gradient", parameters(v)
-    inward = gradient * width * np.where(position > 0.5, EDGE, -EDGE)
-    stuck = (np.minimum(position, 1 - position) < EDGE) & (inward > tolerance)
-    return stuck.any(), np.where(stuck, np.where(position > 0.5, logit(0.95), -logit(0.95)), v)
 
 
 # -- common ----------------------------------------------------------------------
-def _finish(objective, x, flux, slopes, success, message, evaluations, jacobians) -> Optimum:
-    parameters = objective.parameters
-    stars = torch.arange(len(x), device=x.device)
-    loss, _, hessian = objective.normal_equations(x, flux, slopes, stars)
-    scale2 = objective.error_scale2(objective.chi2(flux, stars), stars)
-    values, hessian = x.cpu().numpy(), hessian.cpu().numpy()
-    width = parameters.upper - parameters.lower
-    covariance, condition = zip(*(_laplace(h, width) for h in hessian), strict=True)
-    position = (values - parameters.lower) / width
-    at_bound = ((position < EDGE) | (position > 1 - EDGE)) @ parameters.matrix.T > 0
-    return Optimum(
-        labels=parameters.labels(values),
-        covariance=parameters.matrix @ np.array(covariance) @ parameters.matrix.T,
-        flux=flux.cpu().numpy(),
-        error_scale=np.sqrt(scale2.cpu().numpy()),
-        success=np.asarray(success.cpu() if isinstance(success, Tensor) else success, dtype=bool),
-        message=message,
-        n_evaluations=np.asarray(evaluations.cpu() if isinstance(evaluations, Tensor) else evaluations),
-        n_jacobians=np.asarray(jacobians.cpu() if isinstance(jacobians, Tensor) else jacobians),
-        at_bound=at_bound,
-        loss=loss.cpu().numpy(),
-        condition=np.array(condition),
-        hessian=hessian,
-    )
 
 
-def _laplace(hessian: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, float]:
-    """Inverse of a Hessian, and the condition number of the correlations.
-
-    What the data do not constrain is as uncertain as its range: 1/12 of the
-    width squared, not infinite or zero.
-    """
-    if not np.isfinite(hessian).all():
-        return np.diag(width**2 / 12), np.inf
-    eigenvalues, directions = np.linalg.eigh(hessian * np.outer(width, width))
-    covariance = (directions / eigenvalues.clip(12.0)) @ directions.T * np.outer(width, width)
-    size = np.sqrt(np.diag(covariance))
-    return covariance, float(np.linalg.cond(covariance / np.outer(size, size)))

@@ -159,7 +159,7 @@ def star_sources(spectra, *, grid=None, selection=None, reader=read) -> list[Sta
 
     Examples
     --------
-    >>> from cyclestarnet.survey import star_sources
+    >>> from cyclestarnet.pipeline.many import star_sources
     >>> [star.name for star in star_sources(["apStar-a.fits", "apStar-b.fits"])]
     ['apStar-a.fits', 'apStar-b.fits']
     """

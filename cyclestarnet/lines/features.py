@@ -1,0 +1,402 @@
+"""Strong features of elements, found by their derivatives, and masks that take some of them away (S1, Section 4.2).
+
+Line lists of synthetic spectra lack lines. A study of what translation makes of
+that takes known lines away on purpose: features of a model are found, some are
+chosen at random, and their pixels are set to the continuum.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import astropy.units as u
+import numpy as np
+from astropy.table import QTable
+
+from cyclestarnet.derivatives import DerivativeSpectra, require_one_star
+from cyclestarnet.exceptions import FileFormatError, GridError, LabelError
+from cyclestarnet.files import write_atomically
+
+__all__ = ["Feature", "FeatureMask", "Features", "elements_of", "find_features", "k_giant"]
+
+# The star at which S1 looks for features; its abundances are solar.
+K_GIANT = {"teff": 4750.0, "logg": 2.5}
+FORMAT = "cyclestarnet-features-1"
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A stretch of pixels in which one element matters.
+
+    Attributes
+    ----------
+    element : str
+        Such as ``"Mg"``.
+    start, stop : int
+        Its pixels, half-open.
+    peak : int
+        Pixel with the steepest derivative.
+    wavelength : `~astropy.units.Quantity`
+        Of the peak, in vacuum.
+    extent : `~astropy.units.Quantity`
+        From the blue edge of the first pixel to the red edge of the last.
+    depth : float
+        1 − flux at the peak, to which other elements may contribute.
+    slope : `~astropy.units.Quantity`
+        ∂flux/∂[X/H] at the peak, in 1/dex.
+    """
+
+    element: str
+    start: int
+    stop: int
+    peak: int
+    wavelength: u.Quantity
+    extent: u.Quantity
+    depth: float
+    slope: u.Quantity
+
+    @property
+    def label(self):
+        """Name of the element's label, such as ``"mg_h"``."""
+        return f"{self.element.lower()}_h"
+
+    @property
+    def pixels(self):
+        """Its pixels, as a slice."""
+        return slice(self.start, self.stop)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Features:
+    """Strong features of elements, element by element and from blue to red; see `find_features`.
+
+    Features of *different* elements may share pixels, as molecules of C, N
+    and O do. Those of one element do not.
+
+    Parameters
+    ----------
+    features : sequence of `Feature`
+    n_pixels : int
+        Of the spectra.
+    settings : dict, optional
+        How they were found.
+    """
+
+    features: tuple[Feature, ...]
+    n_pixels: int
+    settings: Mapping = field(default_factory=dict)
+
+    def __post_init__(self):
+        object.__setattr__(self, "features", tuple(self.features))
+
+    def __len__(self):
+        return len(self.features)
+
+    def __iter__(self):
+        return iter(self.features)
+
+    def __getitem__(self, index):
+        return self.features[index]
+
+    @property
+    def counts(self):
+        """Number of features of each element, by name."""
+        return dict(Counter(feature.element for feature in self))
+
+    def choose(self, fraction, seed):
+        """Choose a fraction of the features of each element, to be masked.
+
+        Parameters
+        ----------
+        fraction : float
+            0 to 1; the number per element is rounded.
+        seed : int or `numpy.random.Generator`
+            With the same seed, a larger fraction contains the features of a smaller one.
+
+        Returns
+        -------
+        `FeatureMask`
+        """
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"fraction must be between 0 and 1, but is {fraction}")
+        rng, chosen = np.random.default_rng(seed), np.zeros(len(self), dtype=bool)
+        elements = np.array([feature.element for feature in self])
+        for element in self.counts:
+            mine = rng.permutation(np.flatnonzero(elements == element))
+            chosen[mine[: round(fraction * len(mine))]] = True
+        known = isinstance(seed, int | np.integer)
+        return FeatureMask(self, chosen, {"fraction": float(fraction), "seed": int(seed) if known else None})
+
+    def to_table(self):
+        """`~astropy.table.QTable` with a row per feature, and the settings as ``meta``."""
+        columns = {
+            "element": np.array([f.element for f in self], dtype=str),
+            **{name: np.array([getattr(f, name) for f in self], dtype=int) for name in ("start", "stop", "peak")},
+            "wavelength": u.Quantity([f.wavelength for f in self], u.AA),
+            "extent": u.Quantity([f.extent for f in self], u.AA),
+            "depth": np.array([f.depth for f in self], dtype=float),
+            "slope": u.Quantity([f.slope for f in self], 1 / u.dex),
+        }
+        return QTable(columns, meta={"n_pixels": self.n_pixels} | dict(self.settings))
+
+    def __repr__(self):
+        return f"<Features {len(self)}: {', '.join(f'{n} of {element}' for element, n in self.counts.items())}>"
+
+    def _repr_html_(self):
+        return self.to_table()._repr_html_()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FeatureMask:
+    """Features that are chosen to be absent.
+
+    A mask acts on pixels: a feature that was *not* chosen loses those that it
+    shares with chosen ones. `touched` tells which do.
+
+    Parameters
+    ----------
+    features : `Features`
+        All of them.
+    chosen : array_like of bool, shape (n_features,)
+    settings : dict, optional
+        How they were chosen.
+    """
+
+    features: Features
+    chosen: np.ndarray
+    settings: Mapping = field(default_factory=dict)
+
+    def __post_init__(self):
+        chosen = np.array(self.chosen, dtype=bool)
+        if chosen.shape != (len(self.features),):
+            raise ValueError(f"chosen must have a value for each of {len(self.features)} features, got {chosen.shape}")
+        chosen.flags.writeable = False
+        object.__setattr__(self, "chosen", chosen)
+
+    @cached_property
+    def pixels(self):
+        """Masked pixels: array of bool, shape (n_pixels,)."""
+        pixels = np.zeros(self.features.n_pixels, dtype=bool)
+        for feature in self.masked:
+            pixels[feature.pixels] = True
+        pixels.flags.writeable = False
+        return pixels
+
+    @property
+    def masked(self):
+        """The chosen features, as a list."""
+        return [feature for feature, chosen in zip(self.features, self.chosen, strict=True) if chosen]
+
+    @property
+    def touched(self):
+        """Features that were not chosen and lose pixels all the same, as a list."""
+        others = zip(self.features, self.chosen, strict=True)
+        return [feature for feature, chosen in others if not chosen and self.pixels[feature.pixels].any()]
+
+    def apply(self, flux):
+        """Spectra with the continuum, 1, in masked pixels.
+
+        Parameters
+        ----------
+        flux : array_like, shape (..., n_pixels)
+            Normalised; it is not changed.
+
+        Returns
+        -------
+        array, shape (..., n_pixels)
+
+        Raises
+        ------
+        GridError
+            If the spectra have another number of pixels.
+        """
+        flux = np.asarray(flux)
+        if flux.shape[-1:] != self.pixels.shape:
+            raise GridError(f"flux must have shape (..., {len(self.pixels)}), as the mask has, but has {flux.shape}")
+        return np.where(self.pixels, 1.0, flux)
+
+    def to_table(self):
+        """`~astropy.table.QTable` of all features, with a column ``masked``, and the settings as ``meta``."""
+        table = self.features.to_table()
+        table["masked"] = self.chosen
+        table.meta |= dict(self.settings)
+        return table
+
+    def write(self, path):
+        """Write the features, which of them are masked, and all settings to an ECSV file, atomically.
+
+        Parameters
+        ----------
+        path : path-like
+            An existing file is replaced.
+        """
+        table = self.to_table()
+        table.meta = {"format": FORMAT, "found": dict(self.features.settings), "chosen": dict(self.settings)} | {
+            "n_pixels": self.features.n_pixels
+        }
+        write_atomically(path, lambda temporary: table.write(temporary, format="ascii.ecsv", overwrite=True))
+
+    @classmethod
+    def read(cls, path):
+        """Read a mask that `write` wrote.
+
+        Raises
+        ------
+        FileFormatError
+            If the file is damaged or another one.
+        """
+        try:
+            table = QTable.read(path, format="ascii.ecsv")
+            if table.meta["format"] != FORMAT:
+                raise ValueError(f"its format is {table.meta['format']!r}")
+            chosen = np.asarray(table["masked"])
+            table.remove_column("masked")
+            rows = [Feature(**{name: _plain(row[name]) for name in table.colnames}) for row in table]
+            features = Features(rows, int(table.meta["n_pixels"]), table.meta["found"])
+            return cls(features, chosen, table.meta["chosen"])
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # astropy raises a different class for each kind of damage
+            raise FileFormatError(f"{path} is no file of masked features, or is damaged: {error}") from error
+
+    def __repr__(self):
+        return (
+            f"<FeatureMask {len(self.masked)} of {len(self.features)} features, {self.pixels.sum()} of "
+            f"{len(self.pixels)} pixels, {len(self.touched)} other features touched>"
+        )
+
+    def _repr_html_(self):
+        return self.to_table()._repr_html_()
+
+
+def find_features(source, labels=None, *, strong=-0.1, edge=-0.02, least=4):
+    """Find the strong features of each element by derivatives of the flux (S1, Section 4.2).
+
+    A feature is a stretch of pixels with ∂flux/∂[X/H] below ``edge``, at least
+    one of them below ``strong``. Lines that are so close that the derivative
+    stays below ``edge`` between them are one feature. None crosses the edge of
+    a chip. A feature is of one element; where several absorb, each has its own.
+
+    Parameters
+    ----------
+    source : `~cyclestarnet.CalibratedModel` or `~cyclestarnet.derivatives.DerivativeSpectra`
+        A model, of which the synthetic domain is meant, or derivatives of one
+        star. Elements are the labels ``c_h``, ``mg_h``, ..., without ``m_h``.
+    labels : mapping of str to `~astropy.units.Quantity`, optional
+        Of a model: where to take the derivatives. Default: a K giant of 4750 K
+        and log g 2.5 with solar abundances; other labels are as the model's
+        prior expects them of such a star.
+    strong, edge : float, optional
+        In 1/dex, negative.
+    least : int, optional
+        Elements with fewer strong features are left out.
+
+    Returns
+    -------
+    `Features`
+
+    Raises
+    ------
+    LabelError
+        If there is no element among the labels, or ``labels`` are outside the model's range.
+    ValueError
+        If a threshold has the wrong sign, or the derivatives are of several stars.
+
+    Examples
+    --------
+    >>> from cyclestarnet import CalibratedModel
+    >>> from cyclestarnet.lines.features import find_features
+    >>> model = CalibratedModel.from_pretrained()
+    >>> features = find_features(model)
+    >>> features.counts["Fe"] > 4
+    True
+    >>> mask = features.choose(0.3, seed=1)
+    >>> mask.apply(model.predict(model.labels.to_quantities(model.prior.mean)).flux.value).shape
+    (7167,)
+    """
+    if not strong <= edge < 0:
+        raise ValueError(f"strong and edge must be negative, and strong not above edge, but are {strong} and {edge}")
+    if not isinstance(source, DerivativeSpectra):
+        source = _derivatives(source, labels)
+    elif labels is not None:
+        raise ValueError("labels can be given for a model only; these derivatives were already taken somewhere")
+    require_one_star(source, "features are those of")
+    features = []
+    for name in elements_of(source):
+        found = _features_of(source, name, strong, edge)
+        features += found if len(found) >= least else []
+    labels = {name: float(value.value) for name, value in source.labels.items()}
+    settings = {"strong": float(strong), "edge": float(edge), "least": int(least), "labels": labels}
+    return Features(features, source.grid.n_pixels, settings | source.meta | {"domain": source.domain})
+
+
+def k_giant(labels, prior):
+    """Labels of the paper's K giant: 4750 K, log g 2.5, solar abundances.
+
+    Parameters
+    ----------
+    labels : `~cyclestarnet.LabelSet`
+    prior : `~cyclestarnet.GaussianPrior`
+        Tells what such a star usually has of other labels, such as
+        micro-turbulence and broadening.
+
+    Returns
+    -------
+    array, shape (n_labels,)
+        Values beyond the range of ``labels`` are moved to its edge.
+    """
+    values = prior.mean.copy()
+    solar = {name: 0.0 for name in labels if name.endswith(("_h", "_m"))}
+    known = np.array([name in K_GIANT | solar for name in labels])
+    values[known] = [(K_GIANT | solar)[name] for name in labels if name in K_GIANT | solar]
+    precision = prior.precision  # of a Gaussian, the conditional mean of some values given the others
+    pull = precision[np.ix_(~known, known)] @ (values - prior.mean)[known]
+    values[~known] -= np.linalg.solve(precision[np.ix_(~known, ~known)], pull)
+    return values.clip(labels.lower, labels.upper)
+
+
+def _derivatives(model, labels):
+    """Derivatives of a model's synthetic spectra with respect to its elements, at one star."""
+    values = k_giant(model.labels, model.prior) if labels is None else model.labels.to_array(labels)
+    stack = model.labels.to_quantities(values[None])
+    return model.derivative_spectra(stack, domain="synthetic", names=elements_of(model.labels)).star(0)
+
+
+def elements_of(names):
+    """Names of the labels that are elements, such as ``"mg_h"``, or a `LabelError`."""
+    elements = [name for name in names if name.endswith("_h") and name != "m_h"]
+    if not elements:
+        raise LabelError(f"no element among the labels {', '.join(names)}: their names are such as 'mg_h'")
+    return elements
+
+
+def _features_of(source, name, strong, edge):
+    """Features of one element, from blue to red."""
+    slope, features = source[name].value, []
+    for low, high in source.grid.chips:
+        below = np.concatenate([[False], slope[low:high] < edge, [False]])
+        edges = source.grid.edges((low, high))
+        for start, stop in np.flatnonzero(below[1:] != below[:-1]).reshape(-1, 2):
+            peak = low + start + int(np.argmin(slope[low + start : low + stop]))
+            if slope[peak] < strong:
+                features.append(
+                    Feature(
+                        element=name.removesuffix("_h").capitalize(),
+                        start=int(low + start),
+                        stop=int(low + stop),
+                        peak=peak,
+                        wavelength=source.wavelength[peak],
+                        extent=(edges[stop] - edges[start]) * u.AA,
+                        depth=float(1 - source.flux[peak]),
+                        slope=source[name][peak],
+                    )
+                )
+    return features
+
+
+def _plain(value):
+    """A number or text of a table's row as Python's own."""
+    return value if isinstance(value, u.Quantity) else value.item()

@@ -1,0 +1,573 @@
+"""The mock study of missing lines: from one file of settings to a trained model that never saw them (S1, Section 4.2).
+
+Synthetic spectra lose a known part of their strong features; "observed"
+spectra are complete and have noise. A model that is trained on both, unpaired
+and without being told, should put the missing lines back.
+
+A study is an ordinary training (`cyclestarnet.training.runs`) on files that are made for
+it in its folder. A study that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import astropy.units as u
+import h5py
+import numpy as np
+import torch
+from astropy.table import QTable
+from tqdm.auto import tqdm
+
+from cyclestarnet.derivatives import DerivativeSpectra
+from cyclestarnet.exceptions import CycleStarNetError
+from cyclestarnet.files import write_atomically
+from cyclestarnet.grid import WavelengthGrid
+from cyclestarnet.io.training_set import Selection, TrainingSet
+from cyclestarnet.labels import LabelSet
+from cyclestarnet.lines.attribution import attribute
+from cyclestarnet.lines.config import MockConfig
+from cyclestarnet.lines.differences import model_differences, star_differences
+from cyclestarnet.lines.features import FeatureMask, Features, elements_of, find_features, k_giant
+from cyclestarnet.lines.missing import MissingLines, find_missing_lines, with_elements
+from cyclestarnet.lines.score import score_missing_lines
+from cyclestarnet.model import CalibratedModel
+from cyclestarnet.networks.emulator import Emulator, EmulatorSettings
+from cyclestarnet.networks.predictor import EmulatorPredictor
+from cyclestarnet.networks.published import adapt_emulator
+from cyclestarnet.networks.translation import NetworkSettings
+from cyclestarnet.spectra import to_spectrum
+from cyclestarnet.training.config import Config, LabelConfig, ObservedConfig, SyntheticConfig
+from cyclestarnet.training.emulators import save_emulator
+from cyclestarnet.training.inputs import read_labels
+from cyclestarnet.training.runs import finish, prepare
+from cyclestarnet.training.toml import ConfigError
+
+__all__ = [
+    "MockDomains",
+    "MockRun",
+    "compare_attributions",
+    "make_domains",
+    "make_run",
+    "masked_emulator",
+    "observed_stars",
+    "recovery",
+    "study",
+    "trained",
+]
+
+log = logging.getLogger(__name__)
+
+ROWS = 500  # spectra that are made at once
+ROUNDING = 1e-6  # of a label's range, by which single precision may miss it
+BLOCK = 64  # spectra that are translated at once
+FDR = 0.05  # up to which a line is believed
+CNO = {"c_h", "n_h", "o_h"}
+NOT_OF_SPECTRA = ("fractions", "seeds", "n_stars", "n_scored")  # settings that do not change what is made
+SNR_MEDIAN, SNR_SCATTER = 120.0, 0.5  # of the log-normal distribution of signal-to-noise ratios
+
+
+@dataclass(frozen=True, eq=False)
+class MockDomains:
+    """What all trainings of a mock study have in common, and the truth.
+
+    Attributes
+    ----------
+    labels : `~cyclestarnet.LabelSet`
+    grid : `~cyclestarnet.WavelengthGrid`
+    emulator : `~cyclestarnet.networks.emulator.Emulator`
+        Of complete spectra.
+    features : `~cyclestarnet.lines.features.Features`
+        The strong ones, at the K giant.
+    giant : array, shape (n_labels,)
+        Labels of the K giant.
+    pool : array, shape (n_pool, n_labels)
+        Labels of synthetic spectra, none of which is among the observed ones.
+    folder : path
+        With ``observed.h5`` and ``labels.npz``.
+    """
+
+    labels: LabelSet
+    grid: WavelengthGrid
+    emulator: Emulator
+    features: Features
+    giant: np.ndarray
+    pool: np.ndarray
+    folder: Path
+
+    def derivatives(self, labels=None):
+        """Derivative spectra of complete synthetic spectra at one set of labels, the truth; default: the K giant.
+
+        Parameters
+        ----------
+        labels : array, shape (n_labels,), optional
+
+        Returns
+        -------
+        `~cyclestarnet.derivatives.DerivativeSpectra`
+        """
+        return _derivatives(self.labels, self.grid, self.emulator, self.giant if labels is None else labels)
+
+
+def masked_emulator(emulator: Emulator, pixels) -> Emulator:
+    """Return an emulator that says 1, the continuum, in some pixels whatever the labels are.
+
+    Parameters
+    ----------
+    emulator : `~cyclestarnet.networks.emulator.Emulator`
+        It is not changed.
+    pixels : array of bool, shape (n_pixels,)
+    """
+    masked, pixels = copy.deepcopy(emulator), torch.as_tensor(np.array(pixels))
+    with torch.no_grad():
+        masked.layers[-1].weight[pixels] = 0.0
+        masked.layers[-1].bias[pixels] = 1.0
+    return masked
+
+
+def make_domains(config: MockConfig, *, progress=True) -> MockDomains:
+    """Make the spectra of a mock study, unless they are there.
+
+    Parameters
+    ----------
+    config : `~cyclestarnet.lines.config.MockConfig`
+    progress : bool, optional
+
+    Returns
+    -------
+    `MockDomains`
+
+    Raises
+    ------
+    ConfigError
+        If the folder has spectra of other settings, or there are too few labels.
+    """
+    folder, source = config.run.folder, _source(config)
+    pixels = _pixels(config, source.grid)
+    grid, emulator = _cut(source.grid, pixels), adapt_emulator(source.emulator, pixels=pixels)
+    try:
+        NetworkSettings(**(dict(config.network) | {"n_pixels": grid.n_pixels}))
+    except ValueError as error:
+        raise ConfigError(f"[network] {error}; choose [mock] pixels in {config.path} to suit") from error
+    giant = k_giant(source.labels, source.prior)
+    features = find_features(_derivatives(source.labels, grid, emulator, giant))
+    if not len(features) and any(config.mock.fractions):
+        raise ConfigError(
+            f"[mock] pixels in {config.path}: no element has strong features there; there is nothing to mask"
+        )
+    made_of = _made_of(config)
+    note = folder / "domains.json"
+    if note.exists() and (there := json.loads(note.read_text(encoding="utf-8"))) != made_of:
+        differ = ", ".join(name for name in made_of if made_of[name] != there.get(name))
+        raise ConfigError(
+            f"[run] folder in {config.path}: {folder} has the spectra of a study with other settings ({differ}); "
+            "choose another, or delete it"
+        )
+    if not all((folder / name).exists() for name in ("domains.json", "labels.npz", "observed.h5")):
+        _make_files(config, source, emulator, grid, progress)
+        write_atomically(note, lambda path: path.write_text(json.dumps(made_of, indent=1), encoding="utf-8"))
+    pool = np.load(folder / "labels.npz")["labels"]
+    return MockDomains(source.labels, grid, emulator, features, giant, pool, folder)
+
+
+def _made_of(config):
+    """Settings that tell what spectra are made, as they come back from JSON."""
+    given = {name: value for name, value in asdict(config.mock).items() if name not in NOT_OF_SPECTRA}
+    files = {"model": config.path.parent / given["model"], "labels": Path(given["labels"] or "")}
+    for name, path in files.items():
+        if path.is_file():  # wherever it lies
+            given[name] = f"{path.name}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+    return json.loads(json.dumps(given)) | {"seed": config.run.seed}
+
+
+def _make_files(config, source, emulator, grid, progress):
+    """Write labels of synthetic spectra, and observed spectra, each in one step."""
+    given, folder = config.mock, config.run.folder
+    rng = np.random.default_rng([config.run.seed, 5])
+    rows, n_observed = rng.permutation(_draw_labels(config, source, rng)), given.n_observed + given.n_validation
+    if len(rows) < n_observed + 2:
+        raise ConfigError(
+            f"[mock] n_observed and n_validation take {n_observed} labels in {config.path}, but there are {len(rows)}"
+        )
+    write_atomically(folder / "labels.npz", lambda path: _save(path, labels=rows[n_observed:]))
+    splits = {"train": rows[: given.n_observed], "val": rows[given.n_observed : n_observed]}
+    write_atomically(
+        folder / "observed.h5",
+        lambda path: _write_observed(path, emulator, source.labels, grid, splits, given.snr, rng, progress),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class MockRun:
+    """One training of a mock study.
+
+    Attributes
+    ----------
+    fraction : float
+    seed : int
+    mask : `~cyclestarnet.lines.features.FeatureMask`
+        What its synthetic spectra lack.
+    training : `~cyclestarnet.training.config.Config`
+    """
+
+    fraction: float
+    seed: int
+    mask: FeatureMask
+    training: Config
+
+    @property
+    def folder(self):
+        """Where everything about it is."""
+        return self.training.run.folder
+
+
+def make_run(config: MockConfig, domains: MockDomains, fraction: float, seed: int) -> MockRun:
+    """Take a fraction of the features away, and describe the training that shall restore them.
+
+    Parameters
+    ----------
+    config : `~cyclestarnet.lines.config.MockConfig`
+    domains : `MockDomains`
+    fraction : float
+    seed : int
+        Of the choice of features, and of the training.
+
+    Returns
+    -------
+    `MockRun`
+    """
+    name = f"masked-{100 * fraction:g}-seed-{seed}"
+    folder = config.run.folder / name
+    folder.mkdir(parents=True, exist_ok=True)
+    mask = domains.features.choose(fraction, seed)
+    if not (folder / "masked.pt").exists():
+        mask.write(folder / "mask.ecsv")
+        save_emulator(masked_emulator(domains.emulator, mask.pixels), domains.labels, folder / "masked.pt")
+    _require_same_training(config, folder / "training.json", seed)
+    about = {
+        "observed domain": "spectra of the complete emulator with noise. Not real spectra.",
+        "synthetic domain": f"the emulator of {Path(config.mock.model).name} without {fraction:.0%} of the features",
+    }
+    training = Config(
+        path=config.path,
+        run=replace(config.run, folder=folder, name=name, seed=seed),
+        observed=ObservedConfig(domains.folder / "observed.h5", selection=Selection(snr=None)),
+        synthetic=SyntheticConfig(emulator=folder / "masked.pt", labels=domains.folder / "labels.npz"),
+        labels=LabelConfig(),
+        training=replace(config.training, seed=seed),
+        network=config.network,
+        watch=None,
+        emulator=EmulatorSettings(),
+        model=replace(config.model, path=None, provenance=about | config.model.provenance),
+        log=config.log,
+    )
+    return MockRun(fraction, seed, mask, training)
+
+
+def _require_same_training(config, note, seed):
+    """A run that is there must be of the same training, or its model would be taken for another."""
+    now = json.loads(json.dumps(asdict(replace(config.training, seed=seed)) | {"network": dict(config.network)}))
+    if note.exists() and (there := json.loads(note.read_text(encoding="utf-8"))) != now:
+        differ = ", ".join(name for name in now if now[name] != there.get(name))
+        raise ConfigError(
+            f"{note.parent} has a training of other settings ({differ}) than {config.path}; choose another [run] "
+            "folder, or delete it"
+        )
+    if not note.exists():
+        write_atomically(note, lambda path: path.write_text(json.dumps(now, indent=1), encoding="utf-8"))
+
+
+def recovery(model, domains: MockDomains, mask: FeatureMask, labels=None, *, progress=True) -> QTable:
+    """Compare translated spectra with complete ones, at known labels (S1, Figure 13).
+
+    Parameters
+    ----------
+    model : `~cyclestarnet.CalibratedModel`
+        Of a training of the study.
+    domains : `MockDomains`
+    mask : `~cyclestarnet.lines.features.FeatureMask`
+        Of that training.
+    labels : array, shape (n, n_labels), optional
+        Default: the K giant.
+    progress : bool, optional
+
+    Returns
+    -------
+    `~astropy.table.QTable`
+        A row per label set: the labels, ``error``, the mean of
+        abs(translated − complete) / complete over the masked pixels, ``error_elsewhere``
+        over all others, and ``depth``, what the masked pixels lacked, all in per cent.
+    """
+    labels = domains.giant[None] if labels is None else np.asarray(labels)
+    truth, parts = EmulatorPredictor(domains.emulator), []
+    for start in tqdm(range(0, len(labels), BLOCK), desc="recovery", disable=not progress or len(labels) < BLOCK):
+        block = labels[start : start + BLOCK]
+        complete = truth.flux(block)
+        error = 100 * np.abs(model.predict(model.labels.to_quantities(block)).flux.value - complete) / complete
+        parts.append(
+            [_mean(a, w) for a, w in ((error, mask.pixels), (error, ~mask.pixels), (100 - 100 * complete, mask.pixels))]
+        )
+    columns = dict(zip(("error", "error_elsewhere", "depth"), np.concatenate(parts, axis=1), strict=True))
+    units = {
+        name: quantity for name, quantity in domains.labels.to_quantities(labels).items() if name in domains.labels
+    }
+    return QTable(units | {name: column * u.percent for name, column in columns.items()})
+
+
+def observed_stars(domains: MockDomains, n: int):
+    """Return observed spectra of the training, as one spectrum with a row per star.
+
+    Parameters
+    ----------
+    domains : `MockDomains`
+    n : int
+        So many, or as many as there are.
+    """
+    table = TrainingSet(domains.folder / "observed.h5", grid=domains.grid)
+    flux, sigma, _ = table.read(0, min(n, len(table)))
+    return to_spectrum(flux.astype(float), domains.grid, ivar=sigma.astype(float) ** -2)
+
+
+def compare_attributions(model, lines: MissingLines, mask: FeatureMask, stars, *, seed=0, progress=True) -> QTable:
+    """Tell how often four ways to choose the element of a line are right.
+
+    Parameters
+    ----------
+    model : `~cyclestarnet.CalibratedModel`
+    lines : `~cyclestarnet.lines.missing.MissingLines`
+    mask : `~cyclestarnet.lines.features.FeatureMask`
+    stars : `~cyclestarnet.lines.differences.FluxDifferences` or None
+        Of observed stars, by `~cyclestarnet.lines.differences.star_differences`.
+    seed : int, optional
+    progress : bool, optional
+
+    Returns
+    -------
+    `~astropy.table.QTable`
+        Rows: the derivatives of one star, of the mean of 50, a regression on the
+        labels of translated spectra, and one on those of observed stars.
+        ``right`` is the share of masked features other than of C, N and O
+        whose line is given to their element, ``right_cno`` that of the others,
+        where any of C, N and O is right.
+    """
+    peaks, names = np.asarray(lines.table["peak"]), elements_of(model.labels)
+    giant, pool = (
+        model.labels.to_quantities(model.prior.mean),
+        model_differences(model, n=50, seed=seed, progress=False),
+    )
+    several = model.derivative_spectra(model.labels.to_quantities(pool.values), domain="difference", names=names)
+    one = model.derivative_spectra(giant, domain="difference", names=names)
+    at = peaks[:, None] + np.arange(-1, 2)
+    found = {
+        "derivatives of one star": -np.array([one[name].value[at].mean(-1) for name in names]).T,
+        "derivatives of 50 label sets": -np.array([several[name].value.mean(0)[at].mean(-1) for name in names]).T,
+        "regression over label sets": attribute(model_differences(model, seed=seed, progress=progress), peaks)[1],
+    }
+    if stars is not None:
+        found["regression over observed stars"] = attribute(stars, peaks)[1]
+    rows = []
+    for way, preference in found.items():
+        chosen = np.array(names)[preference.argmax(1)]
+        single, others = [], []
+        for feature in mask.masked:
+            inside = np.flatnonzero((peaks >= feature.start - 1) & (peaks < feature.stop + 1))
+            if len(inside):
+                name = chosen[inside[np.argmin(np.abs(peaks[inside] - feature.peak))]]
+                if feature.label in CNO:
+                    others.append(name in CNO)
+                else:
+                    single.append(name == feature.label)
+        rows.append((way, np.mean(single or np.nan), len(single), np.mean(others or np.nan), len(others)))
+    return QTable(rows=rows, names=("way", "right", "n", "right_cno", "n_cno"))
+
+
+def study(config: MockConfig, *, progress=True) -> QTable:
+    """Run a mock study: every fraction and seed, from the spectra to the scored catalogue.
+
+    What is done is kept in the folder of the study and not done again.
+
+    Parameters
+    ----------
+    config : `~cyclestarnet.lines.config.MockConfig`
+    progress : bool, optional
+
+    Returns
+    -------
+    `~astropy.table.QTable`
+        A row per training, as in S1, Table 1, also in ``study.ecsv`` of the
+        folder. That of each training has its model, ``mask.ecsv``,
+        ``recovery.ecsv`` (`recovery`), ``lines.ecsv`` (the catalogue, with a
+        false-discovery rate of 5 %), and ``score.ecsv`` (precision and recall of all dips).
+    """
+    domains = make_domains(config, progress=progress)
+    runs = [make_run(config, domains, *pair) for pair in product(sorted(config.mock.fractions), config.mock.seeds)]
+    models = {run.folder: trained(run, progress=progress) for run in runs}
+    rows = []
+    for run in runs:
+        null = [models[other.folder] for other in runs if other.fraction == 0 and other is not run]
+        rows.append(_scored(config, domains, run, models[run.folder], null, progress))
+        _write_table(QTable(rows), domains.folder / "study.ecsv")
+    return QTable(rows)
+
+
+def trained(run: MockRun, *, progress=True):
+    """The model of a run: read, or trained first.
+
+    Parameters
+    ----------
+    run : `MockRun`
+    progress : bool, optional
+
+    Returns
+    -------
+    `~cyclestarnet.CalibratedModel`
+    """
+    config = run.training
+    if not config.model_path.exists():
+        ready = prepare(config, progress=progress)
+        log.info("%s: %r", run.folder.name, run.mask)
+        ready.trainer.run(progress=progress, every=config.log.every, checkpoint_every=config.log.checkpoint_every)
+        finish(ready, progress=progress)
+    return CalibratedModel.load(config.model_path)
+
+
+# -- inside --------------------------------------------------------------------------------
+def _scored(config, domains, run, model, null, progress):
+    """A row of the study, and the files that it sums up; those that are there are not made again."""
+    given, mask, folder = config.mock, run.mask, run.folder
+    note = folder / "score.json"
+    made_with = {"n_stars": given.n_stars, "n_scored": given.n_scored, "null": [one.name for one in null]}
+    if note.exists() and (there := json.loads(note.read_text(encoding="utf-8")))["made_with"] == made_with:
+        return there["row"]
+    giant = recovery(model, domains, mask)
+    rows = np.random.default_rng([config.run.seed, 6]).permutation(len(domains.pool))[: given.n_scored]
+    population = recovery(model, domains, mask, domains.pool[rows], progress=progress)
+    _write_table(population, folder / "recovery.ecsv")
+    network = model.translator.network
+    row = {
+        "fraction": run.fraction,
+        "seed": run.seed,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "iterations": config.training.n_iterations,
+        "features": len(mask.masked),
+        "pixels": int(mask.pixels.sum()),
+        "error": float(giant["error"][0].value),
+        "error_elsewhere": float(giant["error_elsewhere"][0].value),
+        "error_population": float(population["error"].value.mean()),
+        "depth": float(giant["depth"][0].value),
+    }
+    lines = find_missing_lines(model, null=null, fdr=1.0, seed=run.seed, progress=progress)
+    believed = lines.at(FDR)
+    if given.n_stars and len(believed):
+        stars = observed_stars(domains, given.n_stars)
+        believed = with_elements(believed, star_differences(model, stars, ignore=believed.pixels, progress=progress))
+    believed.write(folder / "lines.ecsv")
+    curve = score_missing_lines(lines, mask)
+    score = score_missing_lines(believed, mask, truth=domains.derivatives())
+    _write_table(QTable({n: getattr(curve, n) for n in ("fdr", "precision", "recall")}), folder / "score.ecsv")
+    precision, recall = curve.at(FDR)
+    row |= {"lines": len(believed), "precision": precision, "recall": recall, "chance": curve.chance}
+    row |= {
+        n: getattr(score, n)
+        for n in ("element_accuracy", "n_element", "set_accuracy", "n_set", "set_size", "steepest_accuracy")
+    }
+    text = json.dumps({"made_with": made_with, "row": row}, indent=1)
+    write_atomically(note, lambda path: path.write_text(text, encoding="utf-8"))
+    return row
+
+
+def _mean(error, pixels):
+    """Mean over some pixels (n,); NaN if there is none."""
+    return error[:, pixels].mean(1) if pixels.any() else np.full(len(error), np.nan)
+
+
+def _write_table(table, path):
+    write_atomically(path, lambda temporary: table.write(temporary, format="ascii.ecsv", overwrite=True))
+
+
+def _source(config):
+    """The model that makes the spectra."""
+    name = config.mock.model
+    try:
+        if Path(name).suffix == ".safetensors":
+            return CalibratedModel.load(config.path.parent / name)
+        return CalibratedModel.from_pretrained(name)
+    except (CycleStarNetError, OSError, ValueError) as error:
+        raise ConfigError(f"[mock] model in {config.path}: {error}") from error
+
+
+def _pixels(config, grid):
+    """The part of a grid that a study takes."""
+    start, stop = config.mock.pixels or (0, grid.n_pixels)
+    cut = [min(b, stop) - max(a, start) for a, b in grid.chips]
+    if stop > grid.n_pixels or 1 in cut:
+        raise ConfigError(
+            f"[mock] pixels must lie within 0 to {grid.n_pixels} and leave 2 or more of a chip, but are "
+            f"{[start, stop]} in {config.path}; the chips are {list(map(list, grid.chips))}"
+        )
+    return slice(start, stop)
+
+
+def _cut(grid, pixels):
+    """Part of a grid."""
+    start, stop = pixels.start, pixels.stop
+    chips = [(max(a, start) - start, min(b, stop) - start) for a, b in grid.chips if a < stop and b > start]
+    return WavelengthGrid(grid.wavelength[pixels], tuple(chips))
+
+
+def _draw_labels(config, source, rng):
+    """Labels of both domains."""
+    given, labels = config.mock, source.labels
+    if given.labels is None:
+        rows = rng.multivariate_normal(source.prior.mean, source.prior.covariance, given.n_drawn)
+    else:
+        rows, edge = read_labels(given.labels, labels), ROUNDING * labels.scale
+        inside = ((rows >= labels.lower - edge) & (rows <= labels.upper + edge)).all(1)  # False for NaN
+        if not inside.all():
+            log.info("%d of %d rows of labels lie within the range", inside.sum(), len(inside))
+        rows = rows[inside]
+    elements = [k for k, name in enumerate(labels) if name.endswith("_h") and name != "m_h"]
+    rows[:, elements] += given.element_scatter * rng.standard_normal((len(rows), len(elements)))
+    # clipped, not left out: that would leave out the stars at the edges of one label for all the others
+    return rows.clip(labels.lower, labels.upper)
+
+
+def _derivatives(labels, grid, emulator, values):
+    """Derivatives of an emulator's flux at one set of labels."""
+    flux, slopes = EmulatorPredictor(emulator).jacobian(values)
+    slopes = dict(zip(labels, slopes, strict=True))
+    return DerivativeSpectra(grid, flux, slopes, labels.to_quantities(values))
+
+
+def _write_observed(path, emulator, labels, grid, splits, snr_range, rng, progress):
+    """Complete spectra with noise, in the layout of `cyclestarnet.io`."""
+    predictor, n = EmulatorPredictor(emulator), grid.n_pixels
+    with h5py.File(path, "w") as file, tqdm(
+        total=sum(map(len, splits.values())), desc="observed spectra", disable=not progress
+    ) as bar:  # fmt: skip
+        file["wavelength"] = grid.wavelength.to_value(u.AA)
+        file.attrs["label_names"] = list(labels)
+        for split, rows in splits.items():
+            snr = np.exp(rng.normal(np.log(SNR_MEDIAN), SNR_SCATTER, len(rows))).clip(*snr_range)
+            file[f"labels {split}"], file[f"snr {split}"] = rows, snr
+            flux, sigma = (
+                file.create_dataset(f"{kind} {split}", (len(rows), n), "f4") for kind in ("spectra", "spectra_err")
+            )
+            file.create_dataset(f"spectra_msk {split}", data=np.ones((len(rows), n), "u1"), compression=1)
+            for start in range(0, len(rows), ROWS):
+                part = slice(start, start + ROWS)
+                error = np.repeat(1 / snr[part, None], n, axis=1)
+                sigma[part] = error
+                flux[part] = predictor.flux(rows[part]) + error * rng.standard_normal(error.shape)
+                bar.update(len(error))
+
+
+def _save(path, **arrays):
+    with path.open("wb") as file:  # with a name alone, NumPy would add a suffix to it
+        np.savez(file, **arrays)

@@ -1,0 +1,97 @@
+"""Files of weights: atomic writing, and reading that runs no code of the file's."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from cyclestarnet.exceptions import ModelFileError
+from cyclestarnet.files import write_atomically
+
+__all__ = ["load_arrays", "load_state", "save_arrays", "save_state"]
+
+FORMAT = "cyclestarnet-model-1"
+
+
+def save_state(state: dict, path) -> None:
+    """Save a training state of tensors and plain values; the previous one is kept as ``.previous``."""
+    path = Path(path)
+    if path.exists():
+        previous = path.with_suffix(path.suffix + ".previous")
+        previous.unlink(missing_ok=True)
+        os.link(path, previous)
+    buffer = io.BytesIO()  # written by torch, a full disk would be "unexpected pos 576 vs 534"
+    torch.save(state, buffer)
+    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
+
+
+def load_state(path) -> dict:
+    """Load a state of tensors and plain values; anything else in the file is refused.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is damaged or holds code.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch raises a different class for each kind of damage
+        raise ModelFileError(f"{path} is damaged or no file of plain weights: {error}") from error
+
+
+def save_arrays(arrays: dict[str, np.ndarray], metadata: dict, path) -> None:
+    """Write arrays and plain metadata to one safetensors file, atomically."""
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    header = {"format": FORMAT, "metadata": json.dumps(metadata)}
+    header["sha256"] = _digest(contiguous, header["metadata"])
+    write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata=header))
+
+
+def load_arrays(path) -> tuple[dict[str, np.ndarray], dict]:
+    """Read what `save_arrays` wrote.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is truncated, no safetensors file, not one of ours, or
+        was altered since it was written.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no model file {path}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ModelFileError(f"{path} is truncated or no safetensors file: {error}") from error
+    if header.get("format") != FORMAT:
+        raise ModelFileError(
+            f"{path} is a safetensors file of another program (format {header.get('format')!r}, expected {FORMAT!r})"
+        )
+    text = header.get("metadata", "")
+    digest = _digest(arrays, text)
+    if header.get("sha256") != digest:
+        raise ModelFileError(f"{path} was altered or damaged after it was written: its contents do not fit its sha256")
+    try:
+        return arrays, json.loads(text)
+    except ValueError as error:
+        raise ModelFileError(f"the metadata of {path} are damaged: {error}") from error
+
+
+def _digest(arrays: dict[str, np.ndarray], text: str) -> str:
+    """SHA-256 of arrays and metadata, whatever order a file has them in."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}".encode())
+        digest.update(arrays[name].tobytes())
+    return digest.hexdigest()

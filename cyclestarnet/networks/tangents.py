@@ -1,0 +1,232 @@
+"""Derivatives of the networks by forward tangents: one column of the Jacobian per label, all columns at once.
+
+The networks themselves run as they are, in their own precision, and tell the
+slopes of their activations. Tangents then need only the linear parts of the
+layers, as products of matrices in the rows of `cyclestarnet.networks.convolutions`, and
+may do with bfloat16: a Jacobian that is right to 0.5 % leads to the same
+optimum, because the residuals are exact.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cyclestarnet.networks.convolutions import RowMaps, joined_rows, row_reaches
+from cyclestarnet.networks.emulator import Emulator
+from cyclestarnet.networks.translation import TranslationNetwork
+
+__all__ = ["has_fast_bfloat16", "linearise_emulator", "linearise_split", "linearise_translation"]
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 matrices are faster than those of float32 there."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def linearise_emulator(emulator: Emulator, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Synthetic flux (n, n_pixels) and its derivatives (n, n_labels, n_pixels) at labels (n, n_labels)."""
+    x = (labels - emulator.lower) / (emulator.upper - emulator.lower) - 0.5
+    slopes = torch.diag(1 / (emulator.upper - emulator.lower)).expand(len(labels), -1, -1)
+    for layer in emulator.layers:
+        if isinstance(layer, nn.Linear):
+            x, slopes = layer(x), slopes @ layer.weight.T
+        else:
+            x, factor = _activation(layer, x)
+            slopes = slopes * factor[:, None]
+    return x, slopes
+
+
+def _activation(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Value and slope of an elementwise function."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        y = layer(leaf)
+        (slope,) = torch.autograd.grad(y.sum(), leaf)
+    return y.detach(), slope
+
+
+def linearise_split(
+    network: TranslationNetwork, z_split: Tensor, slopes: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Send split latents through the split decoder, with tangents.
+
+    Parameters
+    ----------
+    network : `TranslationNetwork`
+    z_split : Tensor, shape (n, split_filters, latent_length)
+    slopes : Tensor, shape (n, d, split_filters, latent_length)
+        Derivatives of ``z_split`` with respect to d parameters.
+    dtype : torch.dtype
+        Of the tangents' products.
+
+    Returns
+    -------
+    Tensor, shape (n, channels, positions)
+        In the precision of the network.
+    Tensor, shape (n, d, channels, positions)
+        Its derivatives, in ``dtype``.
+    """
+    padded = _padded_pixels(network) // _stride(network.settings.domain + network.settings.split)
+    tangents = RowMaps.from_channels(slopes.flatten(0, 1), padded, dtype)
+    hidden, tangents = _push(network.decoder_sp, z_split, tangents)
+    return hidden, tangents.channels().unflatten(0, slopes.shape[:2])
+
+
+def linearise_translation(
+    network: TranslationNetwork,
+    flux: Tensor,
+    slopes: Tensor | None,
+    hidden_split: Tensor | None,
+    dtype: torch.dtype,
+    split_slopes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Translate standardised synthetic spectra to the observed domain, with tangents.
+
+    Parameters
+    ----------
+    network : `TranslationNetwork`
+    flux : Tensor, shape (n, n_pixels)
+    slopes : Tensor, shape (n, d, n_pixels), or None
+        Derivatives of ``flux`` with respect to d parameters. None: only those
+        of ``hidden_split`` are of interest.
+    hidden_split : Tensor, shape (n, channels, positions), or None
+        Output of the split decoder.
+    dtype : torch.dtype
+        Of the tangents' products.
+    split_slopes : Tensor, shape (n, k, channels, positions), optional
+        Derivatives of ``hidden_split`` with respect to k parameters of its
+        own. Default: it does not depend on any.
+
+    Returns
+    -------
+    Tensor, shape (n, n_pixels)
+        Standardised, in the precision of the network.
+    Tensor, shape (n, d + k, n_pixels)
+        Its derivatives, in the precision of ``flux``.
+    """
+    x, tangents = flux[:, None], None
+    if slopes is not None:
+        tangents = RowMaps.from_channels(slopes.flatten(0, 1)[:, None], _padded_pixels(network), dtype)
+    for part in (network.encoder_synth, network.encoder_sh, network.decoder_sh):
+        x, tangents = (part(x), None) if tangents is None else _push(part, x, tangents)
+    if split_slopes is not None:
+        padded = _padded_pixels(network) // _stride(network.settings.domain)
+        tangents = _joined(tangents, x.shape[1], split_slopes, padded, dtype)
+    if hidden_split is not None:
+        x = torch.cat([x, hidden_split], dim=1)
+    *first, transposed, activation, to_spectrum = network.decoder_obs
+    x, tangents = _push(first, x, tangents)
+    before = transposed(x)
+    slopes = _last_layers(transposed, activation.negative_slope, to_spectrum, before, tangents, len(flux))
+    return to_spectrum(activation(before))[:, 0], slopes.to(flux.dtype)
+
+
+def _stride(layers) -> int:
+    return math.prod(stride for _, _, stride in layers)
+
+
+def _padded_pixels(network: TranslationNetwork) -> int:
+    """Length of a spectrum in rows: a multiple of all strides."""
+    total = _stride(network.settings.domain + network.settings.shared)
+    return math.ceil(network.settings.n_pixels / total) * total
+
+
+def _joined(shared: RowMaps | None, n_shared: int, split: Tensor, padded: int, dtype: torch.dtype) -> RowMaps:
+    """Tangents of the shared channels, followed by those of the split channels: each are 0 in the others' channels."""
+    n, _, n_split, _ = split.shape
+    maps = RowMaps.from_channels(F.pad(split, (0, 0, n_shared, 0)).flatten(0, 1), padded, dtype)
+    if shared is None:
+        return maps
+    both = F.pad(shared.data, (0, n_split)), maps.data
+    data = torch.cat([tangents.view(n, -1, padded, n_shared + n_split) for tangents in both], dim=1)
+    return RowMaps(data.flatten(0, 2), shared.batch + maps.batch, maps.length)
+
+
+def _push(layers, x: Tensor, tangents: RowMaps) -> tuple[Tensor, RowMaps]:
+    """Send maps (n, channels, positions) and d tangents of each through plain layers."""
+    for layer in layers:
+        if isinstance(layer, nn.LeakyReLU):
+            tangents = _scaled(tangents, x, layer.negative_slope)
+            x = layer(x)
+        elif isinstance(layer, nn.InstanceNorm1d):
+            normalised = layer(x)
+            tangents = _normalised(tangents, x, normalised, layer.eps)
+            x = normalised
+        else:
+            x, tangents = layer(x), _linear(layer, tangents)
+    return x, tangents
+
+
+def _linear(layer: nn.Conv1d | nn.ConvTranspose1d, tangents: RowMaps) -> RowMaps:
+    """A layer without its bias; rows beyond the valid length hold junk afterwards.
+
+    Input channels that the tangents lack do not depend on the parameters.
+    """
+    data, kernel, stride = tangents.data, layer.kernel_size[0], layer.stride[0]
+    weight = layer.weight.to(data.dtype)
+    if isinstance(layer, nn.ConvTranspose1d):
+        matrix = weight[: data.shape[1]].permute(0, 2, 1).flatten(1)  # (in, taps x out)
+        (_, first), *others = row_reaches(matrix.shape[1], stride * layer.out_channels)
+        made = data @ matrix[:, first]
+        for k, columns in others:
+            made[k:, : columns.stop - columns.start].addmm_(data[:-k], matrix[:, columns])
+        length = (tangents.length - 1) * stride + kernel
+        return RowMaps(made.view(-1, layer.out_channels), tangents.batch, length)
+    matrix = weight.permute(2, 1, 0).flatten(0, 1)  # (taps x in, out)
+    made = joined_rows(data.view(-1, stride * data.shape[1]), len(matrix)) @ matrix
+    return RowMaps(made, tangents.batch, (tangents.length - kernel) // stride + 1)
+
+
+def _slopes(x: Tensor, negative: float, dtype: torch.dtype) -> Tensor:
+    """Slope of the leaky ReLU at maps (n, channels, positions), in rows (n, positions, channels)."""
+    one = torch.ones((), dtype=dtype, device=x.device)  # two plain numbers would make float32
+    return torch.where(x > 0, one, negative).transpose(1, 2)
+
+
+def _scaled(tangents: RowMaps, x: Tensor, negative: float) -> RowMaps:
+    factor = x.new_zeros((len(x), tangents.padded, x.shape[1]), dtype=tangents.data.dtype)  # zero beyond the length
+    factor[:, : x.shape[2]] = _slopes(x, negative, factor.dtype)
+    data = tangents.data.view(len(x), -1, *factor.shape[1:]) * factor[:, None]
+    return RowMaps(data.view(tangents.data.shape), tangents.batch, tangents.length)
+
+
+def _normalised(tangents: RowMaps, x: Tensor, normalised: Tensor, eps: float) -> RowMaps:
+    """Tangents of the instance normalisation: centred, without the part along the result, and divided by the scale."""
+    valid = tangents.valid().to(x.dtype).unflatten(0, (len(x), -1)).transpose(2, 3)  # (n, d, channels, positions)
+    scale = torch.rsqrt(x.var(2, correction=0, keepdim=True) + eps)[:, None]
+    along = normalised[:, None]
+    valid = valid - valid.mean(3, keepdim=True)
+    valid = (valid - along * (along * valid).mean(3, keepdim=True)) * scale
+    return RowMaps.from_channels(valid.flatten(0, 1), tangents.padded, tangents.data.dtype)
+
+
+def _last_layers(
+    transposed: nn.ConvTranspose1d, negative: float, to_spectrum: nn.Conv1d, x: Tensor, tangents: RowMaps, n: int
+) -> Tensor:
+    """Transposed convolution, leaky ReLU and sum over channels in one map per star: the widest maps are never made.
+
+    Output pixel ``stride * row + tap`` has the tangent Σ over rows and taps of
+    tangent(row) · V(row, tap), where V sums over the output channels the
+    weights of both layers and the slope at that pixel.
+    """
+    data, kernel, stride = tangents.data, transposed.kernel_size[0], transposed.stride[0]
+    length, n_in = tangents.length, data.shape[1]
+    slopes = _slopes(x, negative, data.dtype).unfold(1, kernel, stride)  # (n, rows, channels, taps)
+    weight = (transposed.weight[:n_in] * to_spectrum.weight[0, :, 0][:, None]).to(data.dtype)  # (in, channels, taps)
+    v = torch.stack([slopes[..., tap] @ weight[..., tap].T for tap in range(kernel)], dim=-1)  # (n, rows, in, taps)
+    rows = data.view(n, -1, tangents.padded, n_in)[:, :, :length].transpose(1, 2)  # (n, rows, d, in)
+    made = (rows @ v).float() if data.dtype == torch.bfloat16 else rows @ v  # (n, rows, d, taps)
+    made = made.transpose(1, 2)
+    reach = -(-kernel // stride)
+    out = made.new_zeros((*made.shape[:2], length + reach - 1, stride))
+    for k in range(reach):
+        part = made[..., k * stride : (k + 1) * stride]
+        out[:, :, k : k + length, : part.shape[-1]] += part
+    return out.flatten(2)[..., : (length - 1) * stride + kernel]

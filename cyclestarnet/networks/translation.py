@@ -1,0 +1,247 @@
+"""The translation networks: plain `torch.nn` modules, as the paper describes them.
+
+This is the readable truth. `cyclestarnet.networks.convolutions` computes the same
+functions by matrix products, which pays in bfloat16, and is tested against it.
+
+Arrays are (batch, channels, positions). Sub-networks are `torch.nn.Sequential`
+numbered by layer, activations included, as in the published checkpoints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cyclestarnet.exceptions import GridError
+
+__all__ = ["Critic", "NetworkSettings", "TranslationNetwork"]
+
+Layers = tuple[tuple[int, int, int], ...]  # (filters, kernel, stride) of each layer
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """Sizes of every sub-network; the defaults are the paper's (S1, Table A1).
+
+    Each layer is (filters, kernel, stride). Decoders mirror the encoders.
+
+    Parameters
+    ----------
+    n_pixels : int
+        Length of a spectrum. Only lengths that all strides fit are possible;
+        others raise and name the nearest that fit.
+    domain, shared, split : tuple of (filters, kernel, stride)
+        Convolutions of the domain, shared and split encoders.
+    shared_filters, split_filters : int
+        Channels of the shared and of the split latent (``split_filters=0``: no split latent).
+    critic_spectrum, critic_latent : tuple of (filters, kernel, stride)
+        Convolutions of the critics.
+    slope : float
+        Negative slope of the leaky ReLU.
+    latent_norm : bool
+        Normalise each latent channel over its positions (instance normalisation without affine).
+    """
+
+    n_pixels: int = 7167
+    domain: Layers = ((32, 7, 4), (64, 7, 4))
+    shared: Layers = ((128, 7, 4), (256, 7, 2), (512, 7, 2))
+    split: Layers = ((32, 7, 4), (32, 7, 2), (32, 7, 2))
+    shared_filters: int = 25
+    split_filters: int = 4
+    critic_spectrum: Layers = ((16, 7, 4), (32, 7, 4), (64, 7, 4), (128, 7, 4), (256, 7, 4))
+    critic_latent: Layers = ((32, 1, 1), (64, 1, 1), (128, 1, 1), (256, 1, 1), (512, 1, 1))
+    slope: float = 0.1
+    latent_norm: bool = True
+
+    def __post_init__(self):
+        for name in ("domain", "shared", "split", "critic_spectrum", "critic_latent"):
+            layers = tuple(tuple(int(v) for v in layer) for layer in getattr(self, name))
+            if any(len(layer) != 3 or min(layer) < 1 or layer[1] < layer[2] for layer in layers):
+                raise ValueError(
+                    f"{name}: each layer is (filters, kernel, stride), 1 or more, kernel >= stride: {layers}"
+                )
+            object.__setattr__(self, name, layers)
+        if self.shared_filters < 1 or self.split_filters < 0:
+            raise ValueError("shared_filters must be at least 1 and split_filters at least 0")
+        if not _fits(self.n_pixels, self._path) or self.latent_length < self._least_latent:
+            below, above = self._nearest_lengths()
+            nearest = f"the shortest length that does is {above}"
+            if below is not None:
+                nearest = f"the nearest lengths that do are {below} and {above}"
+            raise GridError(f"{self.n_pixels} pixels do not fit the strides of the network; {nearest}")
+        split = self.domain + self.split
+        if self.split_filters and (
+            not _fits(self.n_pixels, split) or _out_length(self.n_pixels, split) != self.latent_length
+        ):
+            raise ValueError("the split encoder must fit the same lengths and positions as the shared encoder")
+        if _out_length(self.n_pixels, self.critic_spectrum) < 1:
+            raise GridError(f"{self.n_pixels} pixels are too few for the critic's {len(self.critic_spectrum)} layers")
+
+    @property
+    def _path(self) -> Layers:
+        return self.domain + self.shared
+
+    @property
+    def latent_length(self) -> int:
+        """Positions of the latent arrays."""
+        return _out_length(self.n_pixels, self._path)
+
+    @property
+    def _least_latent(self) -> int:
+        """Fewest positions of a latent: a single one has no scatter to normalise."""
+        return 2 if self.latent_norm else 1
+
+    def _nearest_lengths(self) -> tuple[int | None, int]:
+        """Longest fitting length below ``n_pixels`` (None if there is none) and shortest above."""
+        latent, below = self._least_latent, None
+        while True:
+            length = latent
+            for _, kernel, stride in reversed(self._path):
+                length = (length - 1) * stride + kernel
+            if length > self.n_pixels:
+                return below, length
+            below, latent = length, latent + 1
+
+    def to_dict(self) -> dict:
+        """Plain-data form, for files."""
+        return asdict(self)
+
+
+def _out_length(length: int, layers: Layers) -> int:
+    for _, kernel, stride in layers:
+        length = (length - kernel) // stride + 1
+    return length
+
+
+def _fits(length: int, layers: Layers) -> bool:
+    """Whether no convolution leaves pixels over, so that the transposed one restores the length."""
+    for _, kernel, stride in layers:
+        if length < kernel or (length - kernel) % stride:
+            return False
+        length = (length - kernel) // stride + 1
+    return True
+
+
+def _encoder(n_in: int, layers: Layers, slope: float) -> list[nn.Module]:
+    modules: list[nn.Module] = []
+    for n_out, kernel, stride in layers:
+        modules += [nn.Conv1d(n_in, n_out, kernel, stride), nn.LeakyReLU(slope)]
+        n_in = n_out
+    return modules
+
+
+def _decoder(n_in: int, layers: Layers, slope: float) -> list[nn.Module]:
+    modules: list[nn.Module] = []
+    for n_out, kernel, stride in reversed(layers):
+        modules += [nn.ConvTranspose1d(n_in, n_out, kernel, stride), nn.LeakyReLU(slope)]
+        n_in = n_out
+    return modules
+
+
+def _latent(n_in: int, n_out: int, norm: bool) -> list[nn.Module]:
+    return [nn.Conv1d(n_in, n_out, 1), *([nn.InstanceNorm1d(n_out)] if norm else [])]
+
+
+def initialise(module: nn.Module) -> None:
+    """Xavier-uniform weights and biases of 0.01, as in the paper's repository."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv1d | nn.ConvTranspose1d | nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            nn.init.constant_(part.bias, 0.01)
+
+
+class TranslationNetwork(nn.Module):
+    """Encoders and decoders of both domains (S1, Fig. 2 and Section 2).
+
+    The methods take standardised spectra (batch, n_pixels); latents are
+    (batch, filters, latent_length).
+
+    Parameters
+    ----------
+    settings : `NetworkSettings`
+    """
+
+    def __init__(self, settings: NetworkSettings):
+        super().__init__()
+        self.settings = s = settings
+        width, widest = s.domain[-1][0], s.shared[-1][0]
+        narrow = s.split_filters > 0
+        self.encoder_synth = nn.Sequential(*_encoder(1, s.domain, s.slope))
+        self.encoder_obs = nn.Sequential(*_encoder(1, s.domain, s.slope))
+        self.encoder_sh = nn.Sequential(
+            *_encoder(width, s.shared, s.slope), *_latent(widest, s.shared_filters, s.latent_norm)
+        )
+        self.decoder_sh = nn.Sequential(*_decoder(s.shared_filters, s.shared, s.slope))
+        n_shared, n_split = s.shared[0][0], 0
+        if narrow:
+            n_split = s.split[0][0]
+            self.encoder_sp = nn.Sequential(
+                *_encoder(width, s.split, s.slope), *_latent(s.split[-1][0], s.split_filters, s.latent_norm)
+            )
+            self.decoder_sp = nn.Sequential(*_decoder(s.split_filters, s.split, s.slope))
+        last = s.domain[0][0]
+        self.decoder_synth = nn.Sequential(*_decoder(n_shared, s.domain, s.slope), nn.Conv1d(last, 1, 1))
+        self.decoder_obs = nn.Sequential(*_decoder(n_shared + n_split, s.domain, s.slope), nn.Conv1d(last, 1, 1))
+        initialise(self)
+
+    @property
+    def has_split(self) -> bool:
+        """Whether the observed domain has a latent of its own."""
+        return self.settings.split_filters > 0
+
+    def encode_synth(self, flux: Tensor) -> Tensor:
+        """Shared latent of synthetic spectra."""
+        return self.encoder_sh(self.encoder_synth(flux[:, None]))
+
+    def encode_obs(self, flux: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Shared and split latents of observed spectra."""
+        hidden = self.encoder_obs(flux[:, None])
+        return self.encoder_sh(hidden), self.encoder_sp(hidden) if self.has_split else None
+
+    def decode_synth(self, z_shared: Tensor) -> Tensor:
+        """Synthetic spectra of shared latents."""
+        return self.decoder_synth(self.decoder_sh(z_shared))[:, 0]
+
+    def decode_obs(self, z_shared: Tensor, z_split: Tensor | None) -> Tensor:
+        """Observed spectra of shared and split latents."""
+        hidden = self.decoder_sh(z_shared)
+        if self.has_split:
+            hidden = torch.cat([hidden, self.decoder_sp(z_split)], dim=1)
+        return self.decoder_obs(hidden)[:, 0]
+
+    def synth_to_obs(self, flux: Tensor, z_split: Tensor | None) -> Tensor:
+        """Translate synthetic spectra with the split latents of observed ones."""
+        return self.decode_obs(self.encode_synth(flux), z_split)
+
+    def obs_to_synth(self, flux: Tensor) -> Tensor:
+        """Translate observed spectra."""
+        return self.decode_synth(self.encode_obs(flux)[0])
+
+
+class Critic(nn.Module):
+    """Tells within-domain reconstructions from transfers by (spectrum, latent) pairs; returns logits.
+
+    Parameters
+    ----------
+    settings : `NetworkSettings`
+    n_latent : int
+        Channels of the latent: shared filters, and split filters in the observed domain.
+    """
+
+    def __init__(self, settings: NetworkSettings, n_latent: int):
+        super().__init__()
+        s = settings
+        self.discriminator_x = nn.Sequential(*_encoder(1, s.critic_spectrum, s.slope))
+        self.discriminator_z = nn.Sequential(*_encoder(n_latent, s.critic_latent, s.slope))
+        n_x = s.critic_spectrum[-1][0] * _out_length(s.n_pixels, s.critic_spectrum)
+        n_z = s.critic_latent[-1][0] * _out_length(s.latent_length, s.critic_latent)
+        self.fc = nn.Linear(n_x + n_z, 1)
+        initialise(self)
+
+    def forward(self, flux: Tensor, latent: Tensor) -> Tensor:
+        """Logits (batch,) that spectra (batch, n_pixels) and latents (batch, n_latent, positions) are true."""
+        x = self.discriminator_x(flux[:, None]).flatten(1)
+        z = self.discriminator_z(latent).flatten(1)
+        return self.fc(torch.cat([x, z], dim=1))[:, 0]

@@ -1,0 +1,1 @@
+"""From spectra to results: options, fits, samples, errors and flags, and many stars."""

@@ -1,0 +1,185 @@
+"""Signs that a spectrum is not of the kind that a model knows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+__all__ = ["ShiftSearch", "continuum_misfit", "line_shift", "local_misfit"]
+
+SPEED_OF_LIGHT = 299792.458  # km/s
+WINDOW, STRETCH = 30, 200  # pixels: a wide line, and what no line fills
+# Beyond these, of models that have not learnt theirs from validation stars;
+# see `cyclestarnet.training.assembly.learn_errors`.
+LIMITS = {"local_misfit": 15.0, "continuum_misfit": 0.45}
+
+
+class ShiftSearch:
+    """Finds shifts of lines against one template, for many spectra on the same pixels.
+
+    Shifted templates are computed once; a spectrum then costs two products with them.
+
+    Parameters
+    ----------
+    wavelength, template : array, shape (n_pixels,)
+    limit, step : float, optional
+        Search range and step in km/s.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.pipeline.diagnostics import ShiftSearch
+    >>> wavelength = np.linspace(15200, 15300, 1000)
+    >>> line = lambda centre: 1 - 0.3 * np.exp(-0.5 * ((wavelength - centre) / 0.3) ** 2)
+    >>> search = ShiftSearch(wavelength, line(15250.0))
+    >>> [round(search(line(centre), np.full(1000, 1e4))[0]) for centre in (15250.0, 15252.0)]
+    [0, 39]
+    """
+
+    def __init__(self, wavelength, template, *, limit=150.0, step=3.0):
+        n_steps = int(limit / step)
+        self.velocities = step * np.arange(-n_steps, n_steps + 1)
+        template = np.asarray(template, dtype=float) - np.mean(template)  # small numbers, or squares lose digits
+        self._shifted = np.array(
+            [np.interp(wavelength, wavelength * (1 + v / SPEED_OF_LIGHT), template) for v in self.velocities]
+        )
+        self._squares = self._shifted**2
+
+    def __call__(self, flux, ivar):
+        """Velocity of a spectrum and correlation there; see `line_shift`."""
+        good = ivar > 0
+        weight = good / max(good.sum(), 1)
+        data = np.where(good, flux, 1.0).clip(0, 1.3)
+        data = (data - data @ weight) * good
+        variance = _products(self._squares, weight) - _products(self._shifted, weight) ** 2
+        values = _products(self._shifted, data) / np.sqrt((data @ data) * variance * good.sum() + 1e-300)
+        rest, best = len(values) // 2, int(values.argmax())
+        if values[best] < 0.3 or values[best] < values[rest] + 0.05:
+            return 0.0, float(values[rest])
+        if 0 < best < len(values) - 1:  # parabola through the three highest
+            step = self.velocities[1] - self.velocities[0]
+            below, at, above = values[best - 1 : best + 2]
+            fine = self.velocities[best] + step * 0.5 * (below - above) / (below - 2 * at + above)
+            return float(fine), float(at)
+        return float(self.velocities[best]), float(values[best])
+
+
+def _products(rows, vector):
+    """Matrix times vector, without the threads of a BLAS library, which cost more than they gain here."""
+    return np.einsum("vp,p->v", rows, vector)
+
+
+def line_shift(wavelength, flux, ivar, template, *, limit=150.0, step=3.0):
+    """Find the velocity by which the lines of a spectrum are shifted against a template.
+
+    For many spectra and one template, `ShiftSearch` is quicker.
+
+    Parameters
+    ----------
+    wavelength, flux, ivar, template : array, shape (n_pixels,)
+        Normalised spectrum and template on the same pixels.
+    limit, step : float, optional
+        Search range and step in km/s.
+
+    Returns
+    -------
+    velocity : float
+        In km/s, positive towards the red; 0 where no shift correlates clearly better than none.
+    correlation : float
+        Correlation coefficient at that shift.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.pipeline.diagnostics import line_shift
+    >>> wavelength = np.linspace(15200, 15300, 1000)
+    >>> line = lambda centre: 1 - 0.3 * np.exp(-0.5 * ((wavelength - centre) / 0.3) ** 2)
+    >>> velocity, _ = line_shift(wavelength, line(15252.0), np.full(1000, 1e4), line(15250.0))
+    >>> round(velocity)
+    39
+    """
+    return ShiftSearch(wavelength, template, limit=limit, step=step)(flux, ivar)
+
+
+def local_misfit(residual, ivar):
+    """Tell how much worse the worst stretch of a spectrum fits than the rest of it.
+
+    Emission, a cosmic ray, an unmasked sky line or a feature that a model
+    lacks is a run of pixels that χ² of the whole spectrum hardly notices.
+
+    Parameters
+    ----------
+    residual, ivar : array, shape (n_pixels,)
+        Data − model and its inverse variance, model scatter included; pixels of inverse variance 0 are not used.
+
+    Returns
+    -------
+    value : float
+        Largest mean of squared residuals over 30 neighbouring pixels, in units
+        of their variance; where the whole spectrum is worse than its errors,
+        those are enlarged first. About 5 for a good fit of 7000 pixels.
+    pixel : int
+        Middle of these 30.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.pipeline.diagnostics import local_misfit
+    >>> residual = np.random.default_rng(0).normal(0, 0.01, 1000)
+    >>> residual[400:410] += 0.1
+    >>> value, pixel = local_misfit(residual, np.full(1000, 1e4))
+    >>> round(value), 390 < pixel < 420
+    (35, True)
+    """
+    square = _relative(residual, ivar) ** 2
+    size = min(WINDOW, len(square))
+    means = np.convolve(square, np.full(size, 1 / size), "valid")
+    worst = int(means.argmax())
+    return float(means[worst]), worst + size // 2
+
+
+def continuum_misfit(residual, ivar, chips):
+    """Tell whether wide stretches of a spectrum lie above or below the model as a whole.
+
+    Lines go up and down; a wrong continuum moves all pixels of a stretch
+    together. Medians over 200 pixels do not see lines, emission or cosmic rays.
+
+    Parameters
+    ----------
+    residual, ivar : array, shape (n_pixels,)
+        As for `local_misfit`.
+    chips : sequence of (int, int)
+        Pixel ranges of the detectors.
+
+    Returns
+    -------
+    float
+        Root mean square of the medians of a chip's stretches, in units of the
+        errors of single pixels, enlarged as for `local_misfit`; of the chip where it is largest.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.pipeline.diagnostics import continuum_misfit
+    >>> noise = np.random.default_rng(0).normal(0, 0.01, 2000)
+    >>> slope = np.linspace(-0.03, 0.03, 2000)
+    >>> [round(continuum_misfit(r, np.full(2000, 1e4), [(0, 2000)]), 1) for r in (noise, noise + slope)]
+    [0.1, 0.8]
+    """
+    relative, good = _relative(residual, ivar), ivar > 0
+    largest = 0.0
+    for start, stop in chips:
+        stretches = np.array_split(np.arange(start, stop), max(1, round((stop - start) / STRETCH)))
+        used = [stretch[good[stretch]] for stretch in stretches]
+        medians = [np.median(relative[u]) for u, s in zip(used, stretches, strict=True) if 3 * len(u) >= len(s)]
+        if medians:
+            largest = max(largest, float(np.sqrt(np.mean(np.square(medians)))))
+    return largest
+
+
+def _relative(residual, ivar):
+    """Residuals in units of their errors, or of what half of them stays within, if that is more; 0 where not used."""
+    good = ivar > 0
+    relative = np.where(good, residual, 0.0) * np.sqrt(ivar)
+    if not good.any():
+        return relative
+    return relative / max(1.0, float(np.median(np.abs(relative[good]))) / 0.6745)  # 0.6745: of a Gaussian

@@ -1,0 +1,186 @@
+"""Files of a survey: the journal of an unfinished one, and the table of a finished one."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from astropy.table import QTable
+from astropy.utils.exceptions import AstropyUserWarning
+
+from cyclestarnet.files import as_json, write_atomically
+
+__all__ = ["Journal", "check_suffix", "read_results", "write_results"]
+
+_FORMATS = {".ecsv": "ascii.ecsv", ".fits": "fits", ".parquet": "parquet"}
+_JOURNAL = "cyclestarnet-survey-1"
+
+
+class Journal:
+    """Rows of an unfinished run: lines of JSON, the first of which tells the run.
+
+    A line counts once it is complete, so that a kill loses at most the block
+    that is being written. JSON of Python keeps every bit of a float, and NaN.
+    """
+
+    def __init__(self, path, run):
+        self.path = path
+        self._run = as_json({"format": _JOURNAL} | run)
+
+    def __enter__(self):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, "ab", buffering=0)
+        try:
+            _lock(self._file)
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+    def recorded(self):
+        """Blocks that an earlier call wrote, for the caller to go through before the first `append`."""
+        end = 0
+        with open(self.path, "rb") as file:
+            for line in file:
+                record = _parsed(line)
+                if end == 0:
+                    self._check(line, record)
+                if record is None:  # torn by a kill
+                    break
+                if end:
+                    yield record["stars"], record["rows"]
+                end += len(line)
+        self._file.truncate(end)
+        if end == 0:
+            self._write(self._run)
+
+    def append(self, stars, rows):
+        self._write(json.dumps({"stars": stars, "rows": rows}))
+
+    def _write(self, text):
+        rest = memoryview(f"{text}\n".encode())
+        while rest:  # a full disk takes a part, and raises the next time
+            rest = rest[self._file.write(rest) :]
+        os.fsync(self._file.fileno())
+
+    def _check(self, line, theirs):
+        beginning = self._run[: self._run.index(",")].encode()
+        if not (line.startswith(beginning) or beginning.startswith(line)):
+            raise FileExistsError(f"{self.path} is no file of an unfinished run; choose another output")
+        ours = json.loads(self._run)
+        changes = [_change(key, theirs.get(key), ours.get(key)) for key in theirs | ours] if theirs else []
+        if any(changes):
+            raise FileExistsError(
+                f"{self.path} holds the rows of another, unfinished run ({'; '.join(filter(None, changes))}); "
+                "make the same call as then to finish it, delete the file to begin anew, or choose another output"
+            )
+
+
+def _parsed(line):
+    with suppress(ValueError):
+        return json.loads(line) if line.endswith(b"\n") else None
+
+
+def _change(key, then, now):
+    """What differs between two runs, or None."""
+    if json.dumps(then, sort_keys=True) == json.dumps(now, sort_keys=True):  # NaN equals NaN
+        return None
+    if isinstance(then, list) and isinstance(now, list):
+        if len(then) != len(now):
+            return f"{key}: {len(then)} then, {len(now)} now"
+        k = next(k for k, (a, b) in enumerate(zip(then, now, strict=True)) if repr(a) != repr(b))
+        return f"{key}: number {k} was {then[k]!r:.80} then, is {now[k]!r:.80} now"
+    return f"{key}: {then!r:.80} then, {now!r:.80} now"
+
+
+def _lock(file):
+    """Keep a second process from writing to the same file; the lock dies with its owner."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FileExistsError(f"another process is writing {file.name}; wait, or choose another output") from None
+    except (ImportError, OSError):  # Windows, or a file system without locks
+        pass
+
+
+def write_results(table, path):
+    """Write a table of fits, units and all, in one step.
+
+    Parameters
+    ----------
+    table : `~astropy.table.QTable`
+    path : path-like
+        ``.ecsv``, ``.fits`` or ``.parquet``. FITS knows ASCII only: other
+        letters are written as ``\\u03c3``. An existing file is replaced.
+
+    Raises
+    ------
+    ValueError
+        If the suffix is another one.
+    ImportError
+        If parquet is wanted and pyarrow is not installed.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import astropy.units as u
+    >>> from astropy.table import QTable
+    >>> from cyclestarnet.pipeline.journal import read_results, write_results
+    >>> path = tempfile.mkdtemp() + "/labels.fits"
+    >>> write_results(QTable({"object": ["", "b"], "logg": [2.5, 1.0] * u.dex(u.cm / u.s**2)}), path)
+    >>> read_results(path)["logg"].unit
+    Unit("dex(cm / s2)")
+    """
+    file_format = check_suffix(path)
+    if file_format == "fits":
+        table = table.copy()
+        for name, column in table.items():
+            if column.dtype.kind == "U":
+                table[name] = np.char.encode(column, "ascii", "backslashreplace").astype(str)
+    with warnings.catch_warnings():
+        # Of dex: it does come back, in astropy.
+        warnings.filterwarnings("ignore", "The unit .* could not be saved in native FITS format", AstropyUserWarning)
+        write_atomically(path, lambda temporary: table.write(temporary, format=file_format, overwrite=True))
+
+
+def read_results(path):
+    """Read a table of fits as it was written.
+
+    `~astropy.table.QTable.read` reads the same files, but masks empty texts of
+    ECSV and FITS, and NaN of FITS.
+
+    Parameters
+    ----------
+    path : path-like
+        ``.ecsv``, ``.fits`` or ``.parquet``.
+
+    Returns
+    -------
+    `~astropy.table.QTable`
+    """
+    file_format = check_suffix(path)
+    table = QTable.read(path, format=file_format, **({"mask_invalid": False} if file_format == "fits" else {}))
+    table.convert_bytestring_to_unicode()
+    for name, column in table.items():
+        if column.dtype.kind == "U" and hasattr(column, "mask"):
+            table[name] = np.asarray(column.filled(""))
+    return table
+
+
+def check_suffix(path):
+    suffix = Path(path).suffix
+    if suffix not in _FORMATS:
+        raise ValueError(f"the suffix of {os.fspath(path)!r} must be one of {', '.join(_FORMATS)}")
+    if suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise ImportError("parquet needs pyarrow: pip install 'cyclestarnet[survey]', or write .fits or .ecsv")
+    return _FORMATS[suffix]

@@ -1,0 +1,273 @@
+"""Fits of many stars: read ahead, fitted block by block, written as they come, resumed after a kill.
+
+This room knows no network: it is handed a function that fits a list of spectra,
+and sees that every star gets one row, in order, whatever happens to it, to its
+file or to the computer. Memory holds two blocks of spectra and the rows.
+
+On a cluster the blocks go to the workers of a `dask.distributed.Client`. With
+Slurm, for example, one thread for each worker, because threads would share a model::
+
+    from dask.distributed import Client
+    from dask_jobqueue import SLURMCluster
+
+    cluster = SLURMCluster(cores=1, processes=1, memory="4GB", walltime="04:00:00",
+                           job_script_prologue=["export OMP_NUM_THREADS=1"])
+    cluster.adapt(maximum_jobs=100)
+    model.fit_many("spectra/apStar-*.fits", output="labels.parquet", client=Client(cluster))
+
+The driver needs the paths only; files are read where they are fitted, so that
+workers must see them under the same names.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from astropy.table import QTable
+from tqdm.auto import tqdm
+
+from cyclestarnet.exceptions import CycleStarNetError
+from cyclestarnet.io.stars import StarSource, star_sources
+from cyclestarnet.pipeline.journal import Journal, check_suffix, read_results, write_results
+
+__all__ = ["StarSource", "fit_survey", "read_results", "star_sources", "write_results"]
+
+# -- from spectra to rows --------------------------------------------------------
+def _read(stars):
+    """Names, and spectra or the errors that came instead."""
+    return [(star.name, _attempt(star.read)) for star in stars]
+
+
+def _attempt(function, *arguments):
+    """What a function returns or raises: a file can be damaged in ways that no list of exceptions covers."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        return error.with_traceback(None)  # which would keep the spectra of a whole block alive
+
+
+@dataclass(frozen=True, eq=False)
+class _BlockFitter:
+    """Turns spectra into rows of plain values, in the columns of a failed row and with the seconds of each star."""
+
+    fit_stars: Callable
+    failed_row: Callable
+
+    def __call__(self, block):
+        template, outcomes = self.failed_row("", ""), [outcome for _, outcome in block]
+        good = [k for k, outcome in enumerate(outcomes) if not isinstance(outcome, Exception)]
+        began = time.perf_counter()
+        fitted = self._fitted([outcomes[k] for k in good]) if good else []
+        seconds = (time.perf_counter() - began) / max(len(good), 1)
+        for k, result in zip(good, fitted, strict=True):
+            outcomes[k] = result if isinstance(result, Exception) else _attempt(result.to_table)
+        rows = []
+        for k, ((name, _), outcome) in enumerate(zip(block, outcomes, strict=True)):
+            row = self.failed_row(name, outcome) if isinstance(outcome, Exception) else outcome
+            values = {column: _plain(row[column], template[column].unit) for column in template.colnames}
+            values["object"] = values["object"] or name
+            rows.append([*values.values(), seconds if k in good else 0.0])
+        return rows
+
+    def _fitted(self, spectra):
+        try:
+            return self.fit_stars(spectra)
+        except Exception as error:
+            if len(spectra) == 1:
+                return [error]
+        return [self._fitted([spectrum])[0] for spectrum in spectra]  # only the bad one is lost
+
+
+def _plain(column, unit):
+    """The one value of a column, as JSON has it."""
+    value = np.asarray(column.value if unit is None else column.to_value(unit))[0].tolist()
+    return value.strip() if isinstance(value, str) else value
+
+
+class _Rows:
+    """The table to be: an array for each column, filled in any order."""
+
+    def __init__(self, template, n_stars):
+        self.units = {name: template[name].unit for name in template.colnames} | {"seconds": None}
+        self.columns = {
+            name: np.empty((n_stars, *column.shape[1:]), object if column.dtype.kind in "OSU" else column.dtype)
+            for name, column in template.items()
+        } | {"seconds": np.empty(n_stars)}
+        self.filled = np.zeros(n_stars, dtype=bool)
+
+    def put(self, stars, rows):
+        for column, values in zip(self.columns.values(), zip(*rows, strict=True), strict=True):
+            column[stars] = values
+        self.filled[stars] = True
+
+    def to_table(self):
+        columns = {}
+        for name, array in self.columns.items():
+            array = array.astype(str) if array.dtype == object else array
+            columns[name] = array if self.units[name] is None else array << self.units[name]
+        return QTable(columns, copy=False)
+
+
+# -- the engine ------------------------------------------------------------------
+def fit_survey(
+    stars,
+    fit_stars,
+    failed_row,
+    *,
+    run=None,
+    output=None,
+    overwrite=False,
+    block_size=32,
+    progress=True,
+    client=None,
+    retries=3,
+):
+    """Fit stars block by block; whatever fails is a row that says why.
+
+    Parameters
+    ----------
+    stars : sequence of `StarSource`
+        See `star_sources`.
+    fit_stars : callable
+        Takes a list of `~specutils.Spectrum` and returns a list of
+        `~cyclestarnet.FitResult` or Exception, aligned with it. A star's result
+        must not depend on the others. If it raises, the block is fitted star
+        by star.
+    failed_row : callable
+        Takes a name and an error and returns a one-row `~astropy.table.QTable`.
+        Its columns are those of the table.
+    run : dict, optional
+        What makes these fits these fits: model, options. An unfinished run is
+        resumed only if it is the same.
+    output : path-like, optional
+        ``.ecsv``, ``.fits`` or ``.parquet`` (needs pyarrow) file of the table.
+        Rows are kept beside it in ``<output>.partial`` as they come, safe
+        against a kill at any moment: the same call made again fits the stars
+        that are left. The file appears, complete, at the end.
+    overwrite : bool, optional
+        Replace an existing output.
+    block_size : int, optional
+        Stars that are fitted at once.
+    progress : bool, optional
+        Show a progress bar.
+    client : `dask.distributed.Client`, optional
+        Read and fit on its workers. ``fit_stars`` and ``failed_row`` must be
+        picklable.
+    retries : int, optional
+        How often dask tries a block again whose task failed.
+
+    Returns
+    -------
+    `~astropy.table.QTable`
+        A row per star, in order: the columns of ``failed_row``, and
+        ``seconds``, the time of the star's block divided by its stars.
+
+    Raises
+    ------
+    FileExistsError
+        If ``output`` exists, or the ``.partial`` file is that of another run.
+    CycleStarNetError
+        If workers of the cluster died again and again over one block.
+    """
+    if block_size < 1:
+        raise ValueError(f"block_size must be 1 or more, but is {block_size}")
+    rows = _Rows(failed_row("", ""), len(stars))
+    options = {"fit_block": _BlockFitter(fit_stars, failed_row), "block_size": block_size, "progress": progress}
+    options |= {"client": client, "retries": retries}
+    if output is None:
+        _fit_rest(stars, rows, **options)
+        return rows.to_table()
+    check_suffix(output)  # raises now rather than after the last star
+    partial = Path(f"{os.fspath(output)}.partial")
+    if Path(output).exists() and not overwrite and not partial.exists():
+        raise FileExistsError(f"{output} exists; use overwrite=True to replace it, or another name")
+    run = {"columns": list(rows.columns), **(run or {}), "stars": [star.identity for star in stars]}
+    with Journal(partial, run) as journal:
+        for block, values in journal.recorded():
+            rows.put(block, values)
+        _fit_rest(stars, rows, **options, keep=journal.append)
+        table = rows.to_table()
+        write_results(table, output)
+    partial.unlink()
+    return table
+
+
+def _fit_rest(stars, rows, *, fit_block, block_size, progress, client, retries, keep=None):
+    """Fit the stars whose rows are not filled; ``keep`` is handed each block before it counts."""
+    left = np.flatnonzero(~rows.filled)
+    blocks = [left[k : k + block_size].tolist() for k in range(0, len(left), block_size)]
+    if client is None:
+        fitted = _fit_here(stars, blocks, fit_block)
+    else:
+        fitted = _fit_on_cluster(stars, blocks, fit_block, client, retries)
+    bar = tqdm(total=len(stars), initial=len(stars) - len(left), desc="fitting", unit=" stars", disable=not progress)
+    with bar, closing(fitted):  # an interrupt stops the reading, too
+        for block, values in fitted:
+            if keep is not None:
+                keep(block, values)
+            rows.put(block, values)
+            bar.update(len(block))
+
+
+def _fit_here(stars, blocks, fit_block):
+    """Blocks and their rows; a thread reads the next block while one is fitted."""
+    with ThreadPoolExecutor(1, thread_name_prefix="reading") as thread:
+        reads = (thread.submit(_read, [stars[k] for k in block]) for block in blocks)
+        coming = next(reads, None)
+        for block in blocks:
+            spectra = coming.result()  # the block before goes
+            coming = next(reads, None)
+            yield block, fit_block(spectra)
+
+
+def _fit_on_cluster(stars, blocks, fit_block, client, retries):
+    """Blocks and their rows as they come; two blocks for each thread of the workers are under way."""
+    from distributed import KilledWorker, as_completed
+
+    def submit(function, *arguments):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sending large graph", UserWarning)  # large, but once
+            return client.submit(function, *arguments, retries=retries, pure=False)
+
+    client.wait_for_workers(1)
+    # The result of a task, which dask makes again where all workers that had it are lost; scattered data are not.
+    fitter = submit(_itself, fit_block)
+    waiting, under_way, done = iter(blocks), {}, as_completed(loop=client.loop)
+    try:
+        while True:
+            n_free = 2 * max(sum(client.nthreads().values()), 1) - len(under_way)
+            for block in islice(waiting, max(n_free, 0)):
+                future = submit(_read_and_fit, fitter, [stars[k] for k in block])
+                under_way[future] = block
+                done.add(future)
+            if not under_way:
+                return
+            future = next(done)
+            block = under_way.pop(future)
+            try:
+                values = future.result()
+            except KilledWorker as error:
+                raise CycleStarNetError(
+                    f"stars {block[0]} to {block[-1]} were lost with every worker that fitted them; do they need more "
+                    f"memory than a worker has? {error}"
+                ) from error
+            yield block, values
+    finally:
+        client.cancel(list(under_way))
+
+
+def _itself(value):
+    return value
+
+
+def _read_and_fit(fit_block, stars):
+    return fit_block(_read(stars))

@@ -1,0 +1,223 @@
+"""Figures of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import cycle
+
+import numpy as np
+
+from cyclestarnet.plotting.results import DOMAIN_STYLES, NEUTRAL, _pyplot, plain_log_ticks
+
+__all__ = ["plot_training"]
+
+OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+GUESS = {"cross_entropy": np.log(2), "least_squares": 0.25}  # what a critic's guess costs, per adversarial loss
+USUAL_TERMS = {"iteration", "critic_accuracy"} | {
+    f"{kind}_{domain}" for kind in ("rec", "cyc", "gen", "critic") for domain in DOMAIN_STYLES
+}
+
+
+def plot_training(run, *, scores=None, weights=None, axes=None):
+    """Plot the progress of a training (S1, Fig. B1).
+
+    Panels against the iteration: weighted reconstruction and cycle losses of
+    both domains, generator and critic losses, accuracy of the critics, further
+    terms, and label-free scores where there are any. Pale lines are the rows of
+    the log, strong ones their running means, dots are held-out spectra. Dotted
+    lines mark judges that can only guess; a vertical line marks the best score.
+
+    Parameters
+    ----------
+    run : path-like, or mapping of str to array
+        Folder of a training, with ``losses.csv`` and perhaps ``scores.csv``;
+        or the columns of the former, ``iteration`` among them, of a training
+        with the paper's adversarial loss. NaN leaves a gap.
+    scores : mapping of str to array, optional
+        Columns of the table of scores. Default: read from the folder.
+    weights : mapping of str to float, optional
+        λ of the terms: ``synth``, ``obs``, ``adversarial``. Default: those in
+        the folder's checkpoint, or else 1.
+    axes : sequence of `~matplotlib.axes.Axes`, optional
+        One per panel: 4, one for further terms, and up to 3 for scores.
+        Default: a new figure.
+
+    Returns
+    -------
+    list of `~matplotlib.axes.Axes`
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder has no log.
+    ValueError
+        If the log has no column ``iteration``, or there are fewer ``axes`` than panels.
+
+    Examples
+    --------
+    >>> from cyclestarnet.plotting.training import plot_training
+    >>> axes = plot_training("run")  # doctest: +SKIP
+    >>> axes[0].figure.savefig("progress.png")  # doctest: +SKIP
+    """
+    plt, adversarial = _pyplot(), "cross_entropy"
+    if not isinstance(run, Mapping):
+        from cyclestarnet.training.logs import read_run
+
+        record = read_run(run)
+        if not record.losses:
+            raise FileNotFoundError(f"{run} has no log to plot: losses.csv is missing or empty")
+        adversarial = record.settings.get("adversarial", adversarial)
+        run, scores = record.losses, record.scores if scores is None else scores
+        if weights is None:
+            weights = {name: record.settings.get(f"weight_{name}", 1.0) for name in ("synth", "obs", "adversarial")}
+    if "iteration" not in run:
+        raise ValueError(f"the log must have a column 'iteration', but has {sorted(run)}")
+    weights = {"synth": 1.0, "obs": 1.0, "adversarial": 1.0} | dict(weights or {})
+    scores = scores if scores is not None and len(scores.get("iteration", ())) else {}
+    panels = {
+        "Reconstruction": lambda ax: _autoencoder_panel(ax, run, scores, weights, "rec"),
+        "Cycle": lambda ax: _autoencoder_panel(ax, run, scores, weights, "cyc"),
+        "Adversarial": lambda ax: _adversarial_panel(ax, run, weights["adversarial"], GUESS[adversarial]),
+        "Critics": lambda ax: _accuracy_panel(ax, run),
+    }
+    further = [name for name in run if name not in USUAL_TERMS]
+    if further:
+        panels["Further terms"] = lambda ax: _columns_panel(ax, run, further, "loss, unweighted")
+    panels |= _score_panels(scores)
+    if axes is None:
+        axes = _panel_axes(plt, len(panels))
+    axes = list(np.ravel(axes))[: len(panels)]
+    if len(axes) < len(panels):
+        raise ValueError(f"{len(panels)} axes are needed, for {', '.join(panels)}, but got {len(axes)}")
+    best = None
+    if np.isfinite(scores.get("score", np.nan)).any():
+        best = scores["iteration"][np.nanargmin(scores["score"])]
+    for ax, (title, draw) in zip(axes, panels.items(), strict=True):
+        draw(ax)
+        if best is not None:
+            label = "best score" if title == "Label-free score" else None
+            ax.axvline(best, color=NEUTRAL, lw=1, alpha=0.4, zorder=0, label=label)
+        ax.set_title(title, loc="left", fontsize=10, fontweight="bold")
+        ax.set(xlabel="iteration", xlim=(0, max(int(np.max(run["iteration"], initial=1)), 1)))
+        ax.xaxis.set_major_formatter(plt.FuncFormatter(_short_number))
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(axis="y", color="0.92", lw=0.6)
+        ax.set_axisbelow(True)
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
+    return axes
+
+
+def _panel_axes(plt, n):
+    """Axes of a new figure, two in a row."""
+    n_rows = -(-n // 2)
+    _, axes = plt.subplots(n_rows, 2, figsize=(10.5, 2.9 * n_rows), squeeze=False, layout="constrained")
+    for unused in axes.ravel()[n:]:
+        unused.remove()
+    return axes.ravel()[:n]
+
+
+def _short_number(value, _position=None):
+    """10000 and more in thousands: 50k."""
+    return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}"
+
+
+def _curve(ax, table, name, *, factor=1.0, color, label, linestyle="-"):
+    """One column against the iteration: pale as it is, strong as its running mean."""
+    if name not in table:
+        return
+    x, y = np.asarray(table["iteration"]), factor * np.asarray(table[name], dtype=float)
+    y = np.where(np.isfinite(y), y, np.nan)
+    width = len(x) // 40
+    if width > 1:
+        ax.plot(x, y, color=color, lw=0.6, alpha=0.3)
+        y = _running_mean(y, width)
+    ax.plot(x, y, color=color, lw=1.5, ls=linestyle, label=label, marker="o" if len(x) < 3 else None, ms=4)
+
+
+def _running_mean(values, width):
+    """Mean over ``width`` neighbours, as many as there are at the ends and beside NaN; NaN where values are."""
+    known, kernel = np.isfinite(values), np.ones(width)
+    total, number = (np.convolve(a, kernel, "same") for a in (np.where(known, values, 0.0), known.astype(float)))
+    return np.where(known, total / np.maximum(number, 1), np.nan)
+
+
+def _log_scale(ax):
+    """Make the axis logarithmic if all that it shows is positive and varies by more than a few."""
+    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in ax.lines] or [np.zeros(1)])
+    values = values[np.isfinite(values)]
+    if values.size and 0 < 4 * values.min() < values.max():
+        ax.set_yscale("log")
+        if values.max() < 30 * values.min():  # else all numbers are powers of ten, and few or none of them are shown
+            plain_log_ticks(ax)
+
+
+def _autoencoder_panel(ax, table, scores, weights, kind):
+    for domain, (name, color) in DOMAIN_STYLES.items():
+        column, weight = f"{kind}_{domain}", weights[domain]
+        _curve(ax, table, column, factor=weight, color=color, label=f"{name}, λ = {weight:g}")
+        if column in scores:
+            held_out = weight * np.asarray(scores[column], dtype=float)
+            ax.plot(scores["iteration"], held_out, "o", color=color, ms=3.5, mec="black", mew=0.5, label="held out")
+    _log_scale(ax)
+    ax.set_ylabel("λ × loss")
+
+
+def _adversarial_panel(ax, table, weight, guess):
+    for domain, (name, color) in DOMAIN_STYLES.items():
+        _curve(ax, table, f"gen_{domain}", factor=weight, color=color, label=f"generator, {name}")
+        _curve(ax, table, f"critic_{domain}", factor=weight, color=color, label=f"critic, {name}", linestyle="--")
+    # A critic's loss is the sum of two, over true and fake spectra.
+    _guess(ax, weight * guess, "generator, if critics guess")
+    _guess(ax, 2 * weight * guess, "critic that guesses")
+    _log_scale(ax)
+    ax.set_ylabel("loss" if weight == 1 else f"λ × loss, λ = {weight:g}")
+
+
+def _guess(ax, value, text, *, below=False):
+    """Dotted line of judges that can only guess."""
+    ax.axhline(value, color=NEUTRAL, lw=1, ls=":", zorder=1)
+    ax.annotate(
+        text, (1, value), (0, -8 if below else 2), xycoords=("axes fraction", "data"), textcoords="offset points",
+        ha="right", fontsize=7, color=NEUTRAL,
+    )  # fmt: skip
+
+
+def _accuracy_panel(ax, table):
+    _curve(ax, table, "critic_accuracy", color=NEUTRAL, label=None)
+    _guess(ax, 0.5, "guess", below=True)
+    ax.set(ylim=(0.4, 1.01), ylabel="fraction judged right")
+
+
+def _score_panels(scores):
+    """Functions that draw the panels of a table of scores, by title."""
+    numbers = [
+        name for name, column in scores.items() if name != "iteration" and np.asarray(column).dtype.kind in "fiu"
+    ]
+    judges = [name for name in numbers if name.startswith("c2st_") and name != "c2st_error"]
+    distances = [name for name in numbers if name.startswith("sw_")]
+    panels = {}
+    if judges:
+        panels["Classifiers"] = lambda ax: _judges_panel(ax, scores, judges)
+    if distances:
+        panels["Distances"] = lambda ax: _columns_panel(ax, scores, distances, "sliced Wasserstein")
+    others = ["score"] if "score" in numbers else [] if panels else numbers
+    if others:
+        panels["Label-free score"] = lambda ax: _columns_panel(ax, scores, others, "score, less is better")
+    return panels
+
+
+def _judges_panel(ax, scores, names):
+    _columns_panel(ax, scores, names, "fraction judged right")
+    _guess(ax, 0.5, "guess", below=True)
+    ax.set_yscale("linear")
+    ax.set_ylim(0.4, 1.01)
+
+
+def _columns_panel(ax, table, names, ylabel):
+    for name, color in zip(names, cycle(OTHERS), strict=False):
+        place = name.partition("_")[2]  # of c2st_obs, sw_latent, ...
+        label, color = {"latent": ("latents", color), **DOMAIN_STYLES}.get(place, (name.replace("_", " "), color))
+        _curve(ax, table, name, color=color, label=label)
+    _log_scale(ax)
+    ax.set_ylabel(ylabel)

@@ -1,0 +1,381 @@
+"""The TOML file of a training: read, checked down to the last key, and turned into settings.
+
+A table of the file is a frozen dataclass. Its fields are the keys, their type
+hints say what fits, and its docstring has the comments of the example file: a
+new setting anywhere in the package is a new key here by itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from cyclestarnet.io.training_set import Selection
+from cyclestarnet.networks.emulator import EmulatorSettings
+from cyclestarnet.networks.translation import NetworkSettings
+from cyclestarnet.training.settings import TrainingSettings
+from cyclestarnet.training.toml import ConfigError, File, Range, example_file, read_tables
+from cyclestarnet.training.watch import WatchSettings
+
+__all__ = [
+    "Config",
+    "LabelConfig",
+    "LogConfig",
+    "ModelConfig",
+    "ObservedConfig",
+    "RunConfig",
+    "SyntheticConfig",
+    "example_config",
+    "read_config",
+]
+
+# -- tables of the file that no other room has settings for -----------------------------
+@dataclass(frozen=True)
+class RunConfig:
+    """Where and how a training runs.
+
+    Parameters
+    ----------
+    folder : path
+        For checkpoints and logs. A run that finds its checkpoint here goes on from it.
+    name : str
+        Of the model.
+    seed : int
+        Of everything random; [training] and [emulator] may have seeds of their own.
+    threads : int or None
+        Of the CPU. None: as many as PyTorch takes.
+    device : str
+        "cpu", "cuda" or "cuda:N": where the networks are trained.
+    """
+
+    folder: Path
+    name: str = "model"
+    seed: int = 0
+    threads: int | None = None
+    device: str = "cpu"
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[\w.-]+", self.name):
+            raise ValueError(f"name must consist of letters, digits, '-', '_' and '.', but is {self.name!r}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be 1 or more, but is {self.threads}")
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', but is {self.device!r}")
+
+
+@dataclass(frozen=True)
+class ObservedConfig:
+    """The observed spectra.
+
+    Parameters
+    ----------
+    path : file
+        HDF5, as `cyclestarnet.io.write_training_set` makes it.
+    split, validation : str
+        Splits of the file to train on, and to learn the model's errors from.
+    pixels : (int, int) or None
+        Part of the pixels to use, half-open. The network fits certain numbers
+        only: [0, 7167] of APOGEE's 7214 cuts the red end, as in the paper.
+    memory : {"resident", "streamed"}
+        Hold all spectra in memory, or read them as training goes.
+    anchors : file or None
+        HDF5 with a few observed spectra of known labels, all of the model's,
+        for weight_anchors of [training]; same split.
+    selection : table
+        Which spectra are good enough.
+    """
+
+    path: File
+    split: str = "train"
+    validation: str = "val"
+    pixels: tuple[int, int] | None = None
+    memory: Literal["resident", "streamed"] = "resident"
+    anchors: File | None = None
+    selection: Selection = field(default_factory=Selection)
+
+    def __post_init__(self):
+        if self.pixels is not None and not 0 <= self.pixels[0] < self.pixels[1]:
+            raise ValueError(f"pixels must be [first, end], 0 or more and rising, but is {list(self.pixels)}")
+        if self.split == self.validation:
+            raise ValueError(f"validation must be another split than {self.split!r}, which training sees")
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """The synthetic spectra: a file of spectra, an emulator that makes them, or both.
+
+    Parameters
+    ----------
+    path : file or None
+        HDF5 like that of the observed spectra, without errors and masks.
+    split : str
+        Split of that file.
+    memory : {"resident", "streamed"}
+        As for the observed spectra.
+    emulator : file or None
+        Labels to spectra: .pt (`cyclestarnet.training.emulators.save_emulator`), the
+        .safetensors of a model, PAYNE.pth.tar, or The Payne's .npz. None: one
+        is trained on spectra of ``path``.
+    labels : file, table or None
+        Labels of spectra that the emulator makes for the training: a file
+        (.ecsv, .fits, .csv, .npz, .h5), or ranges to draw from, such as
+        { teff = [4000, 5000] }. None: train on the spectra of ``path``
+        themselves. The labels of the training are the model's prior.
+    n_drawn : int
+        How many labels are drawn from ranges.
+    n_emulator : int
+        An emulator is trained on so many spectra at most.
+    """
+
+    path: File | None = None
+    split: str = "train"
+    memory: Literal["resident", "streamed"] = "resident"
+    emulator: File | None = None
+    labels: File | dict[str, Range] | None = None
+    n_drawn: int = 20_000
+    n_emulator: int = 20_000
+
+    def __post_init__(self):
+        if self.path is None and self.emulator is None:
+            raise ValueError("path or emulator must say where synthetic spectra come from, but neither is there")
+        if self.path is None and self.labels is None:
+            raise ValueError("labels must say what the emulator shall make spectra of, but is missing")
+        for name in ("n_drawn", "n_emulator"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} must be 2 or more, but is {getattr(self, name)}")
+        for name, (low, high) in self.labels.items() if isinstance(self.labels, Mapping) else ():
+            if not low <= high:
+                raise ValueError(f"labels.{name} must be [low, high], but is {[low, high]}")
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """Names and ranges of the labels, where the files do not tell them.
+
+    Parameters
+    ----------
+    names : list of str or None
+        In the order of the emulator, or of the file of synthetic spectra.
+    lower, upper : list of float or None
+        Range in which the model is valid. None: that of the emulator or of the labels in the file.
+    combinations : table
+        Labels reported besides, as sums of the others: m_h = { fe_h = 1.0 }.
+    """
+
+    names: tuple[str, ...] | None = None
+    lower: tuple[float, ...] | None = None
+    upper: tuple[float, ...] | None = None
+    combinations: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name in ("lower", "upper"):
+            values = getattr(self, name)
+            if values is not None and (self.names is None or len(values) != len(self.names)):
+                raise ValueError(f"{name} must have one number per name, but has {len(values)}; names: {self.names}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model that the training ends in.
+
+    Parameters
+    ----------
+    path : path or None
+        File to write. None: NAME.safetensors in the folder of the run.
+    weights : {"best", "last"}
+        Of the best score, if there is a watch, or of the last iteration.
+    n_validation : int
+        Stars whose fits tell the model's errors; each takes seconds.
+    n_cloud : int
+        Stars that tell which spectra are familiar, at most.
+    continuum : "apogee", file or None
+        Continuum pixels that normalised the spectra: this package's for
+        APOGEE, or a table with a column "wavelength" or "pixel". None: quiet
+        pixels of the synthetic spectra. Used for spectra in physical units.
+    degree : int
+        Of the continuum polynomial.
+    half : bool
+        Store weights in half precision.
+    provenance : table
+        Texts for the model card.
+    """
+
+    path: Path | None = None
+    weights: Literal["best", "last"] = "best"
+    n_validation: int = 100
+    n_cloud: int = 3000
+    continuum: Literal["apogee"] | File | None = None
+    degree: int = 4
+    half: bool = False
+    provenance: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name, least in (("n_validation", 3), ("n_cloud", 8), ("degree", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, but is {getattr(self, name)}")
+        if self.path is not None and self.path.suffix != ".safetensors":
+            raise ValueError(f"path must end in .safetensors, but is {self.path.name!r}")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is written down on the way.
+
+    Parameters
+    ----------
+    every, checkpoint_every : int
+        Iterations between rows of losses.csv, and between checkpoints.
+    tensorboard : bool
+        Log for TensorBoard as well (needs the extra "training").
+    """
+
+    every: int = 50
+    checkpoint_every: int = 500
+    tensorboard: bool = False
+
+    def __post_init__(self):
+        for name in ("every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, but is {getattr(self, name)}")
+
+
+def require_different(values):
+    return 0 < len(values) == len(set(values))
+
+
+TABLES = {
+    "run": RunConfig,
+    "observed": ObservedConfig,
+    "synthetic": SyntheticConfig,
+    "labels": LabelConfig,
+    "training": TrainingSettings,
+    "network": NetworkSettings,
+    "watch": WatchSettings,
+    "emulator": EmulatorSettings,
+    "model": ModelConfig,
+    "log": LogConfig,
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training as its file describes it.
+
+    Attributes
+    ----------
+    path : path
+        The file.
+    run, observed, synthetic, labels, training, emulator, model, log
+        Its tables.
+    watch : `~cyclestarnet.training.watch.WatchSettings` or None
+        None: the file has no such table, and nobody watches.
+    network : dict
+        Its table of changes to `NetworkSettings`; see `network_settings`.
+    """
+
+    path: Path
+    run: RunConfig
+    observed: ObservedConfig
+    synthetic: SyntheticConfig
+    labels: LabelConfig
+    training: TrainingSettings
+    network: Mapping[str, Any]
+    watch: WatchSettings | None
+    emulator: EmulatorSettings
+    model: ModelConfig
+    log: LogConfig
+
+    @property
+    def model_path(self) -> Path:
+        """Where the finished model goes."""
+        return self.model.path or self.run.folder / f"{self.run.name}.safetensors"
+
+    def network_settings(self, n_pixels: int) -> NetworkSettings:
+        """Sizes of the networks for spectra of so many pixels.
+
+        Raises
+        ------
+        ConfigError
+            If the strides do not fit that number, or the file says another.
+        """
+        given = self.network.get("n_pixels", n_pixels)
+        if given != n_pixels:
+            raise ConfigError(f"[network] n_pixels is {given} in {self.path}, but the spectra have {n_pixels} pixels")
+        try:
+            return NetworkSettings(**(dict(self.network) | {"n_pixels": n_pixels}))
+        except ValueError as error:
+            raise ConfigError(f"[network] {error}; choose [observed] pixels in {self.path} to suit") from error
+
+
+# -- reading -------------------------------------------------------------------------------
+def read_config(path) -> Config:
+    """Read and check the file of a training.
+
+    Parameters
+    ----------
+    path : path-like
+        TOML; see `example_config`. Relative paths in it are relative to the file.
+
+    Returns
+    -------
+    `Config`
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ConfigError
+        If it is no TOML, has an unknown table or key, lacks one that is
+        needed, a value does not fit, or a file that it names is not there.
+        The message says which.
+    """
+    path, parts = read_tables(path, TABLES)
+    try:
+        _check_together(**parts)
+    except ConfigError as error:
+        raise ConfigError(f"{error} in {path}") from None
+    return Config(path=path, **parts)
+
+
+def _check_together(training, observed, synthetic, **_):
+    """Check what no table can know alone."""
+    if bool(training.weight_anchors) != (observed.anchors is not None):
+        given = f"[training] weight_anchors is {training.weight_anchors}, but [observed] anchors is"
+        raise ConfigError(f"{given} {'missing' if observed.anchors is None else 'given: raise the weight'}")
+    for name in ("weight_anchors", "prior_rate"):
+        if getattr(training, name) and synthetic.labels is None:
+            raise ConfigError(
+                f"[training] {name} needs spectra that the emulator makes: [synthetic] labels must say of what"
+            )
+
+
+# -- the example ---------------------------------------------------------------------------
+EXAMPLE = {
+    "run": {"folder": "run", "name": "my-model"},
+    "observed": {"path": "observed.h5"},
+    "synthetic": {"path": "synthetic.h5"},
+    "training": {"preset": "paper"},
+}
+HEADER = """\
+# A training of cyclestarnet:  cyclestarnet train THIS_FILE
+#
+# Paths are relative to this file. A key behind a # has the value that it has
+# by default; "none" is no value. Unknown keys are errors.
+"""
+
+
+def example_config() -> str:
+    """Return a configuration file with all keys, their defaults, and what they mean.
+
+    Examples
+    --------
+    >>> from cyclestarnet.training.config import example_config
+    >>> print(example_config().splitlines()[0])
+    # A training of cyclestarnet:  cyclestarnet train THIS_FILE
+    """
+    return example_file(HEADER, TABLES, EXAMPLE)
+
+

@@ -1,0 +1,137 @@
+"""The emulator of a run: trained on spectra of a file, or read from one."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from cyclestarnet.exceptions import (
+    GridError,
+    ModelFileError,
+)
+from cyclestarnet.grid import WavelengthGrid
+from cyclestarnet.io.training_set import TrainingSet
+from cyclestarnet.labels import LabelSet
+from cyclestarnet.model import CalibratedModel
+from cyclestarnet.networks.checkpoint import load_state, save_state
+from cyclestarnet.networks.emulator import Emulator, train_emulator
+from cyclestarnet.networks.published import read_payne_checkpoint, read_payne_npz
+from cyclestarnet.training.config import Config
+from cyclestarnet.training.toml import ConfigError
+
+log = logging.getLogger(__name__)
+
+__all__ = ["load_emulator", "save_emulator"]
+
+OWN_EMULATOR = "emulator.pt"  # of a run that trains one, in its folder
+
+
+def _trained_emulator(config: Config, table: TrainingSet, labels: LabelSet, values, progress: bool) -> Emulator:
+    """The emulator of the run: the one in its folder, or one trained on spectra of the file."""
+    path, given = config.run.folder / OWN_EMULATOR, config.synthetic
+    made_of = {
+        "file": given.path.name,
+        "split": given.split,
+        "n_spectra": table.n_spectra,
+        "pixels": [table.pixels.start, table.pixels.stop],
+        "n_emulator": given.n_emulator,
+        "labels": labels.to_dict(),
+        "settings": asdict(config.emulator),
+    }
+    if path.exists():
+        if load_state(path).get("made_of") != made_of:
+            raise ConfigError(
+                f"[emulator] {path} was made with other settings or of other spectra than {config.path} says; "
+                "delete it, or use another folder"
+            )
+        return load_emulator(path)[0]
+    rows = np.flatnonzero(np.isfinite(values).all(1))
+    order = np.random.default_rng([config.emulator.seed, 2]).permutation(len(rows))
+    rows = np.sort(rows[order[: given.n_emulator]])
+    flux = np.empty((len(rows), table.n_pixels), dtype=np.float32)
+    for start in range(0, table.n_spectra, table.block_rows):
+        part = slice(*np.searchsorted(rows, [start, start + table.block_rows]))
+        if part.start < part.stop:
+            flux[part] = table.read(start, min(start + table.block_rows, table.n_spectra))[0][rows[part] - start]
+    fine = np.isfinite(flux).all(1)
+    emulator, history = train_emulator(
+        values[rows[fine]],
+        flux[fine],
+        lower=labels.lower,
+        upper=labels.upper,
+        settings=config.emulator,
+        progress=progress,
+    )
+    best = min(row["validation"] for row in history)
+    log.info("emulator: mean absolute error %.5f on spectra held out", best)
+    save_emulator(emulator, labels, path, made_of=made_of, error=best)
+    return emulator
+
+
+def save_emulator(emulator: Emulator, labels: LabelSet, path, **notes) -> None:
+    """Write an emulator and its labels to a file, atomically.
+
+    Parameters
+    ----------
+    emulator : `~cyclestarnet.networks.emulator.Emulator`
+    labels : `~cyclestarnet.LabelSet`
+    path : path-like
+        Ending in ``.pt``.
+    **notes
+        Plain values that are kept with it.
+    """
+    shape = {"hidden": list(emulator.hidden), "activation": emulator.activation}
+    save_state({"emulator": emulator.state_dict(), "labels": labels.to_dict(), **shape, **notes}, path)
+
+
+def load_emulator(path, *, grid: WavelengthGrid | None = None):
+    """Read an emulator from any of the files that hold one.
+
+    Parameters
+    ----------
+    path : path-like
+        ``.pt`` of `save_emulator`, ``.safetensors`` of a model, ``.npz`` of
+        The Payne, or ``PAYNE.pth.tar``.
+    grid : `~cyclestarnet.WavelengthGrid`, optional
+        What the pixels must be, as far as the file knows.
+
+    Returns
+    -------
+    emulator : `~cyclestarnet.networks.emulator.Emulator`
+    labels : `~cyclestarnet.LabelSet` or None
+        None for files that do not name their labels.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is damaged or holds no emulator.
+    GridError
+        If it is for other wavelengths.
+    """
+    path = Path(path)
+    if path.suffix == ".npz":
+        return read_payne_npz(path), None
+    if path.suffix in (".tar", ".pth"):
+        return read_payne_checkpoint(path), None
+    if path.suffix == ".safetensors":
+        model = CalibratedModel.load(path)
+        if grid is not None and not _same(model.grid, grid):
+            raise GridError(f"the emulator of {path} is for {model.grid!r}, but the spectra are on {grid!r}")
+        return model.emulator, model.labels
+    state = load_state(path)
+    try:
+        labels, weights = LabelSet(**state["labels"]), state["emulator"]
+        layers = [weight for name, weight in weights.items() if name.endswith(".weight")]
+        hidden = [len(weight) for weight in layers[:-1]]
+        emulator = Emulator(labels.lower, labels.upper, len(layers[-1]), hidden, state.get("activation", "silu"))
+        emulator.load_state_dict(weights)
+    except (KeyError, TypeError, IndexError, RuntimeError, ValueError) as error:
+        raise ModelFileError(f"{path} holds no emulator: {error}") from error
+    return emulator.eval().requires_grad_(False), labels
+
+
+def _same(grid: WavelengthGrid, other: WavelengthGrid) -> bool:
+    return grid.n_pixels == other.n_pixels and np.allclose(grid.wavelength, other.wavelength, rtol=1e-6, atol=0)

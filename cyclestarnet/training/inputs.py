@@ -1,0 +1,302 @@
+"""What a configuration names, made into what a training takes: grids, labels, spectra and domains."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import contextmanager
+from importlib import resources
+from itertools import pairwise
+from pathlib import Path
+
+import astropy.units as u
+import h5py
+import numpy as np
+import torch
+from astropy.table import Table
+
+from cyclestarnet.continuum import ContinuumRecipe
+from cyclestarnet.exceptions import (
+    CycleStarNetError,
+    FileFormatError,
+    GridError,
+    LabelError,
+)
+from cyclestarnet.grid import WavelengthGrid, apogee_grid
+from cyclestarnet.io.training_set import Selection, TrainingSet
+from cyclestarnet.labels import LabelSet, kelvin_scale
+from cyclestarnet.networks.emulator import Emulator
+from cyclestarnet.networks.published import PAYNE_LABELS, adapt_emulator
+from cyclestarnet.spectra import to_spectrum
+from cyclestarnet.training.config import Config
+from cyclestarnet.training.datasets import ObservedSpectra, StoredSynthetic, SyntheticSpectra, split_into_blocks
+from cyclestarnet.training.emulators import _trained_emulator, load_emulator
+from cyclestarnet.training.streams import StreamedSynthetic
+from cyclestarnet.training.toml import ConfigError
+from cyclestarnet.training.trainer import Anchors
+
+log = logging.getLogger(__name__)
+
+__all__ = ["read_labels"]
+
+GAP = 3.0  # usual steps in ln(wavelength): neighbours that are further apart lie on different chips
+
+
+def _grid_of(path: Path, n_file: int, pixels: slice) -> WavelengthGrid:
+    """Pixels of a training file: as it says, or APOGEE's; chips end where wavelengths leap."""
+    with h5py.File(path, "r") as file:
+        wavelength = file["wavelength"][()] if "wavelength" in file else None
+    if wavelength is None:
+        try:
+            if n_file < 7167:
+                raise GridError("fewer pixels than APOGEE's")
+            wavelength = apogee_grid(n_file).wavelength.value
+        except GridError:
+            raise GridError(
+                f"{path} has no dataset 'wavelength' and its {n_file} pixels are not those of APOGEE; "
+                "add their vacuum wavelengths in Angstrom"
+            ) from None
+        log.warning("%s has no dataset 'wavelength': its %d pixels are taken for APOGEE's", path, n_file)
+    wavelength = np.asarray(wavelength, dtype=float)[pixels]
+    steps = np.diff(np.log(wavelength))
+    ends = [0, *(np.flatnonzero(steps > GAP * np.median(steps)) + 1).tolist(), len(wavelength)]
+    return WavelengthGrid(wavelength * u.AA, tuple(pairwise(ends)))
+
+
+def _spread(rows, number: int):
+    """At most ``number`` of rows, evenly over them: files may be sorted."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(number, len(rows))).astype(int))]
+
+
+def _spectra(table: TrainingSet, selection: Selection, number: int, grid: WavelengthGrid):
+    """Some of the good spectra of a set, as a spectrum with a row per star."""
+    rows = _spread(table.rows(selection), number)
+    parts = []
+    for block in split_into_blocks(rows, table):
+        parts.append([array[block - block[0]] for array in table.read(int(block[0]), int(block[-1]) + 1)])
+    flux, sigma, mask = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    good = ~mask & np.isfinite(flux) & np.isfinite(sigma) & (sigma > 0)
+    ivar = np.where(good, np.where(good, sigma, 1.0).astype(float) ** -2, 0.0)
+    return to_spectrum(np.where(good, flux, 1.0), grid, ivar=ivar)
+
+
+def _anchors(path, split, labels, grid, n_file, pixels, settings) -> Anchors:
+    """Observed spectra of known labels."""
+    table = TrainingSet(path, split=split, pixels=_cut(path, split, "observed", grid, n_file, pixels), grid=grid)
+    if table.labels is None:
+        raise FileFormatError(f"{path} has no dataset 'labels {split}'")
+    if table.label_names not in (None, labels.names):
+        raise LabelError(f"the labels of {path} are {table.label_names}, but must be {labels.names}")
+    labels.check_range(table.labels)
+    return Anchors(ObservedSpectra.from_table(table, settings), torch.as_tensor(table.labels))
+
+
+def _synthetic_domain(config: Config, grid: WavelengthGrid, n_file: int, pixels: slice, progress: bool):
+    """Source of synthetic spectra, emulator, label set and label pool."""
+    given, settings, table = config.synthetic, config.training, None
+    if given.path is not None:
+        with _blamed(config, "synthetic", "path"):
+            cut = _cut(given.path, given.split, "synthetic", grid, n_file, pixels)
+            table = TrainingSet(given.path, split=given.split, domain="synthetic", pixels=cut, grid=grid)
+    if given.emulator is not None:
+        with _blamed(config, "synthetic", "emulator"):
+            emulator, known = load_emulator(given.emulator, grid=grid)
+            if emulator.n_pixels == n_file != grid.n_pixels:
+                emulator = adapt_emulator(emulator, pixels=pixels)
+            if emulator.n_pixels != grid.n_pixels:
+                raise GridError(f"the emulator has {emulator.n_pixels} pixels, but the grid has {grid.n_pixels}")
+        with _blamed(config, "labels"):
+            labels, emulator = _labels_of_emulator(config, emulator, known, table)
+    else:
+        with _blamed(config, "labels"):
+            labels, values = _labels_of_file(config, table)
+        emulator = _trained_emulator(config, table, labels, values, progress)
+    if given.labels is not None:
+        with _blamed(config, "synthetic", "labels"):
+            pool = _pool(given.labels, labels, given.n_drawn, config.run.seed)
+        return SyntheticSpectra(emulator, pool, settings), emulator, labels, pool
+    with _blamed(config, "synthetic", "path"):
+        values = _values(table, labels.names)
+        inside = _inside(values, labels)
+    source = StreamedSynthetic if given.memory == "streamed" else StoredSynthetic.from_table
+    return source(table, settings, rows=np.flatnonzero(inside)), emulator, labels, values[inside]
+
+
+def _cut(path, split, domain, grid: WavelengthGrid, n_file: int, pixels: slice) -> slice:
+    """The part of a file's pixels that is on the grid: all, or the same as of the observed file."""
+    n = TrainingSet(path, split=split, domain=domain).n_pixels
+    return pixels if n == n_file and n != grid.n_pixels else slice(None)
+
+
+def _names(config: Config, n_labels: int, *candidates):
+    """Names of labels: those of the configuration, or of the first that knows them."""
+    for names in (config.labels.names, *candidates, PAYNE_LABELS if n_labels == len(PAYNE_LABELS) else None):
+        if names is not None:
+            if len(names) != n_labels:
+                raise LabelError(f"names must be {n_labels}, but are {len(names)}: {', '.join(names)}")
+            return tuple(names)
+    raise LabelError(f"names of the {n_labels} labels must be given: no file has them")
+
+
+def _labels_of_emulator(config: Config, emulator: Emulator, known: LabelSet | None, table: TrainingSet | None):
+    """Label set of an emulator, and the emulator with ``teff`` in K."""
+    names = _names(config, emulator.n_labels, known.names if known else None, table.label_names if table else None)
+    if known and names != known.names:
+        raise LabelError(f"names are {', '.join(names)}, but those of the emulator are {', '.join(known.names)}")
+    emulator = adapt_emulator(emulator, label_scale=kelvin_scale(names, emulator.upper.numpy()))
+    lower = known.lower if known else emulator.lower.double().numpy()
+    upper = known.upper if known else emulator.upper.double().numpy()
+    return _label_set(config, names, lower, upper, known.combinations if known else {}), emulator
+
+
+def _labels_of_file(config: Config, table: TrainingSet):
+    """Label set of a file of synthetic spectra, and its labels, ``teff`` in K."""
+    values = _values(table)
+    names = _names(config, values.shape[1], table.label_names)
+    values = _values(table, names)
+    return _label_set(config, names, np.nanmin(values, axis=0), np.nanmax(values, axis=0), {}), values
+
+
+def _values(table: TrainingSet, names=None):
+    """Labels of a file, float64: as they are there, or in the order of ``names`` and with ``teff`` in K."""
+    values, own = table.labels, table.label_names
+    if values is None:
+        raise FileFormatError(f"{table.path} has no dataset 'labels {table.split}', which a synthetic domain needs")
+    values = values.astype(float)
+    if names is None:
+        return values
+    if len(names) != values.shape[1] or (own is not None and sorted(own) != sorted(names)):
+        held = f"{values.shape[1]} labels" if own is None else f"the labels {', '.join(own)}"
+        raise LabelError(f"{table.path} has {held}, but must have {', '.join(names)}")
+    if own is not None:
+        values = values[:, [own.index(name) for name in names]]
+    return values * kelvin_scale(names, values)
+
+
+def _label_set(config: Config, names, lower, upper, combinations) -> LabelSet:
+    own = config.labels
+    return LabelSet(
+        names,
+        lower if own.lower is None else own.lower,
+        upper if own.upper is None else own.upper,
+        own.combinations or combinations,
+    )
+
+
+def _inside(values, labels: LabelSet):
+    """Which rows of labels are finite and within the range."""
+    inside = ((values >= labels.lower) & (values <= labels.upper)).all(1)
+    if not inside.any():
+        with np.errstate(all="ignore"):
+            found = [f"{n} {a:g} to {b:g}" for n, a, b in zip(labels, values.min(0), values.max(0), strict=True)]
+        raise LabelError(f"no row lies within the range of the labels; they are {', '.join(found)}")
+    if not inside.all():
+        log.info("%d of %d rows of labels lie within the range", inside.sum(), len(inside))
+    return inside
+
+
+def _pool(given, labels: LabelSet, n_drawn: int, seed: int):
+    """Labels from a file, or drawn from ranges."""
+    if not isinstance(given, Mapping):
+        values = read_labels(given, labels)
+        return values[_inside(values, labels)]
+    lower, upper = labels.lower.copy(), labels.upper.copy()
+    for name, (low, high) in given.items():
+        k = labels.index(name)
+        lower[k], upper[k] = low, high
+    labels.check_range(np.array([lower, upper]))
+    return np.random.default_rng([seed, 1]).uniform(lower, upper, (n_drawn, len(labels)))
+
+
+def read_labels(path, labels: LabelSet):
+    """Read rows of labels from a file.
+
+    Parameters
+    ----------
+    path : path-like
+        A table with a column per label (``.ecsv``, ``.fits``, ``.csv``, ...;
+        columns without unit are in that of the label), ``.npz`` with an array
+        per label or one array (n, n_labels) named ``labels`` or ``pool``, or
+        HDF5 with a dataset ``labels train``.
+    labels : `~cyclestarnet.LabelSet`
+
+    Returns
+    -------
+    array, shape (n, n_labels), float64
+        In the order and units of ``labels``.
+
+    Raises
+    ------
+    LabelError
+        If a label is missing, or there is another number of them.
+    FileFormatError
+        If the file cannot be read.
+    """
+    path = Path(path)
+    if path.suffix in (".h5", ".hdf5"):
+        table = TrainingSet(path, domain="synthetic")
+        if table.labels is None:
+            raise FileFormatError(f"{path} has no dataset 'labels train'")
+        if table.label_names is not None:
+            return _columns(dict(zip(table.label_names, table.labels.T, strict=True)), labels, path)
+        whole = table.labels
+    else:
+        try:
+            if path.suffix == ".npz":
+                with np.load(path, allow_pickle=False) as file:
+                    columns = {name: file[name] for name in file.files}
+            else:
+                table = Table.read(path)
+                columns = {name: table[name] for name in table.colnames}
+        except Exception as error:  # each reader raises a class of its own
+            raise FileFormatError(f"{path} cannot be read as a table of labels: {error}") from error
+        whole = columns.get("labels", columns.get("pool")) if path.suffix == ".npz" else None
+        if whole is None:
+            return _columns(columns, labels, path)
+    if np.ndim(whole) != 2 or np.shape(whole)[1] != len(labels):
+        raise LabelError(f"the labels of {path} must have the shape (n, {len(labels)}), but have {np.shape(whole)}")
+    return np.asarray(whole, dtype=float) * kelvin_scale(labels.names, whole)
+
+
+def _columns(columns, labels: LabelSet, path):
+    missing = [name for name in labels if name not in columns]
+    if missing:
+        raise LabelError(f"{path} lacks the labels {', '.join(missing)}; it has {', '.join(columns)}")
+    values = [
+        labels.value(name, columns[name]) if getattr(columns[name], "unit", None) is not None else columns[name]
+        for name in labels
+    ]
+    values = np.stack([np.asarray(column, dtype=float) for column in values], axis=1)
+    return values * kelvin_scale(labels.names, values)
+
+
+def _recipe(config: Config, grid: WavelengthGrid) -> ContinuumRecipe | None:
+    """The recipe that the configuration names."""
+    given = config.model.continuum
+    if given is None:
+        return None
+    with _blamed(config, "model", "continuum"):
+        if given == "apogee":
+            with resources.as_file(resources.files("cyclestarnet.data") / "apogee_continuum_pixels.ecsv") as path:
+                table = Table.read(path)
+        else:
+            table = Table.read(given)
+        if "wavelength" in table.colnames:
+            return ContinuumRecipe.from_wavelengths(grid, table["wavelength"], config.model.degree)
+        if "pixel" not in table.colnames:
+            raise FileFormatError(f"{given} must have a column 'wavelength' or 'pixel', but has {table.colnames}")
+        pixels = np.zeros(grid.n_pixels, dtype=bool)
+        pixels[np.asarray(table["pixel"])] = True
+        return ContinuumRecipe(grid, pixels, config.model.degree)
+
+
+@contextmanager
+def _blamed(config: Config, table: str, key: str = ""):
+    """Say with an error of a file which part of the configuration named it."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (CycleStarNetError, IndexError, OSError) as error:
+        where = f"[{table}] {key}".strip()
+        raise ConfigError(f"{where} in {config.path}: {error}") from error

@@ -1,0 +1,242 @@
+"""Dataclasses from TOML and back: checked tables, and example files made of their docstrings."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import re
+import textwrap
+import tomllib
+import types
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
+
+from cyclestarnet.exceptions import CycleStarNetError
+from cyclestarnet.networks.emulator import EmulatorSettings
+from cyclestarnet.networks.translation import NetworkSettings
+from cyclestarnet.training.settings import TrainingSettings
+
+__all__ = ["ConfigError"]
+
+File = Annotated[Path, "file"]  # where there must be one
+Range = tuple[float, float]
+NONE = "none"  # TOML has no None
+
+
+OPTIONAL = ("watch",)  # that are None if the file does not have them
+PRESET_DOC = "Whose settings the others change: the paper's, or those of its authors' repository."
+
+
+class ConfigError(CycleStarNetError, ValueError):
+    """A configuration file has an unknown key, an impossible value, or names a file that is not there."""
+
+
+def read_tables(path, tables):
+    """Path and tables of a file."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no configuration file {path}")
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no valid TOML: {error}") from error
+    for name, value in content.items():
+        if name not in tables or not isinstance(value, dict):
+            what = f"there is no table [{name}]" if isinstance(value, dict) else f"the key {name!r} is in no table"
+            raise ConfigError(f"{what}{_nearest(name, tables, '[{}]')} in {path}")
+    base = path.parent
+    try:
+        seed = {"seed": _table(tables["run"], content.get("run", {}), base, "run").get("seed", tables["run"].seed)}
+        parts = {}
+        for name, cls in tables.items():
+            if name in OPTIONAL and name not in content:
+                parts[name] = None
+                continue
+            given = dict(content.get(name, {}))
+            preset = given.pop("preset", None) if cls is TrainingSettings else None
+            values = _table(cls, given, base, name)
+            if cls in (TrainingSettings, EmulatorSettings):
+                values = seed | values
+            if cls is NetworkSettings:
+                parts[name] = values
+            else:
+                parts[name] = _made(cls, values, name, preset)
+    except ConfigError as error:
+        raise ConfigError(f"{error} in {path}") from error.__cause__
+    return path, parts
+
+
+def _made(cls, values, where, preset=None):
+    """The dataclass of a table; what it objects to is said with the table's name."""
+    try:
+        if cls is TrainingSettings:
+            return TrainingSettings.from_preset("paper" if preset is None else preset, **values)
+        return cls(**values)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"[{where}] {error}") from error
+
+
+def _table(cls, given, base, where):
+    """Converted values of the keys of a table."""
+    known = {f.name: f for f in fields(cls)}
+    offered = [*known, "preset"] if cls is TrainingSettings else list(known)
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"[{where}] has no key {key!r}{_nearest(key, offered, '{!r}')}")
+    for key, own in known.items():
+        if key not in given and own.default is MISSING and own.default_factory is MISSING:
+            raise ConfigError(f"[{where}] {key} is missing")
+    hints = get_type_hints(cls, include_extras=True)
+    values = {}
+    for key, value in given.items():
+        try:
+            values[key] = _converted(value, hints[key], base, f"{where}.{key}")
+        except _Misfit as misfit:
+            shown = json.dumps(value, default=str)
+            raise ConfigError(f"[{where}] {key} must be {misfit}, but is {shown}") from None
+    return values
+
+
+class _Misfit(Exception):
+    """A value is of another kind than its hint; the message says what fits."""
+
+
+def _converted(value, hint, base, where):
+    """A TOML value as its type hint wants it."""
+    kind, parts = get_origin(hint), get_args(hint)
+    if kind is Annotated:  # a file
+        path = _converted(value, parts[0], base, where)
+        if not path.is_file():
+            table, _, key = where.rpartition(".")
+            raise ConfigError(f"[{table}] {key}: there is no file {path}")
+        return path
+    if kind in (Union, types.UnionType):
+        if value == NONE and types.NoneType in parts:
+            return None
+        for part in parts:
+            try:
+                return _converted(value, part, base, where)
+            except _Misfit:
+                continue
+    elif kind is Literal:
+        if value in parts:
+            return value
+    elif kind is tuple and isinstance(value, list):
+        hints = [parts[0]] * len(value) if parts[-1] is Ellipsis else parts
+        if len(hints) == len(value):
+            try:
+                return tuple(_converted(v, h, base, where) for v, h in zip(value, hints, strict=True))
+            except _Misfit:
+                pass
+    elif kind is dict and isinstance(value, dict):
+        return {key: _inner(item, parts[1], base, f"{where}.{key}", hint) for key, item in value.items()}
+    elif is_dataclass(hint) and isinstance(value, dict):
+        return _made(hint, _table(hint, value, base, where), where)
+    elif hint is Path and isinstance(value, str):
+        return base / value
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif hint in (int, str, bool) and type(value) is hint:
+        return value
+    raise _Misfit(_expected(hint))
+
+
+def _inner(value, hint, base, where, whole):
+    try:
+        return _converted(value, hint, base, where)
+    except _Misfit:
+        raise _Misfit(_expected(whole)) from None
+
+
+def _expected(hint):
+    """What fits a type hint, in words."""
+    kind, parts = get_origin(hint), get_args(hint)
+    words = {int: "an integer", float: "a number", bool: "true or false", str: "a text", Path: "a path in quotes"}
+    if hint in words:
+        return words[hint]
+    if kind is Annotated:
+        return "the path of a file, in quotes"
+    if kind in (Union, types.UnionType):
+        return " or ".join(f'"{NONE}"' if part is types.NoneType else _expected(part) for part in parts)
+    if kind is Literal:
+        return " or ".join(f'"{part}"' for part in parts)
+    if kind is tuple:
+        number = "" if parts[-1] is Ellipsis else f"{len(parts)} "
+        return f"a list of {number}{_plural(parts[0])}"
+    if kind is dict:
+        return f"a table of {_plural(parts[1])}"
+    return "a table"
+
+
+def _plural(hint):
+    words = {int: "integers", float: "numbers", str: "texts"}
+    return (
+        words.get(hint) or f"{_expected(hint).removeprefix('a ').replace('list', 'lists').replace('table', 'tables')}"
+    )
+
+
+def _nearest(name, known, template):
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {template.format(near[0])}?" if near else f"; there are {', '.join(known)}"
+
+
+def example_file(header, tables, examples):
+    return "\n".join([header, *(_example_table(name, cls, examples.get(name, {})) for name, cls in tables.items())])
+
+
+def _example_table(name, cls, values):
+    text = _documentation(cls)
+    lines, nested = [f"# {_first_line(cls)}", f"[{name}]"], []
+    if name in OPTIONAL:
+        lines.insert(1, "# The training does without it if this table is deleted, its title included.")
+    if cls is TrainingSettings:
+        lines += [*_comment(PRESET_DOC), f'preset = "{values["preset"]}"']
+    said = None
+    for own in fields(cls):
+        if (cls, own.name) == (NetworkSettings, "n_pixels"):
+            continue  # the data say it
+        default = own.default if own.default_factory is MISSING else own.default_factory()
+        if is_dataclass(default):
+            nested.append(_example_table(f"{name}.{own.name}", type(default), {}))
+            continue
+        if text.get(own.name) not in (None, said):
+            said = text[own.name]
+            lines += _comment(said)
+        if own.name in values:
+            lines.append(f"{own.name} = {_toml(values[own.name])}")
+        elif own.name != "seed" or name == "run":
+            lines.append(f"#{own.name} = {_toml(default)}")
+    return "\n".join([*lines, "", *nested])
+
+
+def _comment(text):
+    return ["", *textwrap.wrap(text, 88, initial_indent="# ", subsequent_indent="# ")]
+
+
+def _first_line(cls):
+    return inspect.getdoc(cls).partition("\n")[0].replace("`", "")
+
+
+def _documentation(cls):
+    """Description of each parameter in a numpydoc docstring."""
+    section = re.search(r"^Parameters\n-+\n(.*?)(?=^\w[^\n]*\n-+\n|\Z)", inspect.getdoc(cls), re.M | re.S)
+    if section is None:
+        return {}
+    out, names = {}, []
+    for line in section.group(1).splitlines():
+        if line and not line.startswith(" "):
+            names = line.partition(" : ")[0].split(", ")
+            out |= dict.fromkeys(names, "")
+        else:
+            out |= {name: f"{out[name]} {line.strip()}".strip().replace("`", "") for name in names}
+    return {name: re.sub(r"\bNone\b", f'"{NONE}"', text) for name, text in out.items() if text}
+
+
+def _toml(value):
+    if value is None:
+        return f'"{NONE}"'
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + "}"
+    return json.dumps(value, default=str)

@@ -1,0 +1,601 @@
+"""Training of the translation networks: alternating steps of autoencoders and critics.
+
+One iteration is one autoencoder step (reconstruction, cycle and adversarial
+losses, the fakes' targets flipped to "true") and one critic step on the same,
+detached tensors (S1, Section 2.3). A killed run resumes from its last
+checkpoint as if it had not been.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from cyclestarnet.exceptions import ModelFileError, TrainingError, TrainingWarning
+from cyclestarnet.networks.checkpoint import load_state, save_state
+from cyclestarnet.networks.translation import NetworkSettings, TranslationNetwork
+from cyclestarnet.training.logs import LossLog
+from cyclestarnet.training.settings import TrainingSettings
+from cyclestarnet.training.terms import Adaptation, Transfers
+from cyclestarnet.training.watch import Verdict, Watch, WatchSettings, alignment_scores
+
+__all__ = ["Anchors", "Trainer", "join_processes"]
+
+log = logging.getLogger(__name__)
+
+ANCHORS_AT_ONCE = 4
+MOST_ROLLBACKS = 4
+LEAST_HELD_OUT = 10  # what a two-sample score needs
+
+
+@dataclass(frozen=True, eq=False)
+class Anchors:
+    """A few observed spectra of known labels, which tie down the labels' zero points.
+
+    Parameters
+    ----------
+    observed : source of observed spectra, such as `~cyclestarnet.training.datasets.ObservedSpectra`
+        In memory, in the order of ``labels``.
+    labels : tensor, shape (n, n_labels)
+        In the units of the emulator.
+    """
+
+    observed: object
+    labels: Tensor
+
+    def __post_init__(self):
+        object.__setattr__(self, "labels", torch.as_tensor(self.labels, dtype=torch.float32))
+        if len(self.observed) != len(self.labels):
+            raise ValueError(f"{len(self.observed)} anchor spectra, but {len(self.labels)} rows of labels")
+
+
+class Trainer:
+    """Trains a `~cyclestarnet.networks.translation.TranslationNetwork` on unpaired spectra of two domains.
+
+    In several processes (`join_processes`) each works on its share of every
+    batch; the first writes the files.
+
+    Parameters
+    ----------
+    network_settings : `NetworkSettings`
+    settings : `TrainingSettings`
+    synthetic, observed : sources of `cyclestarnet.training.datasets`
+    folder : path-like, optional
+        Where checkpoints and ``losses.csv`` go. An existing checkpoint there is resumed.
+    anchors : `Anchors`, optional
+        Needed if ``weight_anchors`` is not 0.
+    device : str, optional
+        Default: ``"cpu"``.
+    tensorboard : bool, optional
+        Log to TensorBoard, too.
+    watch : `~cyclestarnet.training.watch.WatchSettings`, optional
+        Watch the run, and keep the state of the best score in ``best.pt``. Needs ``held_out``.
+    held_out : source of observed spectra, optional
+        In memory, of stars that are not in ``observed``.
+
+    Raises
+    ------
+    ValueError
+        If sources and settings do not fit each other, or the folder's
+        checkpoint was made with other settings.
+    """
+
+    def __init__(
+        self,
+        network_settings: NetworkSettings,
+        settings: TrainingSettings,
+        synthetic,
+        observed,
+        folder=None,
+        *,
+        anchors: Anchors | None = None,
+        device: str = "cpu",
+        tensorboard: bool = False,
+        watch: WatchSettings | None = None,
+        held_out=None,
+    ):
+        self.settings, self.synthetic, self.observed, self.anchors = settings, synthetic, observed, anchors
+        if bool(settings.weight_anchors) != (anchors is not None):
+            raise ValueError("anchors need weight_anchors, and weight_anchors needs anchors")
+        self.device = torch.device(device)
+        for source in (synthetic, observed):
+            source.to(self.device)
+        self.rank, self.n_processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self._check_together()
+        self.folder = Path(folder) if folder is not None else None
+        self.iteration = 0
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        n_labels = 0 if synthetic.label_mean is None else len(synthetic.label_mean)
+        self.parts = Adaptation(network_settings, settings, n_labels).to(self.device)
+        self.network, self.label_head = self.parts.network, self.parts.label_head
+        self.critic_synth, self.critic_obs = self.parts.critic_synth, self.parts.critic_obs
+        self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+        self.optimizer = self._adam(self.parts.autoencoder_parameters(), settings.learning_rate)
+        self.critic_optimizer = self._adam(self.parts.critic_parameters(), settings.critic_learning_rate)
+        self.prior_optimizer = None
+        if self.parts.prior_shift is not None:
+            self.prior_optimizer = self._adam([self.parts.prior_shift], settings.prior_rate)
+        self._sums: dict[str, tuple[float, int]] = {}  # of each loss term since the last row, over how many iterations
+        self._rate = 1.0  # halved when the run is rolled back
+        self.watch, self._held_out = None, None
+        if watch is not None:
+            self.watch, self._held_out = Watch(watch), self._draw_held_out(held_out, watch.n_spectra)
+        self._logs = {}
+        if self.folder is not None and self.rank == 0:
+            self._logs = {name: LossLog(self.folder, tensorboard, name=name) for name in ("losses", "scores")}
+        if self.folder is not None and self._checkpoint.exists():
+            self._load()
+
+    def start_from(self, checkpoint) -> None:
+        """Begin with networks and critics of another run, whose settings and data may differ.
+
+        A label head is taken over if both have one. A run that has begun goes on, and takes nothing.
+
+        Parameters
+        ----------
+        checkpoint : path-like
+            A ``checkpoint.pt`` or ``best.pt`` of networks of the same sizes.
+        """
+        if self.iteration == 0:
+            state = load_state(checkpoint)
+            own = self.parts.state_dict()
+            given = {name: value for name, value in state["parts"].items() if name in own and name != "prior_shift"}
+            self.parts.load_state_dict(own | given)
+            self.average = {name: tensor.to(self.device) for name, tensor in state["average"].items()}
+
+    def _check_together(self) -> None:
+        s, n_parts = self.settings, self.n_processes * self.settings.micro_batches
+        if s.batch_size % n_parts:
+            raise ValueError(
+                f"batch_size ({s.batch_size}) must be a multiple of "
+                f"{self.n_processes} processes x {s.micro_batches} micro_batches"
+            )
+        if s.weight_latent and s.batch_size < 2 * n_parts:
+            raise ValueError(
+                f"weight_latent needs at least 2 spectra in each of the {n_parts} parts of a batch, which has "
+                f"{s.batch_size}: the energy distance compares spectra of one domain, too"
+            )
+        if (s.prior_rate or s.weight_anchors) and not hasattr(self.synthetic, "render"):
+            raise ValueError(
+                "prior_rate and weight_anchors need synthetic spectra that an emulator makes, SyntheticSpectra, "
+                f"but these are {type(self.synthetic).__name__}"
+            )
+        if self.anchors is not None and self.anchors.labels.shape[1] != len(self.synthetic.label_mean):
+            raise ValueError(
+                f"the anchors have {self.anchors.labels.shape[1]} labels, but the synthetic spectra "
+                f"{len(self.synthetic.label_mean)}"
+            )
+
+    def _adam(self, parameters: list[nn.Parameter], rate: float) -> torch.optim.Adam:
+        return torch.optim.Adam(parameters, rate, self.settings.betas, fused=True)
+
+    # -- one iteration -------------------------------------------------------
+    def step(self) -> dict[str, float]:
+        """Do one iteration and return its loss terms, unweighted, as means over all processes."""
+        s = self.settings
+        for optimizer, rate in ((self.optimizer, s.learning_rate), (self.critic_optimizer, s.critic_learning_rate)):
+            for group in optimizer.param_groups:
+                group["lr"] = self._rate * rate * s.rate_factor(self.iteration)
+        if self.iteration == s.warm_start and s.warm_start:
+            self.parts.copy_synth_to_obs()
+            self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+        batch = self._draw()
+        terms = self._warm_start_step(batch) if self.iteration < s.warm_start else self._step(batch)
+        with torch.no_grad():
+            current = self.network.state_dict()
+            decay = min(s.average_decay, (1 + self.iteration) / (10 + self.iteration)) if s.average_decay else 0.0
+            torch._foreach_lerp_(list(self.average.values()), [current[k] for k in self.average], 1 - decay)
+        self.iteration += 1
+        return terms
+
+    def _draw(self) -> dict[str, Tensor]:
+        """The batch of this process: all draw the same spectra and take their share."""
+        n = self.settings.batch_size
+        x_synth, labels = self.synthetic.draw(n, self.generator)
+        x_obs, weight_obs = self.observed.draw(n, self.generator)
+        batch = {"x_synth": x_synth, "x_obs": x_obs, "weight_obs": weight_obs, "labels": labels}
+        share = slice(self.rank, None, self.n_processes)
+        batch = {name: tensor[share].to(self.device) for name, tensor in batch.items() if tensor is not None}
+        if self.anchors is not None:
+            batch["anchors"] = torch.randint(len(self.anchors.labels), (ANCHORS_AT_ONCE,), generator=self.generator)
+        return batch
+
+    def _micro_batches(self, batch: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        n_parts = self.settings.micro_batches
+        for k in range(n_parts):
+            yield {name: tensor.chunk(n_parts)[k] for name, tensor in batch.items() if name != "anchors"}
+
+    def _warm_start_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        self.optimizer.zero_grad(set_to_none=True)
+        collected = []
+        for part in self._micro_batches(batch):
+            terms = self.parts.warm_start_terms(part["x_synth"])
+            (terms["rec_synth"] / self.settings.micro_batches).backward()
+            collected.append(terms)
+        return self._finish_step(self.optimizer, self._mean(collected), batch)
+
+    def _step(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        s = self.settings
+        weights = {
+            "rec_synth": s.weight_synth,
+            "cyc_synth": s.weight_synth,
+            "rec_obs": s.weight_obs,
+            "cyc_obs": s.weight_obs,
+            "gen_synth": s.weight_adversarial * s.adversarial_factor(self.iteration),
+            "gen_obs": s.weight_adversarial * s.adversarial_factor(self.iteration),
+            "latent": s.weight_latent,
+            "labels": s.weight_labels,
+        }
+        transfers: list[Transfers] = []
+        collected, shift_gradient = [], 0.0
+        for parameter in self.parts.critic_parameters():
+            parameter.requires_grad_(False)
+        self.optimizer.zero_grad(set_to_none=True)
+        for part in self._micro_batches(batch):
+            if self.parts.prior_shift is not None:
+                part["labels"] = part["labels"] + self.parts.prior_shift.detach()
+                part["x_synth"] = self.synthetic.render(
+                    part["labels"] + (self.parts.prior_shift - self.parts.prior_shift.detach())
+                )
+            terms, transfer = self.parts.autoencoder_terms(**part)
+            if self.parts.prior_shift is not None:
+                # what is easy to reconstruct must not draw the labels: only what tells the domains apart
+                telling = sum(weights[name] * terms[name] for name in ("gen_obs", "latent") if name in terms)
+                shift_gradient += torch.autograd.grad(telling, self.parts.prior_shift, retain_graph=True)[0]
+            (sum(weights[name] * term for name, term in terms.items()) / s.micro_batches).backward()
+            collected.append(terms)
+            transfers.append(transfer)
+        terms = self._mean(collected)
+        if self.anchors is not None:
+            anchor_terms = self._anchor_terms(batch["anchors"])
+            (s.weight_anchors * anchor_terms["anchors"]).backward()
+            terms |= {name: term.detach() for name, term in anchor_terms.items()}
+        found = self._finish_step(self.optimizer, terms, batch)
+        if self.prior_optimizer is not None:
+            self.parts.prior_shift.grad = shift_gradient / s.micro_batches
+            self._average([self.parts.prior_shift.grad])
+            self.prior_optimizer.step()
+
+        for parameter in self.parts.critic_parameters():
+            parameter.requires_grad_(True)
+        self.critic_optimizer.zero_grad(set_to_none=True)
+        collected = []
+        for transfer in transfers:
+            terms = self.parts.critic_terms(transfer)
+            loss = s.weight_adversarial * (terms["critic_synth"] + terms["critic_obs"])
+            loss = loss + s.critic_penalty * terms.get("penalty", 0.0)
+            (loss / s.micro_batches).backward()
+            collected.append(terms)
+        return found | self._finish_step(self.critic_optimizer, self._mean(collected), batch)
+
+    def _anchor_terms(self, rows: Tensor) -> dict[str, Tensor]:
+        flux, weight = (a.to(self.device) for a in self.anchors.observed.rows(rows))
+        labels = self.anchors.labels[rows].to(self.synthetic.label_mean)
+        with torch.no_grad():
+            x_synth = self.synthetic.render((labels - self.synthetic.label_mean) / self.synthetic.label_std)
+        return self.parts.anchor_terms(x_synth.to(self.device), flux, weight)
+
+    @staticmethod
+    def _mean(collected: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: torch.stack([terms[name].detach() for terms in collected]).mean() for name in collected[0]}
+
+    def _average(self, tensors: list[Tensor]) -> None:
+        """Replace tensors by their means over all processes."""
+        if self.n_processes == 1:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        flat /= self.n_processes
+        for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+    def _finish_step(self, optimizer, terms: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, float]:
+        """Average gradients and terms over the processes, and let the optimizer step if all terms are finite."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        values = list(terms.values())
+        own = torch.stack(values)  # of this process, whose share of the batch may be a fine one
+        self._average([*(p.grad for p in parameters), *(v.unsqueeze(0) for v in values)])
+        found = dict(zip(terms, torch.stack(values).tolist(), strict=True))
+        bad = [name for name, value in found.items() if not math.isfinite(value)]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        if bad or not torch.isfinite(norm):
+            where = ""
+            if self.folder is not None and not (bad and own.isfinite().all()):
+                path = self.folder / ("bad_batch.pt" if self.n_processes == 1 else f"bad_batch.{self.rank}.pt")
+                where = f"; the batch is in {path}"
+                save_state({name: tensor.cpu() for name, tensor in batch.items()}, path)
+            what = f"loss terms {bad} are" if bad else "the gradient is"
+            raise FloatingPointError(f"{what} not finite at iteration {self.iteration}{where}")
+        if optimizer is self.optimizer and self.settings.gradient_clip is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.settings.gradient_clip, norm)
+        optimizer.step()
+        return found
+
+    # -- the run --------------------------------------------------------------
+    def run(self, *, until: int | None = None, progress: bool = True, every: int = 50, checkpoint_every: int = 500):
+        """Train up to ``n_iterations`` (or ``until``); return the mean loss terms of every ``every`` iterations.
+
+        Ctrl-C and SIGTERM let the iteration end and save a checkpoint before
+        they are passed on.
+
+        Raises
+        ------
+        FloatingPointError
+            If a loss is not finite, and the watch does not roll back. The
+            weights may be spoilt: the last checkpoint stays as it was.
+        TrainingError
+            If the watch stops the run.
+        """
+        last = self.settings.n_iterations if until is None else min(until, self.settings.n_iterations)
+        history = []
+        bar = tqdm(total=last, initial=self.iteration, desc="training", disable=not progress or self.rank > 0)
+        with _delayed_signals() as caught, bar:
+            while self.iteration < last:
+                verdicts = []
+                try:
+                    terms = self.step()
+                except FloatingPointError as error:
+                    if self.watch is None or self.watch.settings.action != "roll_back":
+                        raise
+                    self._roll_back(str(error))
+                    bar.update(self.iteration - bar.n)
+                    continue
+                for name, value in terms.items():
+                    total, n = self._sums.get(name, (0.0, 0))
+                    self._sums[name] = total + value, n + 1
+                bar.update()
+                if self.iteration % every == 0:
+                    history.append(self._report(bar))
+                    if self.watch is not None and self.iteration > self.settings.warm_start:
+                        verdicts += self.watch.see_losses(history[-1])
+                if self.watch is not None and self.iteration % self.watch.settings.every == 0:
+                    verdicts += self._evaluate()
+                failing = self._heed(verdicts)
+                stop = self._agree(caught[0] if caught else 0)
+                if failing is not None and self.watch.settings.action == "roll_back":
+                    self._roll_back(str(failing))
+                    bar.update(self.iteration - bar.n)
+                elif self.iteration % checkpoint_every == 0 or self.iteration == last or stop or failing:
+                    self.save()
+                if failing is not None and self.watch.settings.action == "stop":
+                    kept = self.folder is not None and self.watch.best is not None
+                    raise TrainingError(
+                        f"{failing}; the best state is in {self.folder / 'best.pt'}" if kept else f"{failing}"
+                    )
+                if stop:
+                    break
+            # of the last iteration, too; and no process ends before the first has written its checkpoint
+            signal_number = self._agree(caught[0] if caught else 0)
+        if signal_number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if signal_number:
+            raise SystemExit(128 + signal_number)
+        return history
+
+    def _report(self, bar) -> dict[str, float]:
+        row = {"iteration": self.iteration} | {name: total / n for name, (total, n) in self._sums.items()}
+        self._sums = {}
+        shown = ("rec_obs", "cyc_obs", "gen_obs", "critic_accuracy")
+        bar.set_postfix({name: f"{row[name]:.3g}" for name in shown if name in row})
+        if self._logs:
+            self._logs["losses"].write(row)
+        return row
+
+    # -- the watch -------------------------------------------------------------
+    def _draw_held_out(self, held_out, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Standardised spectra of both domains that scores are measured on, the same in the whole run."""
+        if held_out is None or len(held_out) < LEAST_HELD_OUT:
+            found = "none" if held_out is None else len(held_out)
+            raise ValueError(
+                f"a watch needs held_out, {LEAST_HELD_OUT} or more observed spectra that are not trained on, "
+                f"but got {found}"
+            )
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        x_synth, _ = self.synthetic.draw(min(number, len(held_out)), generator)
+        return x_synth, *held_out.rows(torch.arange(min(number, len(held_out))))
+
+    def _evaluate(self) -> list[Verdict]:
+        """Score the averaged weights, log the scores, and keep the state if it is the best."""
+        s = self.settings
+        weight_synth = s.flux_std / s.synthetic_sigma
+        scores = [None]
+        if self.rank == 0:
+            network = self.averaged_network().to(self.device)
+            scores = [alignment_scores(network, *self._held_out, seed=s.seed, weight_synth=weight_synth)]
+        if self.n_processes > 1:  # all are to come to the same verdict
+            dist.broadcast_object_list(scores)
+        scores = scores[0]
+        verdicts = self.watch.see_scores(self.iteration, scores)
+        if self._logs:
+            codes = " ".join(verdict.code for verdict in verdicts)
+            self._logs["scores"].write({"iteration": self.iteration} | scores | {"verdicts": codes})
+        if self.watch.is_best:
+            self.save("best.pt")
+        return verdicts
+
+    def _heed(self, verdicts: list[Verdict]) -> Verdict | None:
+        """Warn of all verdicts; return one that says that the run is failing."""
+        for verdict in verdicts if self.rank == 0 else ():
+            warnings.warn(str(verdict), TrainingWarning, stacklevel=3)
+        return next((verdict for verdict in verdicts if verdict.severity == "failing"), None)
+
+    def _roll_back(self, why: str) -> None:
+        """Go back to the best state, or the last one saved, with half the learning rates and other random numbers."""
+        # a best.pt that this run has not written may be another's
+        names = ("best.pt", "checkpoint.pt") if self.watch.best is not None else ("checkpoint.pt",)
+        saved = [self.folder / name for name in names if (self.folder / name).exists()] if self.folder else []
+        if not saved or self._rate <= 0.5**MOST_ROLLBACKS:
+            reason = f"was rolled back {MOST_ROLLBACKS} times" if saved else "has no saved state to go back to"
+            raise TrainingError(f"the run {reason}, and fails: {why}")
+        failed, rate = self.iteration, 0.5 * self._rate
+        # streams stay where they are, and the generator goes elsewhere: the same batches would fail the same way
+        streams = [source.state_dict() for source in (self.synthetic, self.observed)]
+        self._restore(self._read(saved[0]))
+        for source, state in zip((self.synthetic, self.observed), streams, strict=True):
+            source.load_state_dict(state)
+        self._rate = rate
+        self.generator.manual_seed(self.settings.seed + failed)
+        warnings.warn(
+            f"rolled back from iteration {failed} to {self.iteration}, with {rate:g} times the learning rates: {why}",
+            TrainingWarning,
+            stacklevel=3,
+        )
+        self.save()
+
+    def _agree(self, signal_number: int) -> int:
+        """The largest number of all processes, so that they stop at the same iteration."""
+        if self.n_processes == 1:
+            return signal_number
+        number = torch.tensor(signal_number, device=self.device)
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+        return int(number)
+
+    def averaged_network(self) -> TranslationNetwork:
+        """The network with the averaged weights, in evaluation mode, on the CPU."""
+        network = TranslationNetwork(self.network.settings)
+        network.load_state_dict(self.average)
+        return network.eval().requires_grad_(False)
+
+    # -- checkpoints -----------------------------------------------------------
+    @property
+    def _checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    def _stateful(self) -> dict:
+        """All objects whose state the next iteration depends on."""
+        parts = {
+            "parts": self.parts,
+            "optimizer": self.optimizer,
+            "critic_optimizer": self.critic_optimizer,
+            "prior_optimizer": self.prior_optimizer,
+            "synthetic": self.synthetic,
+            "observed": self.observed,
+            "watch": self.watch,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def save(self, name: str = "checkpoint.pt") -> None:
+        """Write a checkpoint with everything that the next iteration depends on; without a folder, do nothing."""
+        if self.folder is None or self.rank > 0:
+            return
+        state = {name: part.state_dict() for name, part in self._stateful().items()}
+        state |= {
+            "iteration": self.iteration,
+            "average": self.average,
+            "generator": self.generator.get_state(),
+            "sums": self._sums,
+            "rate": self._rate,
+            "settings": asdict(self.settings) | {"network": self.network.settings.to_dict()},
+        }
+        save_state(state, self.folder / name)
+
+    def _load(self) -> None:
+        try:
+            state = self._read(self._checkpoint)
+        except ModelFileError as error:
+            way_out = "remove it to begin anew"
+            if (self.folder / "checkpoint.pt.previous").exists():
+                way_out = "to go on from the one before it, rename checkpoint.pt.previous to checkpoint.pt"
+            raise ModelFileError(f"{error}; {way_out}") from error
+        self._restore(state)
+        log.info("resumed %s at iteration %d", self._checkpoint, self.iteration)
+
+    def _read(self, path: Path) -> dict:
+        """A saved state of this run."""
+        state = load_state(path)
+        wanted = asdict(self.settings) | {"network": self.network.settings.to_dict()}
+        different = sorted(k for k in wanted if state["settings"].get(k) != wanted[k])
+        if different:
+            raise ValueError(f"{path} was made with other settings: {', '.join(different)}; use another folder")
+        return state
+
+    def _restore(self, state: dict) -> None:
+        parts = self._stateful()
+        if missing := sorted(parts.keys() - state.keys()):
+            raise ValueError(f"the run in {self.folder} was begun without {', '.join(missing)}; use another folder")
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        self.average = {name: tensor.to(self.device) for name, tensor in state["average"].items()}
+        self.iteration, self._rate, self._sums = state["iteration"], state["rate"], state["sums"]
+        self.generator.set_state(state["generator"])
+        for table in self._logs.values():
+            table.rewind(self.iteration)
+
+
+@contextmanager
+def join_processes(device: str = "cpu") -> Iterator[str]:
+    """Work together with the other processes that ``torchrun`` started; alone, if it did not start this one.
+
+    All processes need the same sources and settings, and a folder that all of
+    them see. A batch is shared out, so the result is that of one process with
+    the same ``batch_size``; the energy distance is the mean of those within
+    each share.
+
+    Parameters
+    ----------
+    device : str, optional
+        ``"cuda"`` gives each process of a machine a GPU of its own.
+
+    Yields
+    ------
+    str
+        The device of this process.
+
+    Examples
+    --------
+    In a file that is run by ``torchrun --standalone --nproc-per-node 4 train.py``::
+
+        with join_processes("cuda") as device:
+            Trainer(sizes, settings, synthetic.to(device), observed.to(device), folder, device=device).run()
+    """
+    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
+        yield device
+        return
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    # the others may have to wait while the first trains an emulator, which takes hours
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(days=1))
+    try:
+        yield device
+        dist.barrier()  # what goes wrong as a process leaves must not stop another that still saves its work
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _delayed_signals():
+    """Collect SIGINT and SIGTERM instead of letting them cut an iteration; only a second Ctrl-C is not delayed.
+
+    Schedulers send SIGTERM to every process, and so does ``torchrun``: it may come twice.
+    """
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught  # only the main thread may handle signals
+        return
+
+    def handle(number, frame):
+        if caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
