@@ -50,7 +50,7 @@ def simulated(model, n, seed=0):
     """Spectra that the model makes of labels from its prior, with its own scatter, noise and bad pixels."""
     rng = np.random.default_rng(seed)
     labels = rng.multivariate_normal(model.prior.mean, model.prior.covariance, min(n, N_DISTINCT))
-    predictor = ObservedPredictor(model.emulator, model.translator, model.typical_nuisance)
+    predictor = ObservedPredictor(model.emulator, model.translator, model.typical_split_latent)
     flux = predictor.flux(labels.clip(model.labels.lower, model.labels.upper))
     for k in range(n):
         sigma = np.full(model.grid.n_pixels, 1 / rng.uniform(60, 250))
@@ -171,10 +171,10 @@ def measure_survey(model, path):
 def measure_derivatives(model, repeats):
     """Milliseconds of one star's flux and derivatives, least of some repeats, and the error of the derivatives."""
     labels = torch.as_tensor(model.prior.mean)[None]
-    predictor = ObservedPredictor(model.emulator, model.translator, model.typical_nuisance, together=1)
+    predictor = ObservedPredictor(model.emulator, model.translator, model.typical_split_latent, together=1)
     double = copy.deepcopy(model.translator)
     double.network.double()
-    exact = ObservedPredictor(copy.deepcopy(model.emulator).double(), double, model.typical_nuisance)
+    exact = ObservedPredictor(copy.deepcopy(model.emulator).double(), double, model.typical_split_latent)
     truth = exact.jacobian(labels)[1][0]
     row = labels[0].float()
 

@@ -25,7 +25,7 @@ from cyclestarnet.fitting.priors import GaussianPrior
 from cyclestarnet.grid import APSTAR_CHIPS, WavelengthGrid, apogee_grid
 from cyclestarnet.labels import LabelSet, difference_unit, kelvin_scale
 from cyclestarnet.networks.checkpoint import load_arrays, save_arrays
-from cyclestarnet.networks.clouds import LatentCloud, NuisanceCloud
+from cyclestarnet.networks.clouds import LatentCloud, SplitLatentCloud
 from cyclestarnet.networks.emulator import Emulator
 from cyclestarnet.networks.predictor import BATCH, EmulatorPredictor, ObservedPredictor, Translator
 from cyclestarnet.networks.published import (
@@ -69,7 +69,7 @@ class CalibratedModel:
         The model's own error per pixel, 1 σ, for the spaces ``"observed"`` and ``"emulator"``.
     cloud : `~cyclestarnet.networks.clouds.LatentCloud`
         Of the shared latents of observed training spectra.
-    typical_nuisance : array, shape (split_filters, latent_length), or None
+    typical_split_latent : array, shape (split_filters, latent_length), or None
         Split latent to use where no observed spectrum gives one.
     limits : dict
         ``sigma_floor`` and ``sigma_max`` of training, ``reduced_chi2_total``
@@ -86,8 +86,8 @@ class CalibratedModel:
         known labels, and added to the covariance of fits in the observed space.
     shortcuts : `~cyclestarnet.networks.shortcuts.Shortcuts`, optional
         First guesses and expected derivatives, which make fits quick.
-    nuisance_cloud : `~cyclestarnet.networks.clouds.NuisanceCloud`, optional
-        Of the split latents of observed training spectra: the prior of fits with ``nuisance="fitted"``.
+    split_latent_cloud : `~cyclestarnet.networks.clouds.SplitLatentCloud`, optional
+        Of the split latents of observed training spectra: the prior of fits with ``split_latent="fitted"``.
 
     Examples
     --------
@@ -107,13 +107,13 @@ class CalibratedModel:
     prior: GaussianPrior
     scatter: Mapping[str, np.ndarray]
     cloud: LatentCloud
-    typical_nuisance: np.ndarray | None
+    typical_split_latent: np.ndarray | None
     limits: Mapping[str, float]
     provenance: Mapping = field(default_factory=dict)
     scatter_inflation: Mapping[str, float] = field(default_factory=dict)
     label_error: np.ndarray | None = None
     shortcuts: Shortcuts | None = None
-    nuisance_cloud: NuisanceCloud | None = None
+    split_latent_cloud: SplitLatentCloud | None = None
 
     def __post_init__(self):
         sizes = {
@@ -266,7 +266,7 @@ class CalibratedModel:
             prior=GaussianPrior((label_set.lower + label_set.upper) / 2, np.diag(label_set.scale**2 / 4)),
             scatter={space: np.full(n_pixels, 0.01) for space in ("observed", "emulator")},
             cloud=LatentCloud(np.zeros(n_latent), np.zeros((0, n_latent)), np.zeros(0), 1.0, np.inf),
-            typical_nuisance=np.zeros((sizes.split_filters, sizes.latent_length)) if network.has_split else None,
+            typical_split_latent=np.zeros((sizes.split_filters, sizes.latent_length)) if network.has_split else None,
             limits={
                 "sigma_floor": settings.sigma_floor,
                 "sigma_max": settings.sigma_max,
@@ -321,11 +321,11 @@ class CalibratedModel:
             "cloud.variance": self.cloud.variance,
             "selftest.labels": self.prior.mean,
         }
-        for name in ("typical_nuisance", "label_error"):
+        for name in ("typical_split_latent", "label_error"):
             if getattr(self, name) is not None:
                 arrays[name] = getattr(self, name)
-        if self.nuisance_cloud is not None:
-            arrays |= {f"nuisance.{key}": np.asarray(v, np.float32) for key, v in vars(self.nuisance_cloud).items()}
+        if self.split_latent_cloud is not None:
+            arrays |= {f"split_latent.{k}": np.asarray(v, np.float32) for k, v in vars(self.split_latent_cloud).items()}
         if self.shortcuts is not None:
             arrays |= {
                 f"shortcuts.{key}": np.asarray(value, dtype=np.float16 if key == "slopes" else np.float32)
@@ -349,6 +349,7 @@ class CalibratedModel:
 
     @classmethod
     def _from_arrays(cls, arrays, meta):
+        arrays = {k.replace("nuisance", "split_latent"): v for k, v in arrays.items()}
         labels = LabelSet(**meta["labels"])
         grid = WavelengthGrid(arrays["grid.wavelength"] * u.AA, tuple(map(tuple, meta["chips"])))
         emulator = Emulator(labels.lower, labels.upper, grid.n_pixels, **meta["emulator"])
@@ -358,7 +359,7 @@ class CalibratedModel:
                 k.removeprefix(prefix): torch.from_numpy(v).float() for k, v in arrays.items() if k.startswith(prefix)
             }
             module.load_state_dict(own)
-        nuisance = {k.removeprefix("nuisance."): v for k, v in arrays.items() if k.startswith("nuisance.")}
+        split = {k.removeprefix("split_latent."): v for k, v in arrays.items() if k.startswith("split_latent.")}
         shortcuts = {k.removeprefix("shortcuts."): v for k, v in arrays.items() if k.startswith("shortcuts.")}
         if shortcuts:
             shortcuts = {k: v.astype(np.float32 if k == "slopes" else float) for k, v in shortcuts.items()}
@@ -372,13 +373,13 @@ class CalibratedModel:
             prior=GaussianPrior(arrays["prior.mean"], arrays["prior.covariance"]),
             scatter={space: arrays[f"scatter.{space}"].astype(float) for space in ("observed", "emulator")},
             cloud=LatentCloud(arrays["cloud.mean"], arrays["cloud.basis"], arrays["cloud.variance"], **meta["cloud"]),
-            typical_nuisance=arrays.get("typical_nuisance"),
+            typical_split_latent=arrays.get("typical_split_latent"),
             limits=meta["limits"],
             provenance=meta["provenance"],
             scatter_inflation=meta["scatter_inflation"],
             label_error=arrays.get("label_error"),
             shortcuts=Shortcuts(**shortcuts) if shortcuts else None,
-            nuisance_cloud=NuisanceCloud(**{k: v.astype(float) for k, v in nuisance.items()}) if nuisance else None,
+            split_latent_cloud=SplitLatentCloud(**{k: v.astype(float) for k, v in split.items()}) if split else None,
         )
 
     def to(self, device):
@@ -422,7 +423,7 @@ class CalibratedModel:
             If a label is missing, misspelt, has a wrong unit or is out of range.
         """
         values = self.labels.to_array(labels, check_range=True)
-        flux = self._predictor(domain, self._nuisance(like)).flux(values)
+        flux = self._predictor(domain, self._split_latent(like)).flux(values)
         return to_spectrum(flux, self.grid, meta={"model": self.name, "domain": domain})
 
     def to_observed(self, spectrum, *, like=None):
@@ -440,7 +441,7 @@ class CalibratedModel:
         `~specutils.Spectrum`
         """
         flux = self._filled(self._pixels(spectrum, synthetic=True))
-        translated = self.translator.synth_to_obs(flux[None], self._nuisance(like))[0]
+        translated = self.translator.synth_to_obs(flux[None], self._split_latent(like))[0]
         return to_spectrum(translated, self.grid, meta={"model": self.name, "domain": "observed"})
 
     def to_synthetic(self, spectrum):
@@ -542,7 +543,7 @@ class CalibratedModel:
         rows = values.reshape(-1, len(self.labels))
         flux, slopes = np.zeros((len(rows), len(self.grid))), np.zeros((len(chosen), len(rows), len(self.grid)))
         for part, sign in {"observed": 1, "synthetic": -1}.items() if domain == "difference" else [(domain, 1)]:
-            predictor = self._predictor(part, self._nuisance(like))
+            predictor = self._predictor(part, self._split_latent(like))
             for k in range(0, len(rows), BATCH):  # the derivatives by all labels are there for few stars only
                 found = predictor.jacobian(rows[k : k + BATCH])
                 flux[k : k + BATCH] += sign * found[0]
@@ -570,7 +571,7 @@ class CalibratedModel:
         tied=(),
         motion=(),
         prior="training",
-        nuisance="own",
+        split_latent="own",
         ignore=None,
         inflation=1.0,
         method="lbfgs",
@@ -606,12 +607,12 @@ class CalibratedModel:
             flat within the bounds. A mapping of label or combination to
             (mean, sigma). An object such as `~cyclestarnet.GaussianPrior` or
             `~cyclestarnet.fitting.isochrones.IsochronePrior`. A list of these: their product.
-        nuisance : {"own", "typical", "fitted"}, optional
+        split_latent : {"own", "typical", "fitted"}, optional
             Split latent of the observed domain: from the star's own spectrum
             (the paper's choice), that of a typical training star, or fitted
             along with the labels, with a prior learnt from training stars. The
             labels' errors then include that it is not known. Its coordinates
-            are no labels: ``meta["nuisance"]`` of the result has their
+            are no labels: ``meta["split_latent"]`` of the result has their
             ``values`` and ``errors``, in σ of training stars.
         ignore : array of bool, shape (n_pixels,), or sequence of (low, high), optional
             Pixels of the model, or wavelength regions, that are not used.
@@ -632,7 +633,7 @@ class CalibratedModel:
         LabelError
             If ``start``, ``fixed``, ``bounds`` or ``tied`` name unknown labels or have wrong units.
         ValueError
-            If an option has an unknown value, or ``nuisance="fitted"`` and the model does not know how split
+            If an option has an unknown value, or ``split_latent="fitted"`` and the model does not know how split
             latents scatter.
 
         Warns
@@ -646,7 +647,7 @@ class CalibratedModel:
         """
         setup = FitSetup.of(
             self, space=space, start=start, fixed=fixed, bounds=bounds, tied=tied, motion=motion, prior=prior,
-            nuisance=nuisance, ignore=ignore, inflation=inflation, method=method,
+            split_latent=split_latent, ignore=ignore, inflation=inflation, method=method,
         )  # fmt: skip
         (result,) = fit_stars(self, [spectrum], setup)
         if isinstance(result, Exception):
@@ -661,7 +662,7 @@ class CalibratedModel:
     ):  # fmt: skip
         """Sample the posterior with emcee, started from the optimum and its covariance.
 
-        With ``nuisance="fitted"`` the split latent is sampled along, and left
+        With ``split_latent="fitted"`` the split latent is sampled along, and left
         out of the samples: they are marginalised over it.
 
         Parameters
@@ -698,25 +699,25 @@ class CalibratedModel:
         if not isinstance(start, FitResult):
             start = self.fit(spectrum, start=start, **options)
         setup = FitSetup.of(self, **(chosen | {"start": start}))
-        no_nuisance = len(setup.layout.coordinates) and "nuisance" not in start.meta
-        if no_nuisance or start.label_set.names != setup.labels.names:  # not all that is sampled was fitted
+        no_split_latent = len(setup.layout.coordinates) and "split_latent" not in start.meta
+        if no_split_latent or start.label_set.names != setup.labels.names:  # not all that is sampled was fitted
             start = self.fit(spectrum, **setup.options)
             setup = FitSetup.of(self, **(setup.options | {"start": start}))
         stars, (place,) = prepare_stars(self, [spectrum], setup)
         if isinstance(place, Exception):
             raise place
         objective, parameters = make_objective(self, stars, setup), setup.parameters
-        layout, nuisance = setup.layout, {"values": [], "errors": []}
+        layout, split_latent = setup.layout, {"values": [], "errors": []}
         if len(layout.coordinates):
-            nuisance = start.meta["nuisance"]
-        covariance = np.diag(layout.row(np.zeros(len(setup.labels)), np.square(nuisance["errors"])))
+            split_latent = start.meta["split_latent"]
+        covariance = np.diag(layout.row(np.zeros(len(setup.labels)), np.square(split_latent["errors"])))
         covariance[np.ix_(layout.labels, layout.labels)] = start.covariance
         inverse = np.linalg.pinv(parameters.matrix)
         chain = sample_posterior(
             objective.log_posterior,
             parameters.lower,
             parameters.upper,
-            parameters.values(layout.row(setup.begin, nuisance["values"])),
+            parameters.values(layout.row(setup.begin, split_latent["values"])),
             inverse @ covariance @ inverse.T,
             rng=np.random.default_rng(seed if rng is None else rng),
             n_walkers=n_walkers,
@@ -812,19 +813,20 @@ class CalibratedModel:
         from cyclestarnet.files import as_json
 
         pixels, parameters = self._pixels(spectrum), setup.parameters
-        options = {key: setup.options[key] for key in ("space", "prior", "nuisance", "ignore", "inflation", "motion")}
+        kept = ("space", "prior", "split_latent", "ignore", "inflation", "motion")
+        options = {key: setup.options[key] for key in kept}
         digest = hashlib.sha256((self._digest + as_json(options)).encode())
         for array in (pixels.flux, pixels.ivar, *vars(parameters).values()):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
     # -- inside ------------------------------------------------------------------
-    def _predictor(self, domain, nuisance=None):
+    def _predictor(self, domain, split_latent=None):
         check_choice("domain", domain, DOMAINS)
         if domain == "synthetic":
             return EmulatorPredictor(self.emulator)
         return ObservedPredictor(
-            self.emulator, self.translator, self.typical_nuisance if nuisance is None else nuisance
+            self.emulator, self.translator, self.typical_split_latent if split_latent is None else split_latent
         )
 
     def _pixels(self, spectrum, *, synthetic=False):
@@ -845,9 +847,9 @@ class CalibratedModel:
         limit = max(self.limits["sigma_max"], 3 * np.median(pixels.ivar[pixels.ivar > 0]) ** -0.5)
         return pixels.ivar > limit**-2
 
-    def _nuisance(self, like):
+    def _split_latent(self, like):
         if like is None:
-            return self.typical_nuisance
+            return self.typical_split_latent
         split = self.translator.encode_obs(self._filled(self._pixels(like))[None])[1]
         return None if split is None else split[0]
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""How good fits are: starts, errors, nuisances, priors and motion, on simulated stars that training did not see.
+"""How good fits are: starts, errors, split latents, priors and motion, on simulated stars that training did not see.
 
 Each stage fits the stars that its files in ``--work/fits`` lack, star by star,
 and can be killed and run again::
 
     python recipes/fits.py starts   --work WORK     cold starts against starts at the true labels
     python recipes/fits.py coverage --work WORK     errors of labels against their scatter
-    python recipes/fits.py nuisance --work WORK     split latent of the star, of a typical star, or fitted
+    python recipes/fits.py split_latent --work WORK     split latent of the star, of a typical star, or fitted
     python recipes/fits.py priors   --work WORK     what priors cure, and how they pull peculiar stars
     python recipes/fits.py motion   --work WORK     known velocities and broadenings
     python recipes/fits.py kiel     --work WORK     the Kiel diagram
@@ -60,7 +60,7 @@ SPEED_OF_LIGHT = 299792.458  # km/s
 
 N_STARTS = 1_000  # of the test and of the validation stars each
 N_TEST, N_COOL, N_TRANSLATED = 1_000, 200, 200
-N_NUISANCE, N_PRIORS, N_MOTION, N_KIEL = 300, 200, 20, 200
+N_SPLIT_LATENT, N_PRIORS, N_MOTION, N_KIEL = 300, 200, 20, 200
 FAR = 3.0  # σ: farther apart, two optima do not agree
 WORSE = 1.0  # of log posterior
 ELEMENTS, OFFSETS, N_DRAWS = ("mg_h", "al_h", "ti_h", "c_h"), (-0.4, -0.2, -0.1, 0.0, 0.1, 0.2, 0.4), 3
@@ -204,7 +204,7 @@ def _fit_star(star):
         "residual": [middle, (high - low) / 2],
         "seconds": seconds,
     }
-    if setup.space == "observed" and setup.nuisance == "own":
+    if setup.space == "observed" and setup.split_latent == "own":
         stars, _ = prepare_stars(model, [spectrum], setup)
         objective = make_objective(model, stars, setup)
         row["log_posterior"] = float(objective.log_posterior(setup.parameters.values(result.values))[0])
@@ -354,20 +354,20 @@ def coverage(bench):
     bench.fit("synthetic", test[:N_TRANSLATED], space="synthetic")
 
 
-def nuisance(bench):
+def split_latent(bench):
     """The same stars with three choices of the split latent."""
-    stars = bench.stars("test", N_NUISANCE)
+    stars = bench.stars("test", N_SPLIT_LATENT)
     bench.fit("observed", stars)
-    bench.fit("typical", stars, nuisance="typical")
+    bench.fit("typical", stars, split_latent="typical")
     try:
-        setup = FitSetup.of(bench.model, method="lm", nuisance="fitted")
+        setup = FitSetup.of(bench.model, method="lm", split_latent="fitted")
         (probe,) = fit_stars(bench.model, [to_spectrum(stars[0].flux, bench.model.grid, ivar=stars[0].ivar)], setup)
         if isinstance(probe, Exception):
             raise probe
     except (CycleStarNetError, ValueError) as error:
-        log.warning('nuisance="fitted" is left out: %s', error)
+        log.warning('split_latent="fitted" is left out: %s', error)
     else:
-        bench.fit("fitted", stars, nuisance="fitted")
+        bench.fit("fitted", stars, split_latent="fitted")
 
 
 def priors(bench):
@@ -426,8 +426,8 @@ def motion(bench):
     bench.fit("velocity", shifted, motion=("velocity",))
     rng = np.random.default_rng(0)
     broad = [broadened(star, grid, sigma, rng) for sigma in BROADENINGS for star in stars]
-    for nuisance in ("own", "typical"):
-        bench.fit(f"broadening_{nuisance}", broad, motion=("velocity", "broadening"), nuisance=nuisance)
+    for split_latent in ("own", "typical"):
+        bench.fit(f"broadening_{split_latent}", broad, motion=("velocity", "broadening"), split_latent=split_latent)
 
 
 def kiel(bench):
@@ -436,7 +436,7 @@ def kiel(bench):
     plot_kiel(bench)
 
 
-STAGES = (starts, coverage, nuisance, priors, motion, kiel)
+STAGES = (starts, coverage, split_latent, priors, motion, kiel)
 
 
 # -- figures -------------------------------------------------------------------------------
@@ -635,15 +635,15 @@ def compared(bench, ways, extra=None):
 COMPARED = ("χ²/dof", "residual [σ]", *(PRETTY[name] for name in REPORTED), "68 % coverage of the four")
 
 
-def table_nuisance(bench):
+def table_split_latent(bench):
     """Choices of the split latent."""
     lines, n = compared(
         bench,
         {"own": "observed", "typical": "typical", "fitted": "fitted"},
         lambda part: (f"{np.median(part['seconds']):.2f}",),
     )
-    header, title = ("nuisance", *COMPARED, "seconds"), f"Choices of the split latent, the same {n} stars"
-    write_table(bench, "nuisance", "typical", header, lines, title)
+    header, title = ("split_latent", *COMPARED, "seconds"), f"Choices of the split latent, the same {n} stars"
+    write_table(bench, "split_latent", "typical", header, lines, title)
 
 
 def table_priors(bench):
@@ -707,20 +707,20 @@ def table_motion(bench):
     write_table(bench, "velocity", "velocity", header, lines, "Velocities put into spectra by cubic splines")
 
     lines = []
-    for nuisance in ("own", "typical"):
-        rows = bench.rows(f"broadening_{nuisance}")
+    for split_latent in ("own", "typical"):
+        rows = bench.rows(f"broadening_{split_latent}")
         for broadening in BROADENINGS:
             part = found(rows, "broadening", f"{broadening:d}")
             if part:
                 value, error, teff = np.array(list(part.values())).T
-                lines.append((f"{broadening:d}", nuisance, len(part), f"{np.median(value):.2f}",
+                lines.append((f"{broadening:d}", split_latent, len(part), f"{np.median(value):.2f}",
                               f"{half_range(value):.2f}", f"{np.median(error):.2f}",
                               pair("teff", np.median(teff), half_range(teff))))  # fmt: skip
-    header = ("given [km/s]", "nuisance", "stars", "found, median", "scatter", "median error", "Teff [K]")
+    header = ("given [km/s]", "split_latent", "stars", "found, median", "scatter", "median error", "Teff [K]")
     write_table(bench, "broadening", "broadening_own", header, lines, "Gaussian broadening (σ) put into spectra")
 
 
-TABLES = (table_starts, table_coverage, table_nuisance, table_priors, table_motion)
+TABLES = (table_starts, table_coverage, table_split_latent, table_priors, table_motion)
 
 
 def write_table(bench, name, way, header, lines, title, note=""):

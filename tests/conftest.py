@@ -124,7 +124,7 @@ def tiny_model(line_family, tiny_settings, tiny_emulator):
             "emulator": np.full(grid.n_pixels, 0.001),
         },
         cloud=LatentCloud.from_latents(shared),
-        typical_nuisance=split.mean(0),
+        typical_split_latent=split.mean(0),
         limits={"sigma_floor": 0.005, "sigma_max": 0.05, "reduced_chi2_total": 2.0, "prior_distance": 3.0},
         provenance={"made by": "tests/conftest.py"},
     )

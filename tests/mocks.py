@@ -99,7 +99,7 @@ def true_model():
         prior=GaussianPrior(MEAN, np.diag(SIGMA**2)),
         scatter={space: np.full(N, 0.001) for space in ("observed", "emulator")},
         cloud=LatentCloud.from_latents(shared),
-        typical_nuisance=split.mean(0),
+        typical_split_latent=split.mean(0),
         limits={"sigma_floor": 0.005, "sigma_max": 0.05, "reduced_chi2_total": 2.0, "prior_distance": 3.0},
     )
 

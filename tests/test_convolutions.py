@@ -141,6 +141,6 @@ def test_layers_used_twice_add_their_gradients():
 
 
 def test_unknown_layer_is_refused():
+    maps = convolutions.RowMaps.from_spectra(torch.ones(1, 8), 4, torch.float32)
     with pytest.raises(TypeError, match="no fast form of Dropout"):
-        maps = convolutions.RowMaps.from_spectra(torch.ones(1, 8), 4, torch.float32)
         convolutions.run(nn.Sequential(nn.Dropout()), maps, {})

@@ -34,7 +34,7 @@ def model(tiny_model):
 def quick(model):
     """The same with shortcuts."""
     parts = model.emulator, model.translator, model.prior, model.labels.lower, model.labels.upper
-    return replace(model, shortcuts=Shortcuts.learn(*parts, model.typical_nuisance))
+    return replace(model, shortcuts=Shortcuts.learn(*parts, model.typical_split_latent))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ SIDE_BY_SIDE = {
     "tied": ("model", {"tied": [("logg", "mg_h")]}),
     "tied and quick": ("quick", {"tied": [("logg", "mg_h")]}),
     "motion": ("quick", {"motion": ("velocity", "broadening")}),
-    "typical": ("model", {"nuisance": "typical", "prior": None}),
+    "typical": ("model", {"split_latent": "typical", "prior": None}),
     "synthetic": ("model", {"space": "synthetic"}),
     "emulator": ("model", {"space": "emulator"}),
 }
@@ -158,7 +158,7 @@ def test_velocity_and_broadening_are_recovered_within_their_errors(model, line_f
         domain = {"observed": "observed", "emulator": "synthetic"}[space]
         at_rest = model.predict(quantities(model, values), domain=domain).flux.value
         given = spectrum(model, moved(model, at_rest, velocity, broadening), noise=rng, mask=EDGES)
-        fit = model.fit(given, space=space, nuisance="typical", motion=("velocity", "broadening"), method=method)
+        fit = model.fit(given, space=space, split_latent="typical", motion=("velocity", "broadening"), method=method)
         assert fit.success
         offset = fit.values - [*values, velocity, broadening]
         total += offset @ np.linalg.solve(fit.covariance, offset)
@@ -168,18 +168,18 @@ def test_velocity_and_broadening_are_recovered_within_their_errors(model, line_f
 def test_motion_has_units_and_no_flag(model):
     """+30 km/s; the star is not flagged as moving, because its velocity was fitted."""
     given = spectrum(model, moved(model, model.predict(STAR).flux.value, 30, 0.01), mask=EDGES)
-    fit = model.fit(given, motion="velocity", nuisance="typical", method="lm")
+    fit = model.fit(given, motion="velocity", split_latent="typical", method="lm")
     assert abs(fit.labels["velocity"] - 30 * KM_S) < 3 * fit.uncertainties["velocity"]
     assert fit.uncertainties["velocity"].unit.is_equivalent(KM_S)
     assert "VELOCITY" not in fit.flags.names
-    assert_same_labels(model.fit(spectrum(model, model.predict(STAR).flux.value, mask=EDGES), nuisance="typical"),
+    assert_same_labels(model.fit(spectrum(model, model.predict(STAR).flux.value, mask=EDGES), split_latent="typical"),
                        replace(fit, label_set=model.labels, values=fit.values[:3], covariance=fit.covariance[:3, :3]),
                        0.5)  # fmt: skip
 
 
 def test_motion_may_be_fixed(model):
     given = spectrum(model, moved(model, model.predict(STAR).flux.value, 30, 0.01), mask=EDGES)
-    options = {"motion": "velocity", "nuisance": "typical", "method": "lm"}
+    options = {"motion": "velocity", "split_latent": "typical", "method": "lm"}
     fixed = model.fit(given, fixed={"velocity": 30 * KM_S}, **options)
     assert fixed.labels["velocity"] == 30 * KM_S
     assert fixed.uncertainties["velocity"].value == 0
@@ -208,7 +208,7 @@ def test_air_wavelengths_are_found_unless_a_velocity_is_fitted(model):
     given = spectrum(model, moved(model, model.predict(STAR).flux.value, -82, 0.01), mask=EDGES)
     with pytest.raises(GridError, match="as they do when air wavelengths are taken for vacuum"):
         model.fit(given)
-    fit = model.fit(given, motion="velocity", nuisance="typical", method="lm")
+    fit = model.fit(given, motion="velocity", split_latent="typical", method="lm")
     assert fit.labels["velocity"].value == pytest.approx(-82, abs=1)
 
 
@@ -255,7 +255,7 @@ def test_inflation_is_a_factor_on_errors(model, method):
     assert_same_labels(plain, inflated, 0.2)
 
 
-# -- prior and nuisance ----------------------------------------------------------------------------------
+# -- prior and split latent ----------------------------------------------------------------------------------
 BELIEF = {"teff": (4700 * u.K, 20 * u.K), "mg_h": (0.1, 0.02)}
 
 
@@ -297,8 +297,8 @@ def test_a_prior_of_the_labels_leaves_motion_alone(model, star):
     assert abs(fit.labels["velocity"]) < 3 * fit.uncertainties["velocity"]
 
 
-def test_typical_nuisance_is_that_of_predictions(model, star):
-    fit = model.fit(star, nuisance="typical")
+def test_typical_split_latent_is_that_of_predictions(model, star):
+    fit = model.fit(star, split_latent="typical")
     expected = model.predict(quantities(model, fit.values)).flux.value
     np.testing.assert_allclose(fit.model_spectrum.flux.value, expected, atol=1e-6)
     assert np.abs(model.fit(star).model_spectrum.flux.value - expected).max() > 1e-4
@@ -308,7 +308,7 @@ def test_typical_nuisance_is_that_of_predictions(model, star):
 BAD_OPTIONS = {
     "motion": ({"motion": "rotation"}, ValueError, "motion must be one of 'velocity', 'broadening', but is 'rotation'"),
     "moving translation": ({"motion": "velocity", "space": "synthetic"}, ValueError, "motion cannot be fitted with"),
-    "nuisance": ({"nuisance": "mine"}, ValueError, "nuisance must be one of 'own', 'typical'.*, but is 'mine'"),
+    "split_latent": ({"split_latent": "mine"}, ValueError, "split_latent must be one of .*, but is 'mine'"),
     "inflation": ({"inflation": 0}, ValueError, "inflation must be a positive factor .* but is 0"),
     "inflations": ({"inflation": [1, 2]}, ValueError, "inflation must be a positive factor"),
     "inflation as text": ({"inflation": "2"}, ValueError, "inflation must be a positive factor .* but is '2'"),

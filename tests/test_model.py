@@ -68,15 +68,15 @@ def test_synthetic_prediction_is_the_emulators(model):
     np.testing.assert_array_equal(model.predict(STAR, domain="synthetic").flux.value, expected)
 
 
-def test_observed_prediction_has_the_typical_nuisance(model):
-    predictor = ObservedPredictor(model.emulator, model.translator, model.typical_nuisance)
+def test_observed_prediction_has_the_typical_split_latent(model):
+    predictor = ObservedPredictor(model.emulator, model.translator, model.typical_split_latent)
     np.testing.assert_array_equal(model.predict(STAR).flux.value, predictor.flux(VALUES))
 
 
-def test_prediction_like_a_spectrum_has_its_nuisance(model, line_family):
+def test_prediction_like_a_spectrum_has_its_split_latent(model, line_family):
     like = spectrum(model, line_family([4600, 2.0, 0.1], width=2.4, depth=1.1)[0])
-    nuisance = model.translator.encode_obs(like.flux.value[None])[1][0]
-    predictor = ObservedPredictor(model.emulator, model.translator, nuisance)
+    split_latent = model.translator.encode_obs(like.flux.value[None])[1][0]
+    predictor = ObservedPredictor(model.emulator, model.translator, split_latent)
     np.testing.assert_allclose(model.predict(STAR, like=like).flux.value, predictor.flux(VALUES), rtol=1e-6)
 
 
@@ -280,11 +280,11 @@ def rewrite(saved, path, change):
          "synthetic"),
         (lambda arrays, meta: arrays.update({"network.decoder_obs.0.bias": arrays["network.decoder_obs.0.bias"] * 2}),
          "observed"),
-        (lambda arrays, meta: arrays.update(typical_nuisance=-arrays["typical_nuisance"]), "observed"),
+        (lambda arrays, meta: arrays.update(typical_split_latent=-arrays["typical_split_latent"]), "observed"),
         (lambda arrays, meta: arrays["network.encoder_sh.0.weight"].fill(np.nan), "observed"),
         (lambda arrays, meta: meta.update(flux_std=0.2), "observed"),
     ],
-    ids=["emulator", "network", "nuisance", "nan", "scaling"],
+    ids=["emulator", "network", "split_latent", "nan", "scaling"],
 )  # fmt: skip
 def test_self_test_finds_other_predictions(saved, tmp_path, change, domain):
     path = rewrite(saved, tmp_path / "m.safetensors", change)

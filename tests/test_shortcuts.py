@@ -16,7 +16,7 @@ from cyclestarnet.networks.translation import TranslationNetwork
 
 LOWER, UPPER = np.array([4000.0, 0.5, -1.0]), np.array([5500.0, 3.5, 0.5])
 PRIOR = GaussianPrior([4750, 2, -0.25], [[3e4, 40, 0], [40, 0.2, -0.02], [0, -0.02, 0.04]])
-NUISANCE = np.linspace(-1, 1, 20).reshape(2, 10)
+SPLIT_LATENT = np.linspace(-1, 1, 20).reshape(2, 10)
 
 
 class FluxAsLatent(Translator):
@@ -39,7 +39,7 @@ def linear():
     translator = FluxAsLatent(network, 0.9, 0.1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cyclestarnet.networks.predictor.has_fast_bfloat16", lambda device: False)
-        return emulator, translator, Shortcuts.learn(emulator, translator, PRIOR, LOWER, UPPER, NUISANCE)
+        return emulator, translator, Shortcuts.learn(emulator, translator, PRIOR, LOWER, UPPER, SPLIT_LATENT)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_guess_is_exact_where_latents_are_linear_in_the_labels(linear, labels):
 def test_expected_slopes_are_exact_where_spectra_are_linear_in_the_labels(linear, labels):
     """But for a ridge of 0.1 / 300."""
     emulator, translator, shortcuts = linear
-    _, true = ObservedPredictor(emulator, translator, NUISANCE).jacobian(labels)
+    _, true = ObservedPredictor(emulator, translator, SPLIT_LATENT).jacobian(labels)
     found = shortcuts.expected_slopes(torch.from_numpy(labels)).numpy()
     np.testing.assert_allclose(found / np.abs(true).max(2, keepdims=True), true / np.abs(true).max(2, keepdims=True),
                                atol=2e-3)  # fmt: skip
@@ -73,7 +73,7 @@ def test_directions_whiten_the_prior(linear, rng):
 def shortcuts(tiny_model):
     labels = tiny_model.labels
     parts = tiny_model.emulator, tiny_model.translator, tiny_model.prior, labels.lower, labels.upper
-    return Shortcuts.learn(*parts, tiny_model.typical_nuisance)
+    return Shortcuts.learn(*parts, tiny_model.typical_split_latent)
 
 
 def test_far_from_the_prior_slopes_are_those_of_its_edge(shortcuts, tiny_model):
@@ -88,7 +88,7 @@ def test_far_from_the_prior_slopes_are_those_of_its_edge(shortcuts, tiny_model):
 def test_slopes_follow_the_labels(shortcuts, tiny_model, line_family, rng):
     """The changes that are expected explain a good part of the true ones; others are jumps at kinks."""
     labels = line_family.draw(30, rng)
-    _, true = ObservedPredictor(tiny_model.emulator, tiny_model.translator, tiny_model.typical_nuisance).jacobian(
+    _, true = ObservedPredictor(tiny_model.emulator, tiny_model.translator, tiny_model.typical_split_latent).jacobian(
         labels
     )
     found = shortcuts.expected_slopes(torch.from_numpy(labels)).numpy()
@@ -113,7 +113,7 @@ def test_no_bit_depends_on_the_company(shortcuts, line_family, rng):
 def test_same_seed_same_shortcuts(linear):
     emulator, translator, _ = linear
     one, again, other = (
-        Shortcuts.learn(emulator, translator, PRIOR, LOWER, UPPER, NUISANCE, seed=seed) for seed in (1, 1, 2)
+        Shortcuts.learn(emulator, translator, PRIOR, LOWER, UPPER, SPLIT_LATENT, seed=seed) for seed in (1, 1, 2)
     )
     for name, array in vars(one).items():
         np.testing.assert_array_equal(getattr(again, name), array)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["LatentCloud", "NuisanceCloud"]
+__all__ = ["LatentCloud", "SplitLatentCloud"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class LatentCloud:
 
 
 @dataclass(frozen=True, eq=False)
-class NuisanceCloud:
+class SplitLatentCloud:
     """Gaussian description of the split latents of training spectra: what instruments and stars do beyond the labels.
 
     A split latent is mean + Σ c_k √variance_k basis_k, with coordinates c
@@ -71,9 +71,9 @@ class NuisanceCloud:
     Examples
     --------
     >>> import numpy as np
-    >>> from cyclestarnet.networks.clouds import NuisanceCloud
+    >>> from cyclestarnet.networks.clouds import SplitLatentCloud
     >>> latents = np.random.default_rng(0).normal(size=(500, 4, 24))
-    >>> cloud = NuisanceCloud.from_latents(latents)
+    >>> cloud = SplitLatentCloud.from_latents(latents)
     >>> cloud.coordinates(latents).shape
     (500, 12)
     >>> np.allclose(cloud.coordinates(latents).std(0, ddof=1), 1)

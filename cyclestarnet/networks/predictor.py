@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cyclestarnet.networks.kinematics import Kinematics
     from cyclestarnet.networks.shortcuts import Shortcuts
 
-__all__ = ["EmulatorPredictor", "FreeNuisancePredictor", "MovingPredictor", "ObservedPredictor", "Translator"]
+__all__ = ["EmulatorPredictor", "FreeSplitLatentPredictor", "MovingPredictor", "ObservedPredictor", "Translator"]
 
 BATCH = 32  # spectra that go through the networks at once; bounds the memory of large requests
 
@@ -247,7 +247,7 @@ class ObservedPredictor(_Predictor):
         return translator.restore(flux), slopes
 
 
-class FreeNuisancePredictor(_Predictor):
+class FreeSplitLatentPredictor(_Predictor):
     """Labels and coordinates of the split latent to observed flux, for fits of both.
 
     Coordinates c follow the labels; the split latent is the centre plus the sum of the directions times c.
@@ -307,13 +307,13 @@ class FreeNuisancePredictor(_Predictor):
         """As of other predictors, with true derivatives by the coordinates: they take the decoders alone."""
         if self.shortcuts is None:
             return None
-        by_nuisance = []
+        by_split_latent = []
         with torch.no_grad():
             for rows, _ in self._parts(labels, None, self.together):
                 own, z_split = self._parted(rows)
-                by_nuisance.append(self._translate(self.emulator(own), None, z_split, True)[1])
+                by_split_latent.append(self._translate(self.emulator(own), None, z_split, True)[1])
         by_labels = self.shortcuts.expected_slopes(labels[:, : self.emulator.n_labels])
-        return torch.cat([by_labels, torch.cat(by_nuisance).to(by_labels.dtype)], dim=1)
+        return torch.cat([by_labels, torch.cat(by_split_latent).to(by_labels.dtype)], dim=1)
 
 
 class MovingPredictor:

@@ -47,7 +47,7 @@ class Shortcuts:
     slopes: np.ndarray
 
     @classmethod
-    def learn(cls, emulator, translator: Translator, prior, lower, upper, nuisance, *, seed: int = 0) -> Shortcuts:
+    def learn(cls, emulator, translator: Translator, prior, lower, upper, split_latent, *, seed: int = 0) -> Shortcuts:
         """Draw labels from the prior, within bounds, and regress.
 
         Parameters
@@ -56,13 +56,13 @@ class Shortcuts:
         translator : `Translator`
         prior : `~cyclestarnet.fitting.priors.GaussianPrior`
         lower, upper : array, shape (n_labels,)
-        nuisance : array or None
+        split_latent : array or None
             Typical split latent.
         seed : int
         """
         rng = np.random.default_rng(seed)
         labels = rng.multivariate_normal(prior.mean, prior.covariance, N_GUESS).clip(lower, upper)
-        predictor = ObservedPredictor(emulator, translator, nuisance)
+        predictor = ObservedPredictor(emulator, translator, split_latent)
         with torch.no_grad():
             flux = emulator(torch.as_tensor(labels, dtype=predictor.dtype, device=predictor.device))
         latent = translator.encode_synth(flux).reshape(len(labels), -1)

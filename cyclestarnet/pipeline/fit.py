@@ -16,7 +16,12 @@ from cyclestarnet.exceptions import CycleStarNetError, GridError, SpectrumError
 from cyclestarnet.fitting.objective import Objective
 from cyclestarnet.fitting.solvers import levenberg_marquardt
 from cyclestarnet.networks.kinematics import Kinematics
-from cyclestarnet.networks.predictor import EmulatorPredictor, FreeNuisancePredictor, MovingPredictor, ObservedPredictor
+from cyclestarnet.networks.predictor import (
+    EmulatorPredictor,
+    FreeSplitLatentPredictor,
+    MovingPredictor,
+    ObservedPredictor,
+)
 from cyclestarnet.pipeline.diagnostics import SPEED_OF_LIGHT, ShiftSearch
 from cyclestarnet.pipeline.options import METHODS, FitSetup
 from cyclestarnet.pipeline.report import _result
@@ -121,8 +126,8 @@ def make_objective(model, stars, setup):
     """Posterior of the stars' parameters, and the data that it compares with (translated for Eq. 10)."""
     space, flux, errors = setup.space, stars.flux, "minimum"
     if len(setup.layout.coordinates):
-        cloud = model.nuisance_cloud
-        predictor = FreeNuisancePredictor(
+        cloud = model.split_latent_cloud
+        predictor = FreeSplitLatentPredictor(
             model.emulator,
             model.translator,
             cloud.mean,
@@ -132,8 +137,8 @@ def make_objective(model, stars, setup):
         )
     elif space == "observed":
         split = stars.split
-        if setup.nuisance == "typical" and split is not None:
-            split = np.repeat(model.typical_nuisance[None], len(stars), axis=0)
+        if setup.split_latent == "typical" and split is not None:
+            split = np.repeat(model.typical_split_latent[None], len(stars), axis=0)
         predictor = ObservedPredictor(
             model.emulator, model.translator, split, together=_together(model), shortcuts=model.shortcuts
         )
@@ -154,7 +159,7 @@ def _start_coordinates(model, stars, setup):
     """Coordinates (n, n_coordinates) of the stars' own split latents; fits begin there, but not far out."""
     if not len(setup.layout.coordinates):
         return np.zeros((len(stars), 0))
-    return model.nuisance_cloud.coordinates(stars.split).clip(-3, 3)
+    return model.split_latent_cloud.coordinates(stars.split).clip(-3, 3)
 
 
 def _starts(model, stars, setup):

@@ -21,7 +21,7 @@ __all__ = ["FitSetup"]
 
 SPACES = ("observed", "synthetic", "emulator")
 METHODS = {"lbfgs": lbfgs, "lm": levenberg_marquardt}
-NUISANCES = ("own", "typical", "fitted")
+SPLIT_LATENTS = ("own", "typical", "fitted")
 REACH = 10.0  # σ of training stars: bounds of fitted coordinates of the split latent
 MOTION = {"velocity": (-150.0, 150.0, 0.0), "broadening": (0.0, 60.0, 3.0)}  # km/s: bounds, and start
 
@@ -84,7 +84,7 @@ class FitSetup:
 
     space: str
     method: str
-    nuisance: str
+    split_latent: str
     inflation: float
     labels: LabelSet
     begin: np.ndarray
@@ -100,17 +100,17 @@ class FitSetup:
     @classmethod
     def of(
         cls, model, *, space="observed", method="lbfgs", start=None, fixed=None, bounds=None, tied=(),
-        motion=(), prior="training", nuisance="own", ignore=None, inflation=1.0,
+        motion=(), prior="training", split_latent="own", ignore=None, inflation=1.0,
     ):  # fmt: skip
         """Check options against a model."""
         tied, motion = (() if given is None else given for given in (tied, motion))
         options = {
             "space": space, "start": start, "fixed": fixed, "bounds": bounds, "tied": tied, "motion": motion,
-            "prior": prior, "nuisance": nuisance, "ignore": ignore, "inflation": inflation, "method": method,
+            "prior": prior, "split_latent": split_latent, "ignore": ignore, "inflation": inflation, "method": method,
         }  # fmt: skip
         check_choice("space", space, SPACES)
         check_choice("method", method, METHODS)
-        check_choice("nuisance", nuisance, NUISANCES)
+        check_choice("split_latent", split_latent, SPLIT_LATENTS)
         if not (isinstance(inflation, Real) and 0 < inflation < np.inf):
             raise ValueError(f"inflation must be a positive factor on the errors of the data, but is {inflation!r}")
         labels = _with_motion(model.labels, motion, space)
@@ -130,7 +130,8 @@ class FitSetup:
         labels.check_range(np.where(loose, np.clip(begin, labels.lower, labels.upper), begin))
         if not free.any():
             raise LabelError("all labels are fixed; nothing is left to fit")
-        layout = Layout.of(len(model.labels), _n_coordinates(model, space, nuisance), len(labels) - len(model.labels))
+        n_model, n_coordinates = len(model.labels), _n_coordinates(model, space, split_latent)
+        layout = Layout.of(n_model, n_coordinates, len(labels) - n_model)
         parameters = Parameters.of_labels(
             layout.row(lower, -REACH), layout.row(upper, REACH),
             layout.row(np.clip(begin, labels.lower, labels.upper), 0.0), free=layout.row(free, True),
@@ -148,8 +149,8 @@ class FitSetup:
             unit = GaussianConstraints(np.eye(len(layout))[layout.coordinates], 0 * ones, ones)
             chosen = unit if chosen is None else ProductPrior([chosen, unit])
         return cls(
-            space=space, method=method, nuisance=nuisance, inflation=float(inflation), labels=labels, begin=begin,
-            given=set(given) - set(fixed), free=free, layout=layout, parameters=parameters, prior=chosen,
+            space=space, method=method, split_latent=split_latent, inflation=float(inflation), labels=labels,
+            begin=begin, given=set(given) - set(fixed), free=free, layout=layout, parameters=parameters, prior=chosen,
             prior_name=name, ignore=_ignored(ignore, model.grid), options=options,
         )  # fmt: skip
 
@@ -180,18 +181,18 @@ def _numbers(argument, labels, given):
     return {name: float(value) for name, value in values.items()}
 
 
-def _n_coordinates(model, space, nuisance):
+def _n_coordinates(model, space, split_latent):
     """How many coordinates of the split latent a fit has."""
-    if nuisance != "fitted" or space != "observed":
+    if split_latent != "fitted" or space != "observed":
         return 0
-    if model.nuisance_cloud is None:
+    if model.split_latent_cloud is None:
         raise ValueError(
-            f"nuisance='fitted' needs to know how split latents scatter, but model {model.name!r} does not: it comes "
-            "from an older file, or has no split latent. Learn it from observed training spectra: "
-            "dataclasses.replace(model, nuisance_cloud=NuisanceCloud.from_latents(latents)), where latents are "
-            "model.translator.encode_obs(flux)[1]; or use nuisance='own'"
+            f"split_latent='fitted' needs to know how split latents scatter, but model {model.name!r} does not: it "
+            "comes from an older file, or has no split latent. Learn it from observed training spectra: "
+            "dataclasses.replace(model, split_latent_cloud=SplitLatentCloud.from_latents(latents)), where latents are "
+            "model.translator.encode_obs(flux)[1]; or use split_latent='own'"
         )
-    return len(model.nuisance_cloud.variance)
+    return len(model.split_latent_cloud.variance)
 
 
 def _with_motion(labels, motion, space):

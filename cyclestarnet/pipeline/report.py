@@ -138,7 +138,8 @@ def _result(model, stars, row, objective, optimum: Optimum, setup):
     }
     if len(layout.coordinates):
         errors = np.sqrt(np.diag(optimum.covariance[row]))
-        meta["nuisance"] = {k: a[layout.coordinates] for k, a in (("values", optimum.labels[row]), ("errors", errors))}
+        values_and_errors = {"values": optimum.labels[row], "errors": errors}
+        meta["split_latent"] = {k: a[layout.coordinates] for k, a in values_and_errors.items()}
     return FitResult(
         label_set=setup.labels,
         values=values,

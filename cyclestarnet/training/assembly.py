@@ -20,7 +20,7 @@ from cyclestarnet.continuum import ContinuumRecipe
 from cyclestarnet.exceptions import CycleStarNetError, FitWarning, SpectrumError
 from cyclestarnet.fitting.priors import GaussianPrior
 from cyclestarnet.model import CalibratedModel
-from cyclestarnet.networks.clouds import LatentCloud, NuisanceCloud
+from cyclestarnet.networks.clouds import LatentCloud, SplitLatentCloud
 from cyclestarnet.networks.predictor import EmulatorPredictor
 from cyclestarnet.networks.shortcuts import Shortcuts
 from cyclestarnet.pipeline.diagnostics import continuum_misfit, local_misfit
@@ -99,7 +99,7 @@ def assemble_model(
         rows = np.linspace(0, len(pool) - 1, min(len(pool), 500)).astype(int)
         recipe = ContinuumRecipe(grid, quiet_pixels(EmulatorPredictor(emulator).flux(pool[rows]), grid))
     shared, split = translator.encode_obs(_filled(observed, limits["sigma_max"]))
-    nuisance = typical_latent(split)
+    split_latent = typical_latent(split)
     model = CalibratedModel(
         name=name,
         labels=labels,
@@ -110,7 +110,7 @@ def assemble_model(
         prior=prior,
         scatter={space: np.full(grid.n_pixels, value) for space, value in FIRST_SCATTER.items()},
         cloud=LatentCloud.from_latents(shared, n_components=max(1, min(40, len(shared) // 4))),
-        typical_nuisance=nuisance,
+        typical_split_latent=split_latent,
         limits={
             "sigma_floor": limits["sigma_floor"],
             "sigma_max": limits["sigma_max"],
@@ -118,8 +118,8 @@ def assemble_model(
             "prior_distance": 1.1 * float(np.quantile(np.sqrt(prior.distance2(pool) / len(labels)), 0.999)),
         },
         provenance=dict(provenance or {}),
-        shortcuts=Shortcuts.learn(emulator, translator, prior, labels.lower, labels.upper, nuisance),
-        nuisance_cloud=None if split is None else NuisanceCloud.from_latents(split),
+        shortcuts=Shortcuts.learn(emulator, translator, prior, labels.lower, labels.upper, split_latent),
+        split_latent_cloud=None if split is None else SplitLatentCloud.from_latents(split),
     )
     return learn_errors(model, validation, fit=fit or fit_residuals, progress=progress)
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from cyclestarnet import CalibratedModel, ContinuumRecipe, FitWarning, GaussianPrior, WavelengthGrid
-from cyclestarnet.networks.clouds import LatentCloud, NuisanceCloud
+from cyclestarnet.networks.clouds import LatentCloud, SplitLatentCloud
 from cyclestarnet.networks.emulator import Emulator
 from cyclestarnet.networks.kinematics import Kinematics
-from cyclestarnet.networks.predictor import FreeNuisancePredictor, ObservedPredictor, Translator
+from cyclestarnet.networks.predictor import FreeSplitLatentPredictor, ObservedPredictor, Translator
 from cyclestarnet.networks.shortcuts import Shortcuts
 from cyclestarnet.networks.translation import TranslationNetwork
 from cyclestarnet.pipeline.fit import fit_stars
@@ -29,7 +29,7 @@ def cloud():
     """Two directions, along which latents scatter by 1.5 and 1."""
     rng = np.random.default_rng(6)
     basis = np.linalg.qr(rng.normal(size=(20, 2)))[0].T.reshape(2, 2, 10)
-    return NuisanceCloud(rng.normal(size=(2, 10)), basis, np.array([1.5, 1.0]) ** 2)
+    return SplitLatentCloud(rng.normal(size=(2, 10)), basis, np.array([1.5, 1.0]) ** 2)
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +51,9 @@ def model(line_family, tiny_settings, cloud):
         prior=GaussianPrior((labels.lower + labels.upper) / 2, np.diag(0.15 * labels.scale) ** 2),
         scatter={space: np.full(N, SCATTER) for space in ("observed", "emulator")},
         cloud=LatentCloud(np.zeros(n_latent), np.zeros((0, n_latent)), np.zeros(0), 1.0, np.inf),
-        typical_nuisance=cloud.mean,
+        typical_split_latent=cloud.mean,
         limits={"sigma_floor": 1e-4, "sigma_max": 0.05, "reduced_chi2_total": 2.0, "prior_distance": np.inf},
-        nuisance_cloud=cloud,
+        split_latent_cloud=cloud,
     )
 
 
@@ -64,7 +64,7 @@ def truth(line_family):
 
 def star(model, labels, coordinates=SHIFT, rng=None, flux=lambda flux: flux):
     """Spectrum of labels with the split latent of coordinates; noise if there is a generator."""
-    z_split = model.nuisance_cloud.mean + np.tensordot(coordinates, model.nuisance_cloud.directions, 1)
+    z_split = model.split_latent_cloud.mean + np.tensordot(coordinates, model.split_latent_cloud.directions, 1)
     clean = flux(ObservedPredictor(model.emulator, model.translator, z_split).flux(labels))
     noisy = clean if rng is None else rng.normal(clean, SIGMA)
     return to_spectrum(noisy, model.grid, ivar=np.full(N, SIGMA**-2))
@@ -82,7 +82,7 @@ def fit_all(model, stars, **options):
 
 @pytest.fixture(scope="module")
 def fitted(model, stars):
-    return fit_all(model, stars, nuisance="fitted")
+    return fit_all(model, stars, split_latent="fitted")
 
 
 def errors(results):
@@ -96,7 +96,7 @@ def offsets(results, truth):
 # -- the cloud -----------------------------------------------------------------------------
 def test_cloud_has_the_covariance_of_latents(rng):
     latents = rng.normal(size=(200, 2, 3)) * [1, 2, 3] + 5
-    directions = NuisanceCloud.from_latents(latents).directions.reshape(6, 6)
+    directions = SplitLatentCloud.from_latents(latents).directions.reshape(6, 6)
     np.testing.assert_allclose(directions.T @ directions, np.cov(latents.reshape(200, 6).T), rtol=1e-10)
 
 
@@ -108,14 +108,14 @@ def test_coordinates_are_found_again(cloud, rng):
 
 def test_cloud_needs_spectra(cloud):
     with pytest.raises(ValueError, match="2 or more spectra, but there is 1"):
-        NuisanceCloud.from_latents(cloud.mean[None])
+        SplitLatentCloud.from_latents(cloud.mean[None])
 
 
 # -- the predictor, in float64 ---------------------------------------------------------------
 @pytest.fixture(scope="module")
 def predictor(model, cloud):
     translator = Translator(deepcopy(model.translator.network).double(), 0.92, 0.11)
-    return FreeNuisancePredictor(deepcopy(model.emulator).double(), translator, cloud.mean, cloud.directions)
+    return FreeSplitLatentPredictor(deepcopy(model.emulator).double(), translator, cloud.mean, cloud.directions)
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_pullback_equals_the_transposed_jacobian(predictor, rows, rng):
 
 def test_expected_slopes_by_the_coordinates_are_true(model, cloud, rows):
     shortcuts = Shortcuts(np.zeros(1), np.zeros((2, 3)), np.zeros(3), np.zeros((3, 1)), np.zeros((2, 3, N), np.float32))
-    predictor = FreeNuisancePredictor(
+    predictor = FreeSplitLatentPredictor(
         model.emulator, model.translator, cloud.mean, cloud.directions, shortcuts=shortcuts
     )
     expected = predictor.expected_slopes(torch.as_tensor(rows)).numpy()
@@ -161,48 +161,48 @@ def test_expected_slopes_by_the_coordinates_are_true(model, cloud, rows):
 
 # -- fits ------------------------------------------------------------------------------------
 def test_a_shifted_split_latent_biases_typical_fits(model, stars, fitted, truth):
-    offset = offsets(fit_all(model, stars, nuisance="typical"), truth)
+    offset = offsets(fit_all(model, stars, split_latent="typical"), truth)
     assert np.abs((offset / errors(fitted)).mean(0)).max() > 5
 
 
-def test_fitted_nuisance_recovers_labels(fitted, truth):
+def test_fitted_split_latent_recovers_labels(fitted, truth):
     pulls = offsets(fitted, truth) / errors(fitted)
     assert np.abs(pulls.mean(0)).max() < 3 / np.sqrt(N_STARS)
     assert 0.5 < np.sqrt(np.mean(pulls**2)) < 1.5
 
 
-def test_fitted_nuisance_finds_the_latent(fitted):
-    found = np.array([(r.meta["nuisance"]["values"] - SHIFT) / r.meta["nuisance"]["errors"] for r in fitted])
+def test_fitted_split_latent_finds_the_latent(fitted):
+    found = np.array([(r.meta["split_latent"]["values"] - SHIFT) / r.meta["split_latent"]["errors"] for r in fitted])
     assert np.sqrt(np.mean(found**2)) < 1.6
 
 
 def test_covariance_is_marginal_over_the_coordinates(model, stars, fitted):
-    result, predictor = fitted[0], FreeNuisancePredictor(
-        model.emulator, model.translator, model.nuisance_cloud.mean, model.nuisance_cloud.directions
+    result, predictor = fitted[0], FreeSplitLatentPredictor(
+        model.emulator, model.translator, model.split_latent_cloud.mean, model.split_latent_cloud.directions
     )  # fmt: skip
-    _, slopes = predictor.jacobian(np.r_[result.values, result.meta["nuisance"]["values"]])
+    _, slopes = predictor.jacobian(np.r_[result.values, result.meta["split_latent"]["values"]])
     hessian = slopes / (SIGMA**2 + SCATTER**2) @ slopes.T + np.diag([0, 0, 0, 1, 1])
     expected = np.linalg.inv(hessian)[:3, :3] * max(result.reduced_chi2_total, 1)
     np.testing.assert_allclose(np.diag(result.covariance), np.diag(expected), rtol=0.1)
 
 
 def test_both_solvers_agree(model, stars, fitted):
-    other = fit_all(model, stars[:2], nuisance="fitted", method="lbfgs")
+    other = fit_all(model, stars[:2], split_latent="fitted", method="lbfgs")
     for one, two in zip(fitted, other, strict=False):
         assert (np.abs(one.values - two.values) < 0.5 * np.sqrt(np.diag(one.covariance))).all()
 
 
 def test_without_information_the_prior_is_left(model, stars):
-    (result,) = fit_all(model, stars[:1], nuisance="fitted", prior="training", inflation=1e4)
-    np.testing.assert_allclose(result.meta["nuisance"]["values"], 0, atol=0.2)
-    np.testing.assert_allclose(result.meta["nuisance"]["errors"], 1, rtol=0.02)
+    (result,) = fit_all(model, stars[:1], split_latent="fitted", prior="training", inflation=1e4)
+    np.testing.assert_allclose(result.meta["split_latent"]["values"], 0, atol=0.2)
+    np.testing.assert_allclose(result.meta["split_latent"]["errors"], 1, rtol=0.02)
 
 
 def test_a_star_does_not_feel_its_company(model, stars, fitted):
-    alone = model.fit(stars[3], nuisance="fitted", prior=None, method="lm")
+    alone = model.fit(stars[3], split_latent="fitted", prior=None, method="lm")
     np.testing.assert_array_equal(alone.values, fitted[3].values)
     np.testing.assert_array_equal(alone.covariance, fitted[3].covariance)
-    np.testing.assert_array_equal(alone.meta["nuisance"]["values"], fitted[3].meta["nuisance"]["values"])
+    np.testing.assert_array_equal(alone.meta["split_latent"]["values"], fitted[3].meta["split_latent"]["values"])
 
 
 def test_coordinates_are_no_labels(fitted, line_family):
@@ -211,7 +211,7 @@ def test_coordinates_are_no_labels(fitted, line_family):
 
 
 def test_labels_can_be_fixed_and_tied(model, stars, truth):
-    options = {"fixed": {"logg": truth[0][1]}, "tied": [("teff", "mg_h")], "nuisance": "fitted"}
+    options = {"fixed": {"logg": truth[0][1]}, "tied": [("teff", "mg_h")], "split_latent": "fitted"}
     (result,) = fit_all(model, stars[:1], start={"teff": truth[0][0] * u.K, "mg_h": truth[0][2]}, **options)
     assert result.values[1] == truth[0][1]
     assert np.linalg.matrix_rank(result.covariance) == 1
@@ -225,43 +225,43 @@ def test_motion_is_fitted_along(model, truth):
         return kinematics.apply(tensor(flux[None]), tensor([1.5]), tensor([0.0]))[0].numpy()
 
     moved = star(model, truth[0], rng=np.random.default_rng(9), flux=move)
-    (result,) = fit_all(model, [moved], nuisance="fitted", motion="velocity")
+    (result,) = fit_all(model, [moved], split_latent="fitted", motion="velocity")
     assert result.label_set.names[3:] == ("velocity",)
     assert (np.abs(offsets([result], [*truth[0], 1.5])) < 4 * errors([result])).all()
     assert errors([result])[0, 3] < 0.2
 
 
-def test_other_spaces_have_no_nuisance_to_fit(model, stars):
-    one, other = (fit_all(model, stars[:1], space="emulator", nuisance=n)[0] for n in ("own", "fitted"))
+def test_other_spaces_have_no_split_latent_to_fit(model, stars):
+    one, other = (fit_all(model, stars[:1], space="emulator", split_latent=n)[0] for n in ("own", "fitted"))
     np.testing.assert_array_equal(one.values, other.values)
-    assert "nuisance" not in other.meta
+    assert "split_latent" not in other.meta
 
 
 def test_samples_hold_labels_alone(model, stars):
     pytest.importorskip("emcee")
     with pytest.warns(FitWarning, match="too short"):
-        posterior = model.sample(stars[0], nuisance="fitted", prior=None, seed=1, max_steps=4, progress=False)
+        posterior = model.sample(stars[0], split_latent="fitted", prior=None, seed=1, max_steps=4, progress=False)
     assert posterior.free == model.labels.names
     assert posterior.n_walkers == 12  # of labels and coordinates
 
 
-def test_sampling_fits_the_nuisance_if_the_start_did_not(model, stars):
+def test_sampling_fits_the_split_latent_if_the_start_did_not(model, stars):
     pytest.importorskip("emcee")
-    start = model.fit(stars[0], nuisance="own", method="lm")
+    start = model.fit(stars[0], split_latent="own", method="lm")
     with pytest.warns(FitWarning, match="too short"):
-        posterior = model.sample(stars[0], start=start, nuisance="fitted", seed=1, max_steps=4, progress=False)
-    assert set(posterior.meta["nuisance"]) == {"values", "errors"}
+        posterior = model.sample(stars[0], start=start, split_latent="fitted", seed=1, max_steps=4, progress=False)
+    assert set(posterior.meta["split_latent"]) == {"values", "errors"}
 
 
 # -- models ------------------------------------------------------------------------------------
 def test_file_keeps_the_cloud(model, stars, fitted, tmp_path):
     model.save(tmp_path / "model.safetensors")
     again = CalibratedModel.load(tmp_path / "model.safetensors")
-    (result,) = fit_all(again, stars[:1], nuisance="fitted")
+    (result,) = fit_all(again, stars[:1], split_latent="fitted")
     difference = (result.values - fitted[0].values) / np.sqrt(np.diag(result.covariance))
     assert np.abs(difference).max() < 0.01
 
 
 def test_model_without_cloud_says_how_to_get_one(model, stars):
-    with pytest.raises(ValueError, match=r"NuisanceCloud\.from_latents"):
-        replace(model, nuisance_cloud=None).fit(stars[0], nuisance="fitted")
+    with pytest.raises(ValueError, match=r"SplitLatentCloud\.from_latents"):
+        replace(model, split_latent_cloud=None).fit(stars[0], split_latent="fitted")
