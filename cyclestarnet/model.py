@@ -30,6 +30,7 @@ from cyclestarnet.networks.emulator import Emulator
 from cyclestarnet.networks.predictor import BATCH, EmulatorPredictor, ObservedPredictor, Translator
 from cyclestarnet.networks.published import (
     PAYNE_LABELS,
+    PUBLISHED_SPECTRA,
     adapt_emulator,
     read_payne_checkpoint,
     read_published_checkpoint,
@@ -40,12 +41,10 @@ from cyclestarnet.pipeline.fit import fit_stars, make_objective, prepare_stars
 from cyclestarnet.pipeline.options import FitSetup, check_choice
 from cyclestarnet.results import FitFlag, FitResult, Posterior
 from cyclestarnet.spectra import Pixels, to_pixels, to_spectrum
-from cyclestarnet.training.settings import TrainingSettings
 
 __all__ = ["CalibratedModel"]
 
 DOMAINS = ("observed", "synthetic")
-CUTS = {"paper": "red", "repository": "blue"}  # end of the APOGEE grid that the spectra of a preset lack
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -243,12 +242,14 @@ class CalibratedModel:
             )
             model.save("kurucz_to_apogee_1.safetensors")
         """
-        settings = TrainingSettings.from_preset(preset)
+        if preset not in PUBLISHED_SPECTRA:
+            raise ValueError(f"preset must be one of {', '.join(map(repr, PUBLISHED_SPECTRA))}, but is {preset!r}")
+        spectra = PUBLISHED_SPECTRA[preset]
         payne = read_payne_checkpoint(emulator)
         network, _ = read_published_checkpoint(checkpoint, template=template, emulator=payne)
-        translator = Translator(network, settings.flux_mean, settings.flux_std)
+        translator = Translator(network, spectra.flux_mean, spectra.flux_std)
         n_pixels, sizes = network.settings.n_pixels, network.settings
-        grid = apogee_grid(n_pixels, cut=CUTS[preset])
+        grid = apogee_grid(n_pixels, cut=spectra.cut)
         names = _published_labels(labels, payne.n_labels)
         scale = kelvin_scale(names, payne.upper.numpy())
         pixels = _published_pixels(payne, translator, preset)
@@ -268,8 +269,8 @@ class CalibratedModel:
             cloud=LatentCloud(np.zeros(n_latent), np.zeros((0, n_latent)), np.zeros(0), 1.0, np.inf),
             typical_split_latent=np.zeros((sizes.split_filters, sizes.latent_length)) if network.has_split else None,
             limits={
-                "sigma_floor": settings.sigma_floor,
-                "sigma_max": settings.sigma_max,
+                "sigma_floor": spectra.sigma_floor,
+                "sigma_max": spectra.sigma_max,
                 "reduced_chi2_total": 2.0,
                 "prior_distance": np.inf,
             },

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +18,49 @@ from cyclestarnet.networks.checkpoint import load_state
 from cyclestarnet.networks.emulator import Emulator
 from cyclestarnet.networks.translation import Critic, Layers, NetworkSettings, TranslationNetwork
 
-__all__ = ["adapt_emulator", "read_payne_checkpoint", "read_payne_npz", "read_published_checkpoint"]
+__all__ = [
+    "PAYNE_LABELS",
+    "PUBLISHED_SPECTRA",
+    "PublishedSpectra",
+    "adapt_emulator",
+    "read_payne_checkpoint",
+    "read_payne_npz",
+    "read_published_checkpoint",
+]
+
+
+@dataclass(frozen=True)
+class PublishedSpectra:
+    """How a published training prepared its spectra: what a network must be fed, and its file does not hold.
+
+    Parameters
+    ----------
+    cut : {"red", "blue"}
+        End of the 7214 APOGEE pixels that the spectra lack; see `~cyclestarnet.grid.apogee_grid`.
+    flux_mean, flux_std : float
+        Scalars by which all normalised flux is standardised before it enters the networks.
+    sigma_floor : float
+        Smallest error of an observed pixel: smaller ones are raised to it.
+    sigma_max : float
+        Error above which an observed pixel is masked.
+
+    Examples
+    --------
+    >>> from cyclestarnet.networks.published import PUBLISHED_SPECTRA
+    >>> PUBLISHED_SPECTRA["repository"].cut
+    'blue'
+    """
+
+    cut: Literal["red", "blue"]
+    flux_mean: float = 0.97746492
+    flux_std: float = 0.05180881
+    sigma_floor: float = 0.005
+    sigma_max: float = 0.05
+
+
+PUBLISHED_SPECTRA = {"paper": PublishedSpectra(cut="red"), "repository": PublishedSpectra(cut="blue")}
+"""Spectra of the two published trainings, by the names of the presets of
+`~cyclestarnet.training.settings.TrainingSettings`: as the paper has them, and as the authors' repository has them."""
 
 # The labels of the Kurucz emulator of S1 (Ting et al. 2019) in its order; the files do not hold them.
 PAYNE_LABELS = (

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from cyclestarnet.networks.published import PUBLISHED_SPECTRA
 from cyclestarnet.training.losses import ADVERSARIAL
 
 __all__ = ["TrainingSettings"]
 
 SCHEDULES = ("steps", "cosine")
 
+PAPER = PUBLISHED_SPECTRA["paper"]
 # What differs from the defaults, which are the paper's.
 PRESETS = {
     "paper": {},
@@ -94,11 +96,11 @@ class TrainingSettings:
     prior_rate: float = 0.0
     gradient_clip: float | None = None
     average_decay: float = 0.0
-    flux_mean: float = 0.97746492
-    flux_std: float = 0.05180881
+    flux_mean: float = PAPER.flux_mean
+    flux_std: float = PAPER.flux_std
     synthetic_sigma: float = 0.005
-    sigma_floor: float = 0.005
-    sigma_max: float = 0.05
+    sigma_floor: float = PAPER.sigma_floor
+    sigma_max: float = PAPER.sigma_max
     mixed_precision: bool = False
     micro_batches: int = 1
     seed: int = 0
@@ -168,7 +170,9 @@ class TrainingSettings:
         """
         if name not in PRESETS:
             raise ValueError(f"the preset must be one of {', '.join(map(repr, PRESETS))}, but is {name!r}")
-        return cls(**(PRESETS[name] | changes))
+        spectra = PUBLISHED_SPECTRA[name]
+        scaling = {key: getattr(spectra, key) for key in ("flux_mean", "flux_std", "sigma_floor", "sigma_max")}
+        return cls(**(scaling | PRESETS[name] | changes))
 
     def rate_factor(self, iteration: int) -> float:
         """Factor on both learning rates at an iteration (from 0)."""
