@@ -42,7 +42,6 @@ import torch
 from astropy.nddata import StdDevUncertainty
 from astropy.table import Table
 from scipy.optimize import least_squares
-from tqdm.auto import tqdm
 
 from cyclestarnet import CalibratedModel
 from cyclestarnet._version import __version__
@@ -54,6 +53,7 @@ from cyclestarnet.networks.checkpoint import load_state, save_state
 from cyclestarnet.networks.emulator import Emulator, EmulatorSettings, train_emulator
 from cyclestarnet.networks.predictor import EmulatorPredictor, Translator
 from cyclestarnet.networks.translation import NetworkSettings, TranslationNetwork
+from cyclestarnet.progress import tqdm
 from cyclestarnet.spectra import Spectrum, to_spectrum
 from cyclestarnet.training.alignment import gaussian_transport
 from cyclestarnet.training.assembly import Residuals, assemble_model, quiet_pixels

@@ -33,11 +33,11 @@ import numpy as np
 from astropy.nddata import StdDevUncertainty
 from astropy.table import Table
 from scipy.stats import binom, chi2, norm
-from tqdm.auto import tqdm
 
 from cyclestarnet import CalibratedModel
 from cyclestarnet.exceptions import FitWarning
 from cyclestarnet.io import read
+from cyclestarnet.progress import tqdm
 from cyclestarnet.spectra import Spectrum
 
 log = logging.getLogger("calibration")

@@ -42,13 +42,13 @@ import torch
 from astropy.utils.data import get_pkg_data_filename
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import binary_dilation, gaussian_filter1d
-from tqdm.auto import tqdm
 
 from cyclestarnet import CalibratedModel, GaussianPrior, read_apvisit
 from cyclestarnet.exceptions import CycleStarNetError
 from cyclestarnet.fitting.isochrones import IsochronePrior
 from cyclestarnet.pipeline.fit import fit_stars, make_objective, prepare_stars
 from cyclestarnet.pipeline.options import FitSetup
+from cyclestarnet.progress import tqdm
 from cyclestarnet.spectra import to_spectrum
 
 log = logging.getLogger("fits")

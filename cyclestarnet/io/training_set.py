@@ -26,9 +26,9 @@ import astropy.units as u
 import h5py
 import numpy as np
 from astropy.table import QTable
-from tqdm.auto import tqdm
 
 from cyclestarnet.exceptions import CycleStarNetError, CycleStarNetWarning, FileFormatError, GridError, SpectrumError
+from cyclestarnet.progress import tqdm
 from cyclestarnet.spectra import SAME_WAVELENGTH, Spectrum, to_pixels
 
 __all__ = ["Selection", "TrainingSet", "write_training_set"]

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from cyclestarnet.exceptions import GridError, LabelError, SpectrumError
 from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.labels import LabelSet
+from cyclestarnet.progress import tqdm
 from cyclestarnet.spectra import to_pixels
 
 __all__ = ["FluxDifferences", "model_differences", "star_differences"]

@@ -23,7 +23,6 @@ import h5py
 import numpy as np
 import torch
 from astropy.table import QTable
-from tqdm.auto import tqdm
 
 from cyclestarnet.derivatives import DerivativeSpectra
 from cyclestarnet.exceptions import CycleStarNetError
@@ -42,6 +41,7 @@ from cyclestarnet.networks.emulator import Emulator, EmulatorSettings
 from cyclestarnet.networks.predictor import EmulatorPredictor
 from cyclestarnet.networks.published import adapt_emulator
 from cyclestarnet.networks.translation import NetworkSettings
+from cyclestarnet.progress import tqdm
 from cyclestarnet.spectra import to_spectrum
 from cyclestarnet.training.config import Config, LabelConfig, ObservedConfig, SyntheticConfig
 from cyclestarnet.training.emulators import save_emulator

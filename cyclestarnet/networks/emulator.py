@@ -15,7 +15,8 @@ from itertools import pairwise
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+
+from cyclestarnet.progress import tqdm
 
 __all__ = ["Emulator", "EmulatorSettings", "train_emulator"]
 

@@ -33,11 +33,11 @@ from pathlib import Path
 
 import numpy as np
 from astropy.table import QTable
-from tqdm.auto import tqdm
 
 from cyclestarnet.exceptions import CycleStarNetError
 from cyclestarnet.io.stars import StarSource, star_sources
 from cyclestarnet.pipeline.journal import Journal, check_suffix, read_results, write_results
+from cyclestarnet.progress import tqdm
 
 __all__ = ["StarSource", "fit_survey", "read_results", "star_sources", "write_results"]
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from astropy.nddata import StdDevUncertainty
-from tqdm.auto import tqdm
 
 from cyclestarnet.continuum import ContinuumRecipe
 from cyclestarnet.exceptions import CycleStarNetError, FitWarning, SpectrumError
@@ -24,6 +23,7 @@ from cyclestarnet.networks.clouds import LatentCloud, SplitLatentCloud
 from cyclestarnet.networks.predictor import EmulatorPredictor
 from cyclestarnet.networks.shortcuts import Shortcuts
 from cyclestarnet.pipeline.diagnostics import continuum_misfit, local_misfit
+from cyclestarnet.progress import tqdm
 
 __all__ = [
     "Residuals",

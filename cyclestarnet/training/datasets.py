@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from cyclestarnet.exceptions import CycleStarNetWarning, SpectrumError
+from cyclestarnet.progress import tqdm
 from cyclestarnet.training.settings import TrainingSettings
 
 __all__ = [

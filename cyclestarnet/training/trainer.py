@@ -23,11 +23,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from cyclestarnet.exceptions import ModelFileError, TrainingError, TrainingWarning
 from cyclestarnet.networks.checkpoint import load_state, save_state
 from cyclestarnet.networks.translation import NetworkSettings, TranslationNetwork
+from cyclestarnet.progress import tqdm
 from cyclestarnet.training.logs import LossLog
 from cyclestarnet.training.settings import TrainingSettings
 from cyclestarnet.training.terms import Adaptation, Transfers
