@@ -146,9 +146,7 @@ def _train(config, until, again, *, talks):
         print(run.summary(), flush=True)
     trainer, last = run.trainer, config.training.n_iterations
     try:
-        trainer.run(
-            until=until, progress=progress, every=config.log.every, checkpoint_every=config.log.checkpoint_every
-        )
+        run.train(until=until, progress=progress)
     finally:  # of a run that failed it is wanted most
         if talks:
             _progress_figure(config.run.folder)

@@ -146,7 +146,7 @@ def test_pixels_that_do_not_fit_the_network_say_which_do(write):
 
 
 def test_another_number_of_pixels_than_the_data_have_is_refused(write):
-    with pytest.raises(ConfigError, match=r"\[network\] n_pixels is 7167 in .*, but the spectra have 415"):
+    with pytest.raises(ConfigError, match=r"\[network\] n_pixels of the network is 7167, but the spectra have 415"):
         read_config(write(network="n_pixels = 7167")).network_settings(415)
 
 

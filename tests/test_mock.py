@@ -419,7 +419,7 @@ def run(half):
 
 
 def test_a_training_sees_all_files_of_the_study(run, domains):
-    assert (len(run.trainer.observed), len(run.trainer.synthetic), len(run.validation)) == (50, 230, 20)
+    assert (len(run.trainer.observed), len(run.trainer.synthetic), len(run.domains.held_out.rows)) == (50, 230, 20)
     np.testing.assert_array_equal(run.label_pool, domains.pool)
     np.testing.assert_allclose(run.grid.wavelength.value, GRID.wavelength.value)
     assert run.grid.chips == GRID.chips

@@ -263,20 +263,20 @@ def prepared(folder, **changes):
 
 def test_the_grid_comes_from_the_file_and_chips_end_at_leaps(folder):
     run = prepared(folder, synthetic=WITH_EMULATOR + "labels = {}")
-    np.testing.assert_array_equal(run.grid.wavelength.value, WAVELENGTH)
-    assert run.grid.chips == ((0, 200), (200, 415))
+    np.testing.assert_array_equal(run.domains.grid.wavelength.value, WAVELENGTH)
+    assert run.domains.grid.chips == ((0, 200), (200, 415))
 
 
 def test_labels_are_drawn_from_ranges_and_else_from_the_whole_range(folder, line_family):
     run = prepared(folder, synthetic=WITH_EMULATOR + "labels = {teff = [4500, 4600]}\nn_drawn = 5000")
     assert isinstance(run.trainer.synthetic, SyntheticSpectra)
     lower, upper = np.array([4500, 0.5, -1.0]), np.array([4600, 3.5, 0.5])
-    assert np.all((run.label_pool >= lower) & (run.label_pool <= upper))
-    np.testing.assert_allclose(run.label_pool.std(0), (upper - lower) / np.sqrt(12), rtol=0.05)
+    assert np.all((run.domains.label_pool >= lower) & (run.domains.label_pool <= upper))
+    np.testing.assert_allclose(run.domains.label_pool.std(0), (upper - lower) / np.sqrt(12), rtol=0.05)
 
 
 def test_the_same_seed_draws_the_same_labels(folder):
-    first, second = (prepared(folder, synthetic=WITH_EMULATOR + "labels = {}").label_pool for _ in range(2))
+    first, second = (prepared(folder, synthetic=WITH_EMULATOR + "labels = {}").domains.label_pool for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
@@ -284,7 +284,7 @@ def test_labels_of_a_file_are_the_prior_as_far_as_they_are_in_range(folder, line
     values = np.array([[4500, 2.0, 0.0], [4700, 3.0, -0.5], [9000, 2.0, 0.0]])
     np.savez(folder / "pool.npz", pool=values)
     run = prepared(folder, synthetic=WITH_EMULATOR + 'labels = "pool.npz"')
-    np.testing.assert_array_equal(run.label_pool, values[:2])
+    np.testing.assert_array_equal(run.domains.label_pool, values[:2])
 
 
 def test_stored_spectra_within_the_range_are_trained_on(folder):
@@ -297,7 +297,7 @@ def test_stored_spectra_within_the_range_are_trained_on(folder):
     with h5py.File(folder / "synthetic.h5") as file:
         warm = file["labels train"][:, 0] >= 4500
     assert isinstance(run.trainer.synthetic, StoredSynthetic)
-    assert len(run.trainer.synthetic) == len(run.label_pool) == warm.sum()
+    assert len(run.trainer.synthetic) == len(run.domains.label_pool) == warm.sum()
 
 
 BOTH = WITH_EMULATOR + 'path = "synthetic.h5"'
@@ -310,8 +310,8 @@ def test_labels_of_stored_spectra_are_known_by_name(folder, synthetic):
         truth = file["labels train"][:]
         file["labels train"][:], file.attrs["label_names"] = truth[:, [2, 0, 1]], ["mg_h", "teff", "logg"]
     run = prepared(folder, synthetic=synthetic, labels=own)
-    assert run.labels.names == ("teff", "logg", "mg_h")
-    np.testing.assert_array_equal(run.label_pool, truth)
+    assert run.domains.labels.names == ("teff", "logg", "mg_h")
+    np.testing.assert_array_equal(run.domains.label_pool, truth)
 
 
 @pytest.mark.parametrize(
@@ -359,8 +359,8 @@ def test_a_cut_holds_for_spectra_and_emulator(folder, tiny_emulator):
     n = 415 - 32  # one position of the latent less
     run = prepared(folder, observed=f"pixels = [16, {16 + n}]", synthetic=WITH_EMULATOR + 'path = "synthetic.h5"')
     labels = torch.tensor([[4700.0, 2.0, 0.0]])
-    assert run.grid.chips == ((0, 184), (184, n))
-    torch.testing.assert_close(run.emulator(labels), tiny_emulator(labels)[:, 16 : 16 + n])
+    assert run.domains.grid.chips == ((0, 184), (184, n))
+    torch.testing.assert_close(run.domains.emulator(labels), tiny_emulator(labels)[:, 16 : 16 + n])
     assert run.trainer.synthetic.n_pixels == run.trainer.observed.n_pixels == n
 
 
@@ -377,7 +377,7 @@ def test_continuum_pixels_come_from_a_table(folder, column):
     pixels = np.r_[5:200:20, 210:410:20]
     Table({column: pixels if column == "pixel" else WAVELENGTH[pixels] + 0.01}).write(folder / "continuum.ecsv")
     run = prepared(folder, synthetic=WITH_EMULATOR + "labels = {}", model='continuum = "continuum.ecsv"')
-    np.testing.assert_array_equal(np.flatnonzero(run.recipe.pixels), pixels)
+    np.testing.assert_array_equal(np.flatnonzero(run.domains.recipe.pixels), pixels)
 
 
 def test_continuum_pixels_that_leave_a_chip_empty_are_refused(folder):
@@ -397,7 +397,7 @@ def test_a_shift_of_the_prior_in_training_is_a_shift_of_the_prior_of_the_model(f
     ranges = "labels = {logg = [1.5, 2.5], teff = [4500, 4500]}"
     run = prepared(folder, synthetic=WITH_EMULATOR + ranges, training="prior_rate = 0.01")
     run.trainer.parts.prior_shift.data = torch.tensor([3.0, 0.5, 0.0])
-    moved = CalibratedModel.load(finish(run, progress=False)).prior.mean - run.label_pool.mean(0)
+    moved = CalibratedModel.load(finish(run, progress=False)).prior.mean - run.domains.label_pool.mean(0)
     np.testing.assert_allclose(moved, [3, 0.5 / np.sqrt(12), 0], rtol=0.02, atol=1e-6)  # a label that is constant: 1 K
 
 

@@ -432,7 +432,7 @@ def trained(run: MockRun, *, progress=True):
     if not config.model_path.exists():
         ready = prepare(config, progress=progress)
         log.info("%s: %r", run.folder.name, run.mask)
-        ready.trainer.run(progress=progress, every=config.log.every, checkpoint_every=config.log.checkpoint_every)
+        ready.train(progress=progress)
         finish(ready, progress=progress)
     return CalibratedModel.load(config.model_path)
 

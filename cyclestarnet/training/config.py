@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from cyclestarnet.exceptions import GridError
 from cyclestarnet.io.training_set import Selection
 from cyclestarnet.networks.emulator import EmulatorSettings
 from cyclestarnet.networks.translation import NetworkSettings
@@ -26,11 +27,13 @@ __all__ = [
     "LogConfig",
     "ModelConfig",
     "ObservedConfig",
+    "Plan",
     "RunConfig",
     "SyntheticConfig",
     "example_config",
     "read_config",
 ]
+
 
 # -- tables of the file that no other room has settings for -----------------------------
 @dataclass(frozen=True)
@@ -261,26 +264,28 @@ TABLES = {
 
 
 @dataclass(frozen=True)
-class Config:
-    """A training as its file describes it.
+class Plan:
+    """How a training goes, whatever its spectra are.
 
-    Attributes
+    Parameters
     ----------
-    path : path
-        The file.
-    run, observed, synthetic, labels, training, emulator, model, log
-        Its tables.
-    watch : `~cyclestarnet.training.watch.WatchSettings` or None
-        None: the file has no such table, and nobody watches.
+    run : `RunConfig`
+        Folder, name, seed and device.
+    training : `~cyclestarnet.training.settings.TrainingSettings`
+        Every number of the training.
     network : dict
-        Its table of changes to `NetworkSettings`; see `network_settings`.
+        Changes to the paper's `~cyclestarnet.networks.translation.NetworkSettings`, by name.
+    watch : `~cyclestarnet.training.watch.WatchSettings` or None
+        How the run is watched. None: nobody watches.
+    emulator : `~cyclestarnet.networks.emulator.EmulatorSettings`
+        For an emulator that the run trains itself.
+    model : `ModelConfig`
+        What becomes of the trained networks.
+    log : `LogConfig`
+        What is written down on the way.
     """
 
-    path: Path
     run: RunConfig
-    observed: ObservedConfig
-    synthetic: SyntheticConfig
-    labels: LabelConfig
     training: TrainingSettings
     network: Mapping[str, Any]
     watch: WatchSettings | None
@@ -294,18 +299,72 @@ class Config:
         return self.model.path or self.run.folder / f"{self.run.name}.safetensors"
 
     def network_settings(self, n_pixels: int) -> NetworkSettings:
-        """Sizes of the networks for spectra of so many pixels.
+        """Sizes of the networks for the spectra.
+
+        Parameters
+        ----------
+        n_pixels : int
+            Pixels of a spectrum.
+
+        Returns
+        -------
+        `~cyclestarnet.networks.translation.NetworkSettings`
+
+        Raises
+        ------
+        GridError
+            If the strides do not fit that number, or ``network`` has another ``n_pixels``.
+        ValueError
+            If a size is impossible.
+        """
+        given = self.network.get("n_pixels", n_pixels)
+        if given != n_pixels:
+            raise GridError(f"n_pixels of the network is {given}, but the spectra have {n_pixels} pixels")
+        return NetworkSettings(**(dict(self.network) | {"n_pixels": n_pixels}))
+
+
+@dataclass(frozen=True)
+class Config(Plan):
+    """A training as its file describes it: a plan, and the files with its spectra.
+
+    Parameters
+    ----------
+    run, training, network, watch, emulator, model, log
+        Tables of the file; see `Plan`. ``watch`` is None if the file has no such table.
+    path : path
+        The file itself.
+    observed : `ObservedConfig`
+        Where the observed spectra are.
+    synthetic : `SyntheticConfig`
+        Where the synthetic spectra come from.
+    labels : `LabelConfig`
+        What those files do not tell of their labels.
+    """
+
+    path: Path
+    observed: ObservedConfig
+    synthetic: SyntheticConfig
+    labels: LabelConfig
+
+    def network_settings(self, n_pixels: int) -> NetworkSettings:
+        """Sizes of the networks for the spectra, as `Plan.network_settings`; errors name the file.
+
+        Parameters
+        ----------
+        n_pixels : int
+            Pixels of a spectrum.
+
+        Returns
+        -------
+        `~cyclestarnet.networks.translation.NetworkSettings`
 
         Raises
         ------
         ConfigError
             If the strides do not fit that number, or the file says another.
         """
-        given = self.network.get("n_pixels", n_pixels)
-        if given != n_pixels:
-            raise ConfigError(f"[network] n_pixels is {given} in {self.path}, but the spectra have {n_pixels} pixels")
         try:
-            return NetworkSettings(**(dict(self.network) | {"n_pixels": n_pixels}))
+            return super().network_settings(n_pixels)
         except ValueError as error:
             raise ConfigError(f"[network] {error}; choose [observed] pixels in {self.path} to suit") from error
 
@@ -377,5 +436,3 @@ def example_config() -> str:
     # A training of cyclestarnet:  cyclestarnet train THIS_FILE
     """
     return example_file(HEADER, TABLES, EXAMPLE)
-
-

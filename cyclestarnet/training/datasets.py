@@ -23,6 +23,7 @@ from cyclestarnet.progress import tqdm
 from cyclestarnet.training.settings import TrainingSettings
 
 __all__ = [
+    "ArrayTable",
     "ObservedSpectra",
     "Source",
     "SpectrumTable",
@@ -189,7 +190,7 @@ def _collect(table: SpectrumTable, prepare: Prepare, rows: np.ndarray) -> tuple[
     return tuple(whole[:n] for whole in collected)
 
 
-class _ArrayTable:
+class ArrayTable:
     """Arrays as a `SpectrumTable`."""
 
     block_rows = 256
@@ -266,7 +267,7 @@ class ObservedSpectra(_Stateless):
         shapes = [tuple(np.shape(a)) for a in (flux, sigma, mask)]
         if len(shapes[0]) != 2 or len(set(shapes)) > 1:
             raise ValueError(f"flux, sigma and mask must share a shape (n, n_pixels), but have {shapes}")
-        self._fill(_ArrayTable(flux, sigma, mask), settings, None, ignore)
+        self._fill(ArrayTable(flux, sigma, mask), settings, None, ignore)
 
     @classmethod
     def from_table(
@@ -360,7 +361,7 @@ class StoredSynthetic(_Stateless):
         if np.ndim(flux) != 2 or (labels is not None and (np.ndim(labels) != 2 or len(labels) != len(flux))):
             shapes = [None if a is None else tuple(np.shape(a)) for a in (flux, labels)]
             raise ValueError(f"flux must be (n, n_pixels) and labels (n, n_labels), but they have the shapes {shapes}")
-        self._fill(_ArrayTable(flux, labels=labels), settings, None, label_scale)
+        self._fill(ArrayTable(flux, labels=labels), settings, None, label_scale)
 
     @classmethod
     def from_table(
@@ -482,5 +483,3 @@ class SyntheticSpectra(_Stateless):
 
 
 # -- streamed -------------------------------------------------------------------------
-
-

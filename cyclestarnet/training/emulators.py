@@ -3,54 +3,100 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from cyclestarnet.exceptions import (
-    GridError,
-    ModelFileError,
-)
+from cyclestarnet.exceptions import GridError, ModelFileError
 from cyclestarnet.grid import WavelengthGrid
-from cyclestarnet.io.training_set import TrainingSet
 from cyclestarnet.labels import LabelSet
 from cyclestarnet.model import CalibratedModel
 from cyclestarnet.networks.checkpoint import load_state, save_state
-from cyclestarnet.networks.emulator import Emulator, train_emulator
+from cyclestarnet.networks.emulator import Emulator, EmulatorSettings, train_emulator
 from cyclestarnet.networks.published import read_payne_checkpoint, read_payne_npz
-from cyclestarnet.training.config import Config
-from cyclestarnet.training.toml import ConfigError
+from cyclestarnet.training.datasets import SpectrumTable
 
 log = logging.getLogger(__name__)
 
-__all__ = ["load_emulator", "save_emulator"]
+__all__ = ["load_emulator", "save_emulator", "trained_emulator"]
 
 OWN_EMULATOR = "emulator.pt"  # of a run that trains one, in its folder
 
 
-def _trained_emulator(config: Config, table: TrainingSet, labels: LabelSet, values, progress: bool) -> Emulator:
-    """The emulator of the run: the one in its folder, or one trained on spectra of the file."""
-    path, given = config.run.folder / OWN_EMULATOR, config.synthetic
+def trained_emulator(
+    table: SpectrumTable,
+    values: np.ndarray,
+    labels: LabelSet,
+    folder: Path,
+    *,
+    settings: EmulatorSettings,
+    n_spectra: int,
+    source: Mapping[str, object],
+    progress: bool = True,
+) -> tuple[Emulator, float]:
+    """Train the emulator of a run on its synthetic spectra, or read it if the folder of the run has it.
+
+    Parameters
+    ----------
+    table : `~cyclestarnet.training.datasets.SpectrumTable`
+        Synthetic spectra. Those that are not finite are left out.
+    values : array, shape (table.n_spectra, n_labels)
+        Their labels, in the order and units of ``labels``; rows with NaN are left out.
+    labels : `~cyclestarnet.LabelSet`
+        Their names, and the range for the scaling of the emulator's inputs.
+    folder : path
+        Where the emulator is kept, as ``emulator.pt``.
+    settings : `~cyclestarnet.networks.emulator.EmulatorSettings`
+        Sizes and training of the emulator.
+    n_spectra : int
+        It is trained on so many spectra at most, drawn with the seed of the settings.
+    source : dict
+        Plain values that tell which spectra these are. An emulator in the
+        folder that has others, or was trained otherwise, is not taken.
+    progress : bool, optional
+        Show a bar. Default: True.
+
+    Returns
+    -------
+    emulator : `~cyclestarnet.networks.emulator.Emulator`
+    error : float
+        Its mean absolute error in normalised flux, on spectra held out.
+
+    Raises
+    ------
+    ModelFileError
+        If the folder has an emulator of other spectra or settings.
+
+    Examples
+    --------
+    ::
+
+        table = TrainingSet("synthetic.h5", domain="synthetic")
+        emulator, error = trained_emulator(
+            table, table.labels, labels, Path("run"), settings=EmulatorSettings(), n_spectra=20_000,
+            source={"file": "synthetic.h5"},
+        )
+    """
+    path = folder / OWN_EMULATOR
     made_of = {
-        "file": given.path.name,
-        "split": given.split,
+        **source,
         "n_spectra": table.n_spectra,
-        "pixels": [table.pixels.start, table.pixels.stop],
-        "n_emulator": given.n_emulator,
+        "n_emulator": n_spectra,
         "labels": labels.to_dict(),
-        "settings": asdict(config.emulator),
+        "settings": asdict(settings),
     }
     if path.exists():
-        if load_state(path).get("made_of") != made_of:
-            raise ConfigError(
-                f"[emulator] {path} was made with other settings or of other spectra than {config.path} says; "
-                "delete it, or use another folder"
+        state = load_state(path)
+        if state.get("made_of") != made_of:
+            raise ModelFileError(
+                f"{path} was made with other settings or of other spectra; delete it, or use another folder"
             )
-        return load_emulator(path)[0]
+        return load_emulator(path)[0], state["error"]
     rows = np.flatnonzero(np.isfinite(values).all(1))
-    order = np.random.default_rng([config.emulator.seed, 2]).permutation(len(rows))
-    rows = np.sort(rows[order[: given.n_emulator]])
+    order = np.random.default_rng([settings.seed, 2]).permutation(len(rows))
+    rows = np.sort(rows[order[:n_spectra]])
     flux = np.empty((len(rows), table.n_pixels), dtype=np.float32)
     for start in range(0, table.n_spectra, table.block_rows):
         part = slice(*np.searchsorted(rows, [start, start + table.block_rows]))
@@ -62,13 +108,13 @@ def _trained_emulator(config: Config, table: TrainingSet, labels: LabelSet, valu
         flux[fine],
         lower=labels.lower,
         upper=labels.upper,
-        settings=config.emulator,
+        settings=settings,
         progress=progress,
     )
     best = min(row["validation"] for row in history)
     log.info("emulator: mean absolute error %.5f on spectra held out", best)
     save_emulator(emulator, labels, path, made_of=made_of, error=best)
-    return emulator
+    return emulator, best
 
 
 def save_emulator(emulator: Emulator, labels: LabelSet, path, **notes) -> None:

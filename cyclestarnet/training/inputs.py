@@ -1,4 +1,4 @@
-"""What a configuration names, made into what a training takes: grids, labels, spectra and domains."""
+"""What the files of a configuration hold, made into what a training takes: `~cyclestarnet.training.domains.Domains`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from contextlib import contextmanager
 from importlib import resources
-from itertools import pairwise
 from pathlib import Path
 
 import astropy.units as u
@@ -16,30 +15,94 @@ import torch
 from astropy.table import Table
 
 from cyclestarnet.continuum import ContinuumRecipe
-from cyclestarnet.exceptions import (
-    CycleStarNetError,
-    FileFormatError,
-    GridError,
-    LabelError,
-)
+from cyclestarnet.exceptions import CycleStarNetError, FileFormatError, GridError, LabelError, SpectrumError
 from cyclestarnet.grid import WavelengthGrid, apogee_grid
-from cyclestarnet.io.training_set import Selection, TrainingSet
+from cyclestarnet.io.training_set import TrainingSet
 from cyclestarnet.labels import LabelSet, kelvin_scale
 from cyclestarnet.networks.emulator import Emulator
 from cyclestarnet.networks.published import PAYNE_LABELS, adapt_emulator
-from cyclestarnet.spectra import to_spectrum
-from cyclestarnet.training.config import Config
-from cyclestarnet.training.datasets import ObservedSpectra, StoredSynthetic, SyntheticSpectra, split_into_blocks
-from cyclestarnet.training.emulators import _trained_emulator, load_emulator
-from cyclestarnet.training.streams import StreamedSynthetic
+from cyclestarnet.training.assembly import LEAST_STARS
+from cyclestarnet.training.config import Config, Plan
+from cyclestarnet.training.datasets import ObservedSpectra, Source, StoredSynthetic, SyntheticSpectra
+from cyclestarnet.training.domains import Domains, Stars, grid_with_chips
+from cyclestarnet.training.emulators import load_emulator, trained_emulator
+from cyclestarnet.training.streams import StreamedSpectra, StreamedSynthetic
 from cyclestarnet.training.toml import ConfigError
-from cyclestarnet.training.trainer import Anchors
+from cyclestarnet.training.trainer import LEAST_HELD_OUT, Anchors
 
 log = logging.getLogger(__name__)
 
-__all__ = ["read_labels"]
+__all__ = ["blamed", "read_domains", "read_labels"]
 
-GAP = 3.0  # usual steps in ln(wavelength): neighbours that are further apart lie on different chips
+
+def read_domains(config: Config, *, progress: bool = True) -> Domains:
+    """Open all files of a configuration, check that they fit each other, and make its emulator if it has none.
+
+    Parameters
+    ----------
+    config : `~cyclestarnet.training.config.Config`
+        The configuration, as `~cyclestarnet.training.config.read_config` gives it.
+    progress : bool, optional
+        Show a bar while an emulator is trained. Default: True.
+
+    Returns
+    -------
+    `~cyclestarnet.training.domains.Domains`
+
+    Raises
+    ------
+    ConfigError
+        If a file cannot be used, or does not fit the others or the
+        configuration. The message says which part of the configuration named it.
+
+    Examples
+    --------
+    ::
+
+        domains = read_domains(read_config("mine.toml"))
+        print(domains.grid, len(domains.observed))
+    """
+    own, settings = config.observed, config.training
+    pixels = slice(*own.pixels) if own.pixels else slice(None)
+    with blamed(config, "observed"):
+        n_file = TrainingSet(own.path, split=own.split).n_pixels
+        grid = _grid_of(own.path, n_file, pixels)
+        stars, held_out = (
+            Stars(table, table.rows(own.selection))
+            for table in (
+                TrainingSet(own.path, split=split, pixels=pixels, grid=grid) for split in (own.split, own.validation)
+            )
+        )
+        least = least_held_out(config)
+        if len(held_out.rows) < least:
+            raise SpectrumError(
+                f"{len(held_out.rows)} spectra of {held_out.table!r} pass the selection; {least} are needed"
+            )
+    config.network_settings(grid.n_pixels)  # what does not fit shall be known before hours of work on the emulator
+    recipe = _recipe(config, grid)
+    source = StreamedSpectra if own.memory == "streamed" else ObservedSpectra.from_table
+    observed = source(stars.table, settings, rows=stars.rows)
+    synthetic, emulator, labels, pool, about = _synthetic_domain(config, grid, n_file, pixels, progress)
+    anchors = None
+    if own.anchors is not None:
+        with blamed(config, "observed", "anchors"):
+            anchors = _anchors(own.anchors, own.split, labels, grid, n_file, pixels, settings)
+    provenance = {
+        "synthetic domain": f"{(config.synthetic.path or config.synthetic.emulator).name}, {len(pool)} rows of labels",
+        "emulator": about,
+        "observed domain": f"{own.path.name}, {len(observed)} spectra",
+    }
+    return Domains(grid, labels, emulator, pool, synthetic, observed, stars, held_out, recipe, anchors, provenance)
+
+
+def least_held_out(plan: Plan) -> int:
+    """Fewest observed spectra that must be held out: what the model's errors, and the scores of a watch, need."""
+    return LEAST_STARS if plan.watch is None else LEAST_HELD_OUT
+
+
+def emulator_error(error: float) -> str:
+    """What a model card says of an emulator that the run has trained itself."""
+    return f"trained on the synthetic domain, mean absolute error {error:.5f} on spectra held out"
 
 
 def _grid_of(path: Path, n_file: int, pixels: slice) -> WavelengthGrid:
@@ -57,27 +120,7 @@ def _grid_of(path: Path, n_file: int, pixels: slice) -> WavelengthGrid:
                 "add their vacuum wavelengths in Angstrom"
             ) from None
         log.warning("%s has no dataset 'wavelength': its %d pixels are taken for APOGEE's", path, n_file)
-    wavelength = np.asarray(wavelength, dtype=float)[pixels]
-    steps = np.diff(np.log(wavelength))
-    ends = [0, *(np.flatnonzero(steps > GAP * np.median(steps)) + 1).tolist(), len(wavelength)]
-    return WavelengthGrid(wavelength * u.AA, tuple(pairwise(ends)))
-
-
-def _spread(rows, number: int):
-    """At most ``number`` of rows, evenly over them: files may be sorted."""
-    return rows[np.unique(np.linspace(0, len(rows) - 1, min(number, len(rows))).astype(int))]
-
-
-def _spectra(table: TrainingSet, selection: Selection, number: int, grid: WavelengthGrid):
-    """Some of the good spectra of a set, as a spectrum with a row per star."""
-    rows = _spread(table.rows(selection), number)
-    parts = []
-    for block in split_into_blocks(rows, table):
-        parts.append([array[block - block[0]] for array in table.read(int(block[0]), int(block[-1]) + 1)])
-    flux, sigma, mask = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    good = ~mask & np.isfinite(flux) & np.isfinite(sigma) & (sigma > 0)
-    ivar = np.where(good, np.where(good, sigma, 1.0).astype(float) ** -2, 0.0)
-    return to_spectrum(np.where(good, flux, 1.0), grid, ivar=ivar)
+    return grid_with_chips(np.asarray(wavelength, dtype=float)[pixels] * u.AA)
 
 
 def _anchors(path, split, labels, grid, n_file, pixels, settings) -> Anchors:
@@ -91,35 +134,52 @@ def _anchors(path, split, labels, grid, n_file, pixels, settings) -> Anchors:
     return Anchors(ObservedSpectra.from_table(table, settings), torch.as_tensor(table.labels))
 
 
-def _synthetic_domain(config: Config, grid: WavelengthGrid, n_file: int, pixels: slice, progress: bool):
-    """Source of synthetic spectra, emulator, label set and label pool."""
+def _synthetic_domain(
+    config: Config, grid: WavelengthGrid, n_file: int, pixels: slice, progress: bool
+) -> tuple[Source, Emulator, LabelSet, np.ndarray, str]:
+    """Source of synthetic spectra, emulator, label set, label pool, and what the model card says of the emulator."""
     given, settings, table = config.synthetic, config.training, None
     if given.path is not None:
-        with _blamed(config, "synthetic", "path"):
+        with blamed(config, "synthetic", "path"):
             cut = _cut(given.path, given.split, "synthetic", grid, n_file, pixels)
             table = TrainingSet(given.path, split=given.split, domain="synthetic", pixels=cut, grid=grid)
     if given.emulator is not None:
-        with _blamed(config, "synthetic", "emulator"):
+        with blamed(config, "synthetic", "emulator"):
             emulator, known = load_emulator(given.emulator, grid=grid)
             if emulator.n_pixels == n_file != grid.n_pixels:
                 emulator = adapt_emulator(emulator, pixels=pixels)
             if emulator.n_pixels != grid.n_pixels:
                 raise GridError(f"the emulator has {emulator.n_pixels} pixels, but the grid has {grid.n_pixels}")
-        with _blamed(config, "labels"):
+        with blamed(config, "labels"):
             labels, emulator = _labels_of_emulator(config, emulator, known, table)
+        about = "that of the synthetic domain" if given.path is None else given.emulator.name
     else:
-        with _blamed(config, "labels"):
+        with blamed(config, "labels"):
             labels, values = _labels_of_file(config, table)
-        emulator = _trained_emulator(config, table, labels, values, progress)
+        with blamed(config, "emulator"):
+            emulator, error = _emulator_of_file(config, table, values, labels, progress)
+        about = emulator_error(error)
     if given.labels is not None:
-        with _blamed(config, "synthetic", "labels"):
+        with blamed(config, "synthetic", "labels"):
             pool = _pool(given.labels, labels, given.n_drawn, config.run.seed)
-        return SyntheticSpectra(emulator, pool, settings), emulator, labels, pool
-    with _blamed(config, "synthetic", "path"):
+        return SyntheticSpectra(emulator, pool, settings), emulator, labels, pool, about
+    with blamed(config, "synthetic", "path"):
         values = _values(table, labels.names)
         inside = _inside(values, labels)
     source = StreamedSynthetic if given.memory == "streamed" else StoredSynthetic.from_table
-    return source(table, settings, rows=np.flatnonzero(inside)), emulator, labels, values[inside]
+    return source(table, settings, rows=np.flatnonzero(inside)), emulator, labels, values[inside], about
+
+
+def _emulator_of_file(
+    config: Config, table: TrainingSet, values: np.ndarray, labels: LabelSet, progress: bool
+) -> tuple[Emulator, float]:
+    """The emulator that the run trains on spectra of a file, and its error."""
+    given = config.synthetic
+    source = {"file": table.path.name, "split": given.split, "pixels": [table.pixels.start, table.pixels.stop]}
+    return trained_emulator(
+        table, values, labels, config.run.folder,
+        settings=config.emulator, n_spectra=given.n_emulator, source=source, progress=progress,
+    )  # fmt: skip
 
 
 def _cut(path, split, domain, grid: WavelengthGrid, n_file: int, pixels: slice) -> slice:
@@ -275,7 +335,7 @@ def _recipe(config: Config, grid: WavelengthGrid) -> ContinuumRecipe | None:
     given = config.model.continuum
     if given is None:
         return None
-    with _blamed(config, "model", "continuum"):
+    with blamed(config, "model", "continuum"):
         if given == "apogee":
             with resources.as_file(resources.files("cyclestarnet.data") / "apogee_continuum_pixels.ecsv") as path:
                 table = Table.read(path)
@@ -291,12 +351,12 @@ def _recipe(config: Config, grid: WavelengthGrid) -> ContinuumRecipe | None:
 
 
 @contextmanager
-def _blamed(config: Config, table: str, key: str = ""):
+def blamed(config: Config, table: str, key: str = ""):
     """Say with an error of a file which part of the configuration named it."""
     try:
         yield
     except ConfigError:
         raise
-    except (CycleStarNetError, IndexError, OSError) as error:
+    except (CycleStarNetError, IndexError, OSError, ValueError) as error:
         where = f"[{table}] {key}".strip()
         raise ConfigError(f"{where} in {config.path}: {error}") from error

@@ -17,24 +17,17 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from cyclestarnet._version import __version__
-from cyclestarnet.continuum import ContinuumRecipe
-from cyclestarnet.exceptions import (
-    SpectrumError,
-)
-from cyclestarnet.grid import WavelengthGrid
-from cyclestarnet.io.training_set import TrainingSet
-from cyclestarnet.labels import LabelSet
 from cyclestarnet.networks.checkpoint import load_state
-from cyclestarnet.networks.emulator import Emulator
 from cyclestarnet.networks.predictor import Translator
 from cyclestarnet.networks.translation import NetworkSettings, TranslationNetwork
-from cyclestarnet.training.assembly import LEAST_STARS, assemble_model
-from cyclestarnet.training.config import Config
-from cyclestarnet.training.datasets import ObservedSpectra
-from cyclestarnet.training.emulators import OWN_EMULATOR
-from cyclestarnet.training.inputs import _anchors, _blamed, _grid_of, _recipe, _spectra, _spread, _synthetic_domain
+from cyclestarnet.training.assembly import assemble_model
+from cyclestarnet.training.config import Config, Plan
+from cyclestarnet.training.datasets import ObservedSpectra, SyntheticSpectra
+from cyclestarnet.training.domains import Domains
+from cyclestarnet.training.inputs import read_domains
 from cyclestarnet.training.settings import TrainingSettings
 from cyclestarnet.training.streams import StreamedSpectra
 from cyclestarnet.training.toml import ConfigError
@@ -44,47 +37,49 @@ __all__ = ["Run", "finish", "joined_processes", "prepare"]
 
 log = logging.getLogger(__name__)
 
-LEAST_WATCHED = 10  # spectra that the scores of a watch need
-
 
 @dataclass(frozen=True, eq=False)
 class Run:
     """A training that is ready to go.
 
-    Attributes
+    Parameters
     ----------
-    config : `~cyclestarnet.training.config.Config`
-    grid : `~cyclestarnet.WavelengthGrid`
-    labels : `~cyclestarnet.LabelSet`
-    emulator : `~cyclestarnet.networks.emulator.Emulator`
-    label_pool : array, shape (n_pool, n_labels)
-        Labels of the synthetic training spectra.
-    observed, validation : `~cyclestarnet.io.TrainingSet`
-    recipe : `~cyclestarnet.ContinuumRecipe` or None
-        None: to be made of quiet pixels.
+    config : `~cyclestarnet.training.config.Plan`
+        How it goes; a `~cyclestarnet.training.config.Config` if its spectra come from files.
+    domains : `~cyclestarnet.training.domains.Domains`
+        The spectra of both domains.
     trainer : `~cyclestarnet.training.trainer.Trainer`
+        The networks, at the last checkpoint of the folder if there is one.
     """
 
-    config: Config
-    grid: WavelengthGrid
-    labels: LabelSet
-    emulator: Emulator
-    label_pool: np.ndarray
-    observed: TrainingSet
-    validation: TrainingSet
-    recipe: ContinuumRecipe | None
+    config: Plan
+    domains: Domains
     trainer: Trainer
+
+    def train(self, *, until: int | None = None, progress: bool = True) -> None:
+        """Train to the end, or for now to an iteration, with the rows and checkpoints that the plan asks for.
+
+        Parameters
+        ----------
+        until : int, optional
+            Stop after so many iterations. Default: the number of the settings.
+        progress : bool, optional
+            Show a bar. Default: True.
+        """
+        every = self.config.log
+        self.trainer.run(until=until, progress=progress, every=every.every, checkpoint_every=every.checkpoint_every)
 
     def summary(self) -> str:
         """What the run will do, a line each."""
-        config, trainer, sizes = self.config, self.trainer, self.trainer.network.settings
+        config, trainer, domains, sizes = self.config, self.trainer, self.domains, self.trainer.network.settings
         n_parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
-        what = "spectra" if config.synthetic.labels is None else "labels, rendered by the emulator"
+        what = "labels, rendered by the emulator" if isinstance(domains.synthetic, SyntheticSpectra) else "spectra"
+        memory = "streamed" if isinstance(domains.observed, StreamedSpectra) else "resident"
         at = f", goes on from iteration {trainer.iteration:,}" if trainer.iteration else ""
         facts = {
-            "model": f"{config.run.name}: {', '.join(self.labels)}",
-            "grid": repr(self.grid),
-            "observed": f"{len(trainer.observed):,} spectra, {config.observed.memory}",
+            "model": f"{config.run.name}: {', '.join(domains.labels)}",
+            "grid": repr(domains.grid),
+            "observed": f"{len(trainer.observed):,} spectra, {memory}",
             "synthetic": f"{len(trainer.synthetic):,} {what}",
             "networks": f"{n_parameters:,} parameters, latents of {sizes.shared_filters} and {sizes.split_filters} "
             f"x {sizes.latent_length}, on {trainer.device}",
@@ -108,7 +103,7 @@ class Run:
         return [f"{name} = {own[name]}" for name in differ]
 
 
-def prepare(config: Config, *, progress=True) -> Run:
+def prepare(config: Config, *, progress: bool = True) -> Run:
     """Open all files of a configuration, make what it asks for, and check that everything fits.
 
     If the configuration has no emulator, one is trained; it is kept in the
@@ -117,8 +112,9 @@ def prepare(config: Config, *, progress=True) -> Run:
     Parameters
     ----------
     config : `~cyclestarnet.training.config.Config`
+        The configuration, as `~cyclestarnet.training.config.read_config` gives it.
     progress : bool, optional
-        Show bars.
+        Show bars. Default: True.
 
     Returns
     -------
@@ -133,57 +129,58 @@ def prepare(config: Config, *, progress=True) -> Run:
         If the folder has a checkpoint of other settings.
     ImportError
         If a package is missing that the configuration needs.
+
+    Examples
+    --------
+    ::
+
+        run = prepare(read_config("mine.toml"))
+        print(run.summary())
+        run.train()
+        path = finish(run)
     """
     if dist.is_initialized() and dist.get_rank() > 0:
         dist.barrier()  # the first process makes the emulator, if there is none, and the others read it
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
-    _check_device(config)
-    if config.watch is not None and find_spec("sklearn") is None:
-        raise ImportError('the scores of a watch need scikit-learn: pip install "cyclestarnet[training]"')
-    settings, own = config.training, config.observed
-    pixels = slice(*own.pixels) if own.pixels else slice(None)
-    with _blamed(config, "observed"):
-        n_file = TrainingSet(own.path, split=own.split).n_pixels
-        grid = _grid_of(own.path, n_file, pixels)
-        observed, validation = (
-            TrainingSet(own.path, split=split, pixels=pixels, grid=grid) for split in (own.split, own.validation)
-        )
-        rows = observed.rows(own.selection)
-        held_rows, least = validation.rows(own.selection), LEAST_STARS if config.watch is None else LEAST_WATCHED
-        if len(held_rows) < least:
-            raise SpectrumError(f"{len(held_rows)} spectra of {validation!r} pass the selection; {least} are needed")
-    sizes, recipe = config.network_settings(grid.n_pixels), _recipe(config, grid)
-    synthetic, emulator, labels, pool = _synthetic_domain(config, grid, n_file, pixels, progress)
+    _check_machine(config)
+    domains = read_domains(config, progress=progress)
     if dist.is_initialized() and dist.get_rank() == 0:
         dist.barrier()
-    source = StreamedSpectra if own.memory == "streamed" else ObservedSpectra.from_table
-    anchors = None
-    if own.anchors is not None:
-        with _blamed(config, "observed", "anchors"):
-            anchors = _anchors(own.anchors, own.split, labels, grid, n_file, pixels, settings)
+    return _ready(config, domains)
+
+
+def _ready(plan: Plan, domains: Domains) -> Run:
+    """A run on the spectra of both domains: here both doors, `prepare` and `train`, meet."""
     held_out = None
-    if config.watch is not None:
-        held_out = ObservedSpectra.from_table(validation, settings, rows=_spread(held_rows, config.watch.n_spectra))
-    device = config.run.device
+    if plan.watch is not None:
+        rows = domains.held_out.spread(plan.watch.n_spectra)
+        held_out = ObservedSpectra.from_table(domains.held_out.table, plan.training, rows=rows)
     trainer = Trainer(
-        sizes,
-        settings,
-        synthetic.to(device),
-        source(observed, settings, rows=rows).to(device),
-        config.run.folder,
-        anchors=anchors,
-        device=device,
-        tensorboard=config.log.tensorboard,
-        watch=config.watch,
+        plan.network_settings(domains.grid.n_pixels),
+        plan.training,
+        domains.synthetic,
+        domains.observed,
+        plan.run.folder,
+        anchors=domains.anchors,
+        device=plan.run.device,
+        tensorboard=plan.log.tensorboard,
+        watch=plan.watch,
         held_out=held_out,
     )
-    return Run(config, grid, labels, emulator, pool, observed, validation, recipe, trainer)
+    return Run(plan, domains, trainer)
 
 
-def _check_device(config: Config) -> None:
-    if config.run.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"[run] device is {config.run.device!r} in {config.path}, but PyTorch finds no CUDA device")
+def _check_machine(plan: Plan) -> None:
+    """Check that the device and the packages of a plan are there."""
+    _check_device(plan)
+    if plan.watch is not None and find_spec("sklearn") is None:
+        raise ImportError('the scores of a watch need scikit-learn: pip install "cyclestarnet[training]"')
+
+
+def _check_device(plan: Plan) -> None:
+    if plan.run.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"[run] device is {plan.run.device!r}, but PyTorch finds no CUDA device")
 
 
 @contextmanager
@@ -212,7 +209,7 @@ def joined_processes(config: Config):
         yield replace(config, run=replace(config.run, device=device)), rank
 
 
-def finish(run: Run, *, progress=True) -> Path:
+def finish(run: Run, *, progress: bool = True) -> Path:
     """Assemble the model of a run, learn its errors from validation spectra, and save it.
 
     Parameters
@@ -220,31 +217,43 @@ def finish(run: Run, *, progress=True) -> Path:
     run : `Run`
         Trained.
     progress : bool, optional
-        Show a bar over the fits.
+        Show a bar over the fits. Default: True.
 
     Returns
     -------
     path
         The file of the model.
+
+    Raises
+    ------
+    SpectrumError
+        If hardly any validation star can be fitted.
+
+    Examples
+    --------
+    ::
+
+        run = prepare(read_config("mine.toml"))
+        run.train()
+        model = CalibratedModel.load(finish(run))
     """
-    config = run.config
-    settings, selection = config.training, config.observed.selection
+    config, domains, settings = run.config, run.domains, run.config.training
     network, shift, iteration = _chosen_weights(run)
-    pool = run.label_pool
+    pool = domains.label_pool
     if shift is not None:
         unit = run.trainer.synthetic.label_std.cpu()  # in which labels are trained: 1 for one that is constant
-        pool = np.clip(pool + (shift * unit).double().numpy(), run.labels.lower, run.labels.upper)
+        pool = np.clip(pool + (shift * unit).double().numpy(), domains.labels.lower, domains.labels.upper)
     model = assemble_model(
         config.run.name,
-        labels=run.labels,
-        grid=run.grid,
-        emulator=run.emulator,
+        labels=domains.labels,
+        grid=domains.grid,
+        emulator=domains.emulator,
         translator=Translator(network, settings.flux_mean, settings.flux_std),
         label_pool=pool,
-        observed=_spectra(run.observed, selection, config.model.n_cloud, run.grid),
-        validation=_spectra(run.validation, selection, config.model.n_validation, run.grid),
+        observed=domains.stars.spectra(config.model.n_cloud, domains.grid),
+        validation=domains.held_out.spectra(config.model.n_validation, domains.grid),
         limits={"sigma_floor": settings.sigma_floor, "sigma_max": settings.sigma_max},
-        recipe=run.recipe,
+        recipe=domains.recipe,
         provenance=_provenance(run, iteration),
         progress=progress,
     )
@@ -252,7 +261,7 @@ def finish(run: Run, *, progress=True) -> Path:
     return config.model_path
 
 
-def _chosen_weights(run: Run):
+def _chosen_weights(run: Run) -> tuple[TranslationNetwork, Tensor | None, int]:
     """Network, shift of the label prior (or None) and iteration that the model shall have."""
     trainer, best = run.trainer, run.config.run.folder / "best.pt"
     if trainer.watch is None or run.config.model.weights == "last" or not best.exists():
@@ -266,29 +275,11 @@ def _chosen_weights(run: Run):
 
 def _provenance(run: Run, iteration: int) -> dict[str, str]:
     """What goes on the model card."""
-    config, trainer, settings = run.config, run.trainer, run.config.training
-    given, emulator = config.synthetic, "that of the synthetic domain"
-    if given.emulator is None:
-        error = load_state(config.run.folder / OWN_EMULATOR)["error"]
-        emulator = f"trained on the synthetic domain, mean absolute error {error:.5f} on spectra held out"
-    elif given.path is not None:
-        emulator = given.emulator.name
+    settings = run.config.training
     return {
         "version": __version__,
-        "synthetic domain": f"{(given.path or given.emulator).name}, {len(run.label_pool)} rows of labels",
-        "emulator": emulator,
-        "observed domain": f"{config.observed.path.name}, {len(trainer.observed)} spectra",
+        **run.domains.provenance,
         "training": f"{iteration} iterations of 2 x {settings.batch_size} spectra, seed {settings.seed}",
         "other than the paper's": ", ".join(run.changes()) or "nothing",
-    } | dict(config.model.provenance)
-
-
-# -- the observed domain -----------------------------------------------------------------
-
-
-# -- the synthetic domain ----------------------------------------------------------------
-
-
-# -- emulators ---------------------------------------------------------------------------
-
-
+        **run.config.model.provenance,
+    }
