@@ -420,10 +420,10 @@ def run(half):
 
 def test_a_training_sees_all_files_of_the_study(run, domains):
     assert (len(run.trainer.observed), len(run.trainer.synthetic), len(run.domains.held_out.rows)) == (50, 230, 20)
-    np.testing.assert_array_equal(run.label_pool, domains.pool)
-    np.testing.assert_allclose(run.grid.wavelength.value, GRID.wavelength.value)
-    assert run.grid.chips == GRID.chips
-    assert run.labels.names == NAMES
+    np.testing.assert_array_equal(run.domains.label_pool, domains.pool)
+    np.testing.assert_allclose(run.domains.grid.wavelength.value, GRID.wavelength.value)
+    assert run.domains.grid.chips == GRID.chips
+    assert run.domains.labels.names == NAMES
 
 
 def test_synthetic_spectra_of_the_training_are_continuum_in_masked_pixels(run, half):
