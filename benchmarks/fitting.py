@@ -35,7 +35,8 @@ from cyclestarnet.io import TrainingSet, write_training_set
 from cyclestarnet.io.stars import star_sources
 from cyclestarnet.networks.predictor import ObservedPredictor
 from cyclestarnet.pipeline.fit import fit_stars, make_objective, prepare_stars
-from cyclestarnet.pipeline.options import FitSetup
+from cyclestarnet.pipeline.options import FitOptions
+from cyclestarnet.pipeline.setup import FitSetup
 from cyclestarnet.spectra import to_spectrum
 
 PLAIN = "plain L-BFGS, float32"
@@ -50,11 +51,11 @@ def simulated(model, n, seed=0):
     """Spectra that the model makes of labels from its prior, with its own scatter, noise and bad pixels."""
     rng = np.random.default_rng(seed)
     labels = rng.multivariate_normal(model.prior.mean, model.prior.covariance, min(n, N_DISTINCT))
-    predictor = ObservedPredictor(model.emulator, model.translator, model.typical_split_latent)
+    predictor = ObservedPredictor(model.emulator, model.translator, model.population.typical_split_latent)
     flux = predictor.flux(labels.clip(model.labels.lower, model.labels.upper))
     for k in range(n):
         sigma = np.full(model.grid.n_pixels, 1 / rng.uniform(60, 250))
-        noise = rng.normal(size=sigma.shape) * np.hypot(sigma, model.scatter["observed"])
+        noise = rng.normal(size=sigma.shape) * np.hypot(sigma, model.noise.scatter["observed"])
         ivar = np.where(rng.random(sigma.shape) < 0.05, 0.0, sigma**-2)
         yield to_spectrum(flux[k % len(flux)] + noise, model.grid, ivar=ivar)
 
@@ -112,8 +113,8 @@ class PlainFit:
 
 def fit_plainly(model, spectra):
     """A loop over stars that are on the model's pixels already; starts as ours."""
-    stars, _ = prepare_stars(model, spectra, FitSetup.of(model))
-    ivar = make_objective(model, stars, FitSetup.of(model)).ivar.numpy()
+    stars, _ = prepare_stars(model, spectra, FitSetup.of(model, FitOptions()))
+    ivar = make_objective(model, stars, FitSetup.of(model, FitOptions())).ivar.numpy()
     starts = np.repeat(model.prior.mean[None], len(stars), axis=0)
     if model.shortcuts is not None:
         starts = model.shortcuts.labels(stars.latent).clip(model.labels.lower, model.labels.upper)
@@ -123,7 +124,7 @@ def fit_plainly(model, spectra):
 
 def fit_ours(model, spectra, method):
     """All stars at once, start to finish."""
-    setup = FitSetup.of(model, method=method)
+    setup = FitSetup.of(model, FitOptions(method=method))
     fit_stars(model, spectra[:2], setup)  # what is made once is made
     return lambda: [(r.values, r.meta["n_evaluations"]) for r in fit_stars(model, spectra, setup)]
 
@@ -147,7 +148,7 @@ def measure_fits(model, form, options):
     run = fit_plainly(model, spectra) if form == PLAIN else fit_ours(model, spectra, METHODS[form])
     found, cpu, wall, memory = timed(run)
     labels, evaluations = (np.array(part) for part in zip(*found, strict=True))
-    setup = FitSetup.of(model)
+    setup = FitSetup.of(model, FitOptions())
     stars, _ = prepare_stars(model, spectra, setup)
     objective, which = make_objective(model, stars, setup), torch.arange(len(stars))
     inside = torch.as_tensor(labels.clip(model.labels.lower, model.labels.upper))
@@ -171,10 +172,10 @@ def measure_survey(model, path):
 def measure_derivatives(model, repeats):
     """Milliseconds of one star's flux and derivatives, least of some repeats, and the error of the derivatives."""
     labels = torch.as_tensor(model.prior.mean)[None]
-    predictor = ObservedPredictor(model.emulator, model.translator, model.typical_split_latent, together=1)
+    predictor = ObservedPredictor(model.emulator, model.translator, model.population.typical_split_latent, together=1)
     double = copy.deepcopy(model.translator)
     double.network.double()
-    exact = ObservedPredictor(copy.deepcopy(model.emulator).double(), double, model.typical_split_latent)
+    exact = ObservedPredictor(copy.deepcopy(model.emulator).double(), double, model.population.typical_split_latent)
     truth = exact.jacobian(labels)[1][0]
     row = labels[0].float()
 
@@ -210,7 +211,7 @@ def measure_derivatives(model, repeats):
 def measure_gpu(model, options):
     """Wall seconds per star on a GPU."""
     model.emulator.cuda(), model.translator.network.cuda()
-    spectra, setup = chosen_stars(model, options), FitSetup.of(model, method="lm")
+    spectra, setup = chosen_stars(model, options), FitSetup.of(model, FitOptions(method="lm"))
     fit_stars(model, spectra, setup)
     torch.cuda.reset_peak_memory_stats()
     _, cpu, wall, _ = timed(lambda: fit_stars(model, spectra, setup))

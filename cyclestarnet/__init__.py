@@ -17,6 +17,7 @@ from cyclestarnet.grid import WavelengthGrid, air_to_vacuum
 from cyclestarnet.io import read_apstar, read_apvisit, read_aspcapstar
 from cyclestarnet.labels import LabelSet
 from cyclestarnet.model import CalibratedModel
+from cyclestarnet.noise import NoiseModel
 from cyclestarnet.results import FitFlag, FitResult, Posterior
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "LabelError",
     "LabelSet",
     "ModelFileError",
+    "NoiseModel",
     "Posterior",
     "SpectrumError",
     "WavelengthGrid",

@@ -63,6 +63,29 @@ def _combined(labels: LabelSet, values, covariance):
     return labels.to_quantities(values), {n: e * difference_unit(n) for n, e in zip(names, errors, strict=True)}
 
 
+@dataclass(frozen=True, eq=False)
+class SplitLatentEstimate:
+    """Coordinates of a fitted split latent, in σ of training stars.
+
+    Parameters
+    ----------
+    values : array, shape (n_coordinates,)
+        At the optimum.
+    errors : array, shape (n_coordinates,)
+        1 σ, marginal over the labels.
+
+    Examples
+    --------
+    ::
+
+        result = model.fit(spectrum, split_latent="fitted")
+        result.split_latent.values / result.split_latent.errors
+    """
+
+    values: np.ndarray
+    errors: np.ndarray
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class FitResult:
     """Labels of one star with their errors.
@@ -92,8 +115,12 @@ class FitResult:
         Data − model; NaN at masked pixels.
     space : {"observed", "synthetic", "emulator"}
         Where the fit was done (S1, Eq. 11, 10, 9).
+    options : `~cyclestarnet.pipeline.FitOptions`
+        As they were chosen; a sampling that starts here has the same.
+    split_latent : `SplitLatentEstimate` or None
+        With ``split_latent="fitted"``.
     meta : dict
-        Model, options, prior, numbers of evaluations, S/N, and what the flags are made of.
+        Model, prior, numbers of evaluations, S/N, and what the flags are made of, for people; nothing reads it.
     """
 
     label_set: LabelSet
@@ -108,6 +135,8 @@ class FitResult:
     spectrum: object
     model_spectrum: object
     space: str
+    options: object = None
+    split_latent: SplitLatentEstimate | None = None
     meta: dict = field(default_factory=dict)
 
     @property
@@ -170,7 +199,7 @@ class FitResult:
         name = self.meta.get("object") or "star"
         flags = ", ".join(self.flags.names) or "none"
         return (
-            f"{name}: fit in the {self.space} domain with {self.meta.get('model', 'a model')}, "
+            f"{name}: fit in the {self.space} space with {self.meta.get('model', 'a model')}, "
             f"reduced chi2 {self.reduced_chi2:.2f} ({self.reduced_chi2_total:.2f} with the model's scatter), "
             f"prior: {self.meta.get('prior', 'none')}, flags: {flags}"
         )
@@ -254,8 +283,10 @@ class Posterior:
         Labels that were sampled.
     n_steps : int
         Steps of each walker, burn-in included.
+    options : `~cyclestarnet.pipeline.FitOptions`
+        What was sampled, as options of a fit.
     meta : dict
-        That of the fit from which the walkers started, with the options of the sampling.
+        That of the fit from which the walkers started.
     n_walkers : int
     thin : int
         Steps from draw to draw.
@@ -271,6 +302,7 @@ class Posterior:
     converged: bool
     free: tuple[str, ...]
     n_steps: int
+    options: object = None
     meta: dict = field(default_factory=dict)
     n_walkers: int = 1
     thin: int = 1
@@ -398,7 +430,9 @@ class Posterior:
         usual = [name for name in ("teff", "logg", "m_h", "alpha_m") if name in self._names]
         return plot_posterior(self, usual or self._names if names is None else names)
 
-    def _headline(self):
+    @property
+    def headline(self) -> str:
+        """One line that says how many samples there are and whether they can be trusted."""
         tau = np.nanmax(self.autocorrelation_time) if np.isfinite(self.autocorrelation_time).any() else np.nan
         state = "converged" if self.converged else "NOT converged: sample longer"
         stuck = ", some walkers never moved" if self.lowest_acceptance == 0 else ""
@@ -408,7 +442,7 @@ class Posterior:
         )
 
     def __repr__(self):
-        return "\n".join([f"<Posterior {self._headline()}>", *self.summary().pformat(max_lines=-1, max_width=-1)])
+        return "\n".join([f"<Posterior {self.headline}>", *self.summary().pformat(max_lines=-1, max_width=-1)])
 
     def _repr_html_(self):
-        return f"<p><b>Posterior</b> {self._headline()}</p>{self.summary()._repr_html_()}"
+        return f"<p><b>Posterior</b> {self.headline}</p>{self.summary()._repr_html_()}"

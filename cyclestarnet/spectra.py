@@ -48,6 +48,9 @@ class Pixels:
     continuum : array_like, shape (n_pixels,), optional
         What the flux was divided by, in the unit of the flux that came in.
         None if the spectrum came normalised.
+    raw : array_like, shape (n_pixels,), optional
+        Normalised flux as the spectrum has it, also at ignored pixels; NaN where it has none, as between the
+        pixels of a spectrum that was resampled. Default: ``flux``.
 
     Raises
     ------
@@ -64,16 +67,27 @@ class Pixels:
     flux: np.ndarray
     ivar: np.ndarray
     continuum: np.ndarray | None = None
+    raw: np.ndarray | None = None
 
     def __post_init__(self):
-        for name in ("flux", "ivar", "continuum"):
+        if self.raw is None:
+            object.__setattr__(self, "raw", self.flux)
+        for name in ("flux", "ivar", "continuum", "raw"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=float))
         shapes = {name: np.shape(a) for name, a in vars(self).items() if a is not None}
         if len(set(shapes.values())) != 1 or self.flux.ndim != 1:
-            raise SpectrumError(f"flux, ivar and continuum must be (n_pixels,) arrays of one length, but are {shapes}")
+            raise SpectrumError(
+                f"flux, ivar, continuum and raw must be (n_pixels,) arrays of one length, but are {shapes}"
+            )
         if not np.all((self.ivar >= 0) & (self.ivar < np.inf)):
             raise SpectrumError("ivar must be finite and 0 or positive; 0 marks a pixel to ignore")
+
+    @property
+    def sigma(self) -> np.ndarray:
+        """Error of the flux, 1 σ; infinite where the pixel is ignored."""
+        with np.errstate(divide="ignore"):
+            return self.ivar**-0.5
 
     @property
     def n_good(self) -> int:
@@ -176,7 +190,8 @@ def to_pixels(spectrum, grid, *, recipe=None):
         )
     _check_frame(spectrum)
     wavelength = _wavelength(spectrum.spectral_axis)
-    flux, variance, physical = _flux_and_variance(spectrum, wavelength)
+    raw, variance, physical = _flux_and_variance(spectrum, wavelength)
+    flux = np.where(variance < np.inf, raw, 0.0)
     if physical and recipe is None:
         raise SpectrumError(
             f"flux has the unit '{spectrum.flux.unit}' and there is no continuum recipe to normalise it; "
@@ -185,7 +200,7 @@ def to_pixels(spectrum, grid, *, recipe=None):
     if physical and recipe.grid != grid:
         raise GridError("recipe must be made for the grid of the model, but its grid is another one")
     if wavelength[0] > wavelength[-1]:
-        wavelength, flux, variance = wavelength[::-1], flux[::-1], variance[::-1]
+        wavelength, flux, variance, raw = (array[::-1] for array in (wavelength, flux, variance, raw))
     low, high = grid.wavelength.value[[0, -1]]
     if wavelength[-1] < low or wavelength[0] > high:
         raise GridError(
@@ -195,9 +210,10 @@ def to_pixels(spectrum, grid, *, recipe=None):
 
     selection = _matching_pixels(wavelength, grid)
     if selection is not None:
-        flux, variance = flux[selection], variance[selection]
+        flux, variance, raw = flux[selection], variance[selection], raw[selection]
     else:
         flux, variance = _resample(wavelength, flux, variance, grid)
+        raw = np.where(variance < np.inf, flux, np.nan)
     ivar = 1 / variance  # infinite variance, that of ignored pixels, turns into 0
     if not np.any(ivar):
         raise SpectrumError(
@@ -213,7 +229,8 @@ def to_pixels(spectrum, grid, *, recipe=None):
             raise SpectrumError("the continuum is nowhere positive: is the sky subtracted twice, or is there no star?")
         scale = np.where(usable, continuum, 1.0)
         flux, ivar = flux / scale, np.where(usable, ivar * scale**2, 0.0)
-    return Pixels(np.where(ivar > 0, flux, 1.0), ivar, continuum)
+        raw = np.where(usable, raw / scale, np.nan)
+    return Pixels(np.where(ivar > 0, flux, 1.0), ivar, continuum, raw)
 
 
 def to_spectrum(flux, grid, *, ivar=None, mask=None, meta=None):
@@ -361,7 +378,7 @@ def _is_flux_unit(unit):
 
 
 def _flux_and_variance(spectrum, wavelength):
-    """Flux (0 where ignored), variance (inf where ignored), and whether the flux has a physical unit."""
+    """Flux (NaN where there is none), variance (inf where ignored), and whether the flux has a physical unit."""
     unit = spectrum.flux.unit
     physical = not (unit.is_equivalent(u.dimensionless_unscaled) and not isinstance(unit, u.LogUnit))
     if physical and not _is_flux_unit(unit):
@@ -415,7 +432,7 @@ def _flux_and_variance(spectrum, wavelength):
             f"unmasked pixels, in pixel order first at {wavelength[first]:.2f} Angstrom; set mask to True there"
         )
     good &= values < np.inf
-    return np.where(good, flux, 0.0), np.where(good, values, np.inf), physical
+    return np.where(np.isfinite(flux), flux, np.nan), np.where(good, values, np.inf), physical
 
 
 # -- resampling ------------------------------------------------------------

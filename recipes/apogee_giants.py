@@ -384,7 +384,7 @@ def pack(options):
         label_pool=pool,
         observed=as_spectra(load_stars(options.work, "train", 3_000)),
         validation=as_spectra(load_stars(options.work, "val", options.n_scatter)),
-        limits={"sigma_floor": settings.sigma_floor, "sigma_max": settings.sigma_max},
+        noise=settings.noise,
         recipe=continuum_recipe(),
         provenance=provenance(options, state),
         fit=partial(fit_residuals, n_processes=options.threads),
@@ -437,7 +437,7 @@ def calibrate(options):
     error = np.zeros((len(known), len(known)))
     error[np.ix_(known, known)] = own * np.outer(factor, factor)
     log.info("label errors: %s", dict(zip(model.labels, np.sqrt(np.diag(error)).round(3).tolist(), strict=True)))
-    replace(model, label_error=error).save(path, half=True)
+    replace(model, noise=replace(model.noise, label_error=error)).save(path, half=True)
 
 
 def covering_factor(offset, variance, own):
@@ -512,7 +512,7 @@ def _fit_star(task):
         "success": result.success,
         "flags": result.flags.value,
         "residual": result.residual.value.astype(np.float32),
-        "sigma": np.maximum(sigma, _worker_model.limits["sigma_floor"]).astype(np.float32),
+        "sigma": np.maximum(sigma, _worker_model.noise.sigma_floor).astype(np.float32),
     }
 
 

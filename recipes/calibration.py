@@ -63,7 +63,7 @@ def observe(model, truth, snr, rng, *, space, like=None, name=""):
     """Spectrum of a star with noise of 1 / S/N and the model's scatter; its quoted errors are the noise alone."""
     domain = "synthetic" if space == "emulator" else "observed"
     clean = model.predict(model.labels.to_quantities(truth), domain=domain, like=like)
-    scatter = np.asarray(model.scatter[space]) * np.sqrt(model.scatter_inflation.get(space, 1.0))
+    scatter = np.asarray(model.noise.scatter[space]) * model.noise.scatter_inflation.get(space, 1.0)
     flux = rng.normal(clean.flux.value, np.hypot(scatter, 1 / snr))
     uncertainty = StdDevUncertainty(np.full(flux.shape, 1 / snr))
     return Spectrum(

@@ -47,7 +47,8 @@ from cyclestarnet import CalibratedModel, GaussianPrior, read_apvisit
 from cyclestarnet.exceptions import CycleStarNetError
 from cyclestarnet.fitting.isochrones import IsochronePrior
 from cyclestarnet.pipeline.fit import fit_stars, make_objective, prepare_stars
-from cyclestarnet.pipeline.options import FitSetup
+from cyclestarnet.pipeline.options import FitOptions
+from cyclestarnet.pipeline.setup import FitSetup
 from cyclestarnet.progress import tqdm
 from cyclestarnet.spectra import to_spectrum
 
@@ -178,7 +179,7 @@ def _start_worker(model, options):
 
 def _fit_star(star):
     model, options = _worker
-    setup = FitSetup.of(model, method="lm", start=star.start, **options)
+    setup = FitSetup.of(model, FitOptions(method="lm", start=star.start, **options))
     begin = time.process_time()
     spectrum = to_spectrum(star.flux, model.grid, ivar=star.ivar)
     (result,) = fit_stars(model, [spectrum], setup)
@@ -360,7 +361,7 @@ def split_latent(bench):
     bench.fit("observed", stars)
     bench.fit("typical", stars, split_latent="typical")
     try:
-        setup = FitSetup.of(bench.model, method="lm", split_latent="fitted")
+        setup = FitSetup.of(bench.model, FitOptions(method="lm", split_latent="fitted"))
         (probe,) = fit_stars(bench.model, [to_spectrum(stars[0].flux, bench.model.grid, ivar=stars[0].ivar)], setup)
         if isinstance(probe, Exception):
             raise probe
@@ -392,7 +393,7 @@ def peculiar_stars(bench):
     """What the model predicts for the K giant with one abundance changed, with noise of S/N 100."""
     model, snr = bench.model, 100.0
     giant = read_apvisit(get_pkg_data_filename("data/apVisit-r13-9518-57729-104.fits", package="cyclestarnet"))
-    (fit,) = fit_stars(model, [giant], FitSetup.of(model, method="lm"))
+    (fit,) = fit_stars(model, [giant], FitSetup.of(model, FitOptions(method="lm")))
     base, stars = {name: fit.labels[name] for name in model.labels}, []
     for name in ELEMENTS:
         for offset in OFFSETS:
@@ -537,7 +538,7 @@ def table_starts(bench):
         return
     a, b, four = columns(cold, names), columns(warm, names), four_of(bench.model.labels)
     gain = np.array([cold[name]["log_posterior"] - warm[name]["log_posterior"] for name in names])
-    hidden = bench.model.label_error
+    hidden = bench.model.noise.label_error
     kinds = {"reported": b["covariance"]}
     if hidden is not None:
         kinds["statistical alone"] = b["covariance"] - hidden

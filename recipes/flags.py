@@ -25,7 +25,8 @@ import torch
 from cyclestarnet import CalibratedModel, FitFlag
 from cyclestarnet.io import read
 from cyclestarnet.pipeline.fit import fit_stars
-from cyclestarnet.pipeline.options import FitSetup
+from cyclestarnet.pipeline.options import FitOptions
+from cyclestarnet.pipeline.setup import FitSetup
 from cyclestarnet.spectra import to_spectrum
 
 log = logging.getLogger("flags")
@@ -139,7 +140,7 @@ def read_stars(path, n):
 
 def count_flags(model, spectra):
     """How many fits raise each flag, {name: n}, and how many raise any, under ``"any"``."""
-    setup, counts = FitSetup.of(model, method="lm"), Counter()
+    setup, counts = FitSetup.of(model, FitOptions(method="lm")), Counter()
     for first in range(0, len(spectra), BATCH):
         for result in fit_stars(model, spectra[first : first + BATCH], setup):
             names = ["FAILED"] if isinstance(result, Exception) else result.flags.names

@@ -14,6 +14,8 @@ from cyclestarnet import CalibratedModel, ContinuumRecipe, GaussianPrior, Wavele
 from cyclestarnet.networks.clouds import LatentCloud
 from cyclestarnet.networks.emulator import EmulatorSettings, train_emulator
 from cyclestarnet.networks.predictor import ObservedPredictor, Translator
+from cyclestarnet.noise import NoiseModel
+from cyclestarnet.pipeline.parts import FlagLimits, Population
 from cyclestarnet.training.datasets import ObservedSpectra, SyntheticSpectra
 from cyclestarnet.training.settings import TrainingSettings
 from cyclestarnet.training.trainer import Trainer
@@ -118,14 +120,18 @@ def tiny_model(line_family, tiny_settings, tiny_emulator):
         emulator=tiny_emulator,
         translator=translator,
         recipe=ContinuumRecipe(grid, line_family(pool).min(0) > 0.99, degree=2),
-        prior=GaussianPrior(pool.mean(0), np.cov(pool.T)),
-        scatter={
-            "observed": np.sqrt(np.mean(np.square(errors), axis=0)),
-            "emulator": np.full(grid.n_pixels, 0.001),
-        },
-        cloud=LatentCloud.from_latents(shared),
-        typical_split_latent=split.mean(0),
-        limits={"sigma_floor": 0.005, "sigma_max": 0.05, "reduced_chi2_total": 2.0, "prior_distance": 3.0},
+        noise=NoiseModel(
+            scatter={
+                "observed": np.sqrt(np.mean(np.square(errors), axis=0)),
+                "emulator": np.full(grid.n_pixels, 0.001),
+            }
+        ),
+        population=Population(
+            prior=GaussianPrior(pool.mean(0), np.cov(pool.T)),
+            shared_latents=LatentCloud.from_latents(shared),
+            typical_split_latent=split.mean(0),
+        ),
+        limits=FlagLimits(reduced_chi2_total=2.0, prior_distance=3.0),
         provenance={"made by": "tests/conftest.py"},
     )
 

@@ -13,6 +13,8 @@ from cyclestarnet.networks.clouds import LatentCloud
 from cyclestarnet.networks.emulator import Emulator
 from cyclestarnet.networks.predictor import Translator
 from cyclestarnet.networks.translation import TranslationNetwork
+from cyclestarnet.noise import NoiseModel
+from cyclestarnet.pipeline.parts import FlagLimits, Population
 
 N = 415
 GRID = WavelengthGrid(10 ** (4.18 + 6e-6 * np.r_[0:200, 260:475]) * u.AA, ((0, 200), (200, N)))
@@ -96,11 +98,13 @@ def true_model():
         emulator=linear_emulator(),
         translator=translator,
         recipe=ContinuumRecipe(GRID, quiet, degree=1),
-        prior=GaussianPrior(MEAN, np.diag(SIGMA**2)),
-        scatter={space: np.full(N, 0.001) for space in ("observed", "emulator")},
-        cloud=LatentCloud.from_latents(shared),
-        typical_split_latent=split.mean(0),
-        limits={"sigma_floor": 0.005, "sigma_max": 0.05, "reduced_chi2_total": 2.0, "prior_distance": 3.0},
+        noise=NoiseModel(scatter={space: np.full(N, 0.001) for space in ("observed", "emulator")}),
+        population=Population(
+            prior=GaussianPrior(MEAN, np.diag(SIGMA**2)),
+            shared_latents=LatentCloud.from_latents(shared),
+            typical_split_latent=split.mean(0),
+        ),
+        limits=FlagLimits(reduced_chi2_total=2.0, prior_distance=3.0),
     )
 
 

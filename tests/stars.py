@@ -1,5 +1,7 @@
 """Stars of the tiny model: spectra with noise whose labels are known."""
 
+from dataclasses import replace
+
 import astropy.units as u
 import numpy as np
 
@@ -23,6 +25,11 @@ def observed(model, labels):
     for _ in range(5):
         flux = model.predict(labels, like=spectrum(model, flux)).flux.value
     return flux
+
+
+def with_noise(model, **changes):
+    """The same model with other errors."""
+    return replace(model, noise=replace(model.noise, **changes))
 
 
 def quantities(model, values):

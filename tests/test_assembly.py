@@ -7,11 +7,12 @@ from astropy.nddata import InverseVariance, StdDevUncertainty, VarianceUncertain
 
 from cyclestarnet import CalibratedModel, LabelSet, SpectrumError, WavelengthGrid
 from cyclestarnet.exceptions import LabelError
+from cyclestarnet.noise import NoiseModel
 from cyclestarnet.spectra import to_spectrum
 from cyclestarnet.training.assembly import (
-    _filled,
     assemble_model,
     correlation_inflation,
+    filled_flux,
     fit_residuals,
     label_prior,
     model_scatter,
@@ -63,7 +64,7 @@ def test_white_residuals_are_not_inflated(rng):
 
 
 @pytest.mark.parametrize("width", [2, 4])
-def test_inflation_is_the_growth_of_the_variance_of_a_sum(rng, width):
+def test_inflation_is_the_growth_of_the_error_of_a_sum(rng, width):
     """A running mean of ``width`` white pixels: sums over many pixels have ``width`` times the white variance."""
     white = rng.normal(0, 0.01, (400, 300 + width - 1))
     residual = np.lib.stride_tricks.sliding_window_view(white, width, axis=1).sum(-1) / np.sqrt(width)
@@ -71,7 +72,7 @@ def test_inflation_is_the_growth_of_the_variance_of_a_sum(rng, width):
     found = correlation_inflation(
         residual + noise, np.full(residual.shape, 0.02), np.full(300, 0.01), np.ones((1, 300))
     )
-    assert found == pytest.approx(width, rel=0.1)
+    assert found == pytest.approx(np.sqrt(width), rel=0.05)
 
 
 # -- the other parts ---------------------------------------------------------------
@@ -129,15 +130,15 @@ def assembled(tiny_model, line_family):
         label_pool=line_family.draw(300, rng),
         observed=stars(tiny_model, line_family, rng, 60),
         validation=stars(tiny_model, line_family, rng, 12),
-        limits={"sigma_floor": 0.005, "sigma_max": 0.05},
+        noise=NoiseModel(),
         provenance={"made by": "a test"},
         progress=False,
     )
 
 
 def test_scatter_of_the_model_is_that_of_its_errors_at_true_labels(assembled, tiny_model):
-    truth = np.median(tiny_model.scatter["observed"])  # from noiseless spectra at their true labels
-    assert truth / 2 < np.median(assembled.scatter["observed"]) < 1.5 * truth
+    truth = np.median(tiny_model.noise.scatter["observed"])  # from noiseless spectra at their true labels
+    assert truth / 2 < np.median(assembled.noise.scatter["observed"]) < 1.5 * truth
 
 
 def test_a_good_star_is_not_flagged_and_a_bad_one_is(assembled, line_family, rng):
@@ -170,17 +171,18 @@ def test_large_errors_are_bad_pixels_whatever_tells_them(kind):
     sigma = np.where(np.arange(50) % 5 == 0, 0.2, 0.01)
     star = to_spectrum(np.full(50, 0.7), GRID, ivar=sigma**-2)
     star.uncertainty = star.uncertainty.represent_as(kind)
-    np.testing.assert_array_equal(_filled(star, 0.05), np.where(sigma < 0.1, 0.7, 1.0))
+    np.testing.assert_array_equal(filled_flux(star, NoiseModel()), np.where(sigma < 0.1, 0.7, 1.0))
 
 
 def test_observed_spectra_without_errors_are_refused():
     with pytest.raises(SpectrumError, match="observed must have an uncertainty"):
-        _filled(to_spectrum(np.ones(50), GRID), 0.05)
+        filled_flux(to_spectrum(np.ones(50), GRID), NoiseModel())
 
 
 def test_a_pool_outside_the_range_is_refused(tiny_model):
     with pytest.raises(LabelError, match="'logg' = 9"):
         assemble_model(
             "wrong", labels=tiny_model.labels, grid=tiny_model.grid, emulator=tiny_model.emulator,
-            translator=tiny_model.translator, label_pool=[[4500, 9.0, 0.0]], observed=None, validation=None, limits={},
+            translator=tiny_model.translator, label_pool=[[4500, 9.0, 0.0]], observed=None, validation=None,
+            noise=NoiseModel(),
         )  # fmt: skip

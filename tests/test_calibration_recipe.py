@@ -118,7 +118,7 @@ def test_spectra_have_noise_and_scatter(recipe, rng, tiny_model, space, domain):
     truth = tiny_model.prior.mean
     clean = tiny_model.predict(tiny_model.labels.to_quantities(truth), domain=domain).flux.value
     stars = [recipe.observe(tiny_model, truth, 100.0, rng, space=space) for _ in range(200)]
-    expected = np.hypot(0.01, tiny_model.scatter[space])
+    expected = np.hypot(0.01, tiny_model.noise.scatter[space])
     assert (stars[0].uncertainty.array == 0.01).all()
     deviation = np.array([star.flux.value - clean for star in stars]) / expected
     assert deviation.std() == pytest.approx(1, rel=0.02)

@@ -10,7 +10,7 @@ from astropy.table import QTable
 
 from cyclestarnet import CalibratedModel
 from cyclestarnet.cli import DEMO_STAR, main
-from cyclestarnet.pipeline.many import read_results
+from cyclestarnet.pipeline import read_results
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def test_fit_resumes_what_an_interrupt_left(star_file, tmp_path, monkeypatch, ca
         patch.setattr("cyclestarnet.pipeline.many.write_results", _interrupted)
         assert main(command) == 130
     assert "run the same command again" in capsys.readouterr().err
-    monkeypatch.setattr("cyclestarnet.model.fit_stars", _never)
+    monkeypatch.setattr("cyclestarnet.pipeline.fit.fit_stars", _never)
     assert main(command) == 1
     assert read_results(tmp_path / "labels.fits")["success"].tolist() == [True, False]
 
@@ -82,7 +82,7 @@ def test_fit_passes_the_method_on(star_file, monkeypatch, capsys, method):
 
 
 def test_fit_refuses_a_suffix_before_it_fits(star_file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("cyclestarnet.model.fit_stars", _never)
+    monkeypatch.setattr("cyclestarnet.pipeline.fit.fit_stars", _never)
     assert main(["fit", str(star_file), "-o", str(tmp_path / "labels.csv")]) == 2
     assert ".ecsv, .fits, .parquet" in capsys.readouterr().err
 

@@ -9,15 +9,16 @@ import pytest
 from scipy.interpolate import CubicSpline
 from scipy.optimize import least_squares
 from scipy.stats import chi2
-from stars import SIGMA, STAR, VALUES, N, assert_same_labels, observed, quantities, spectrum
+from stars import SIGMA, STAR, VALUES, N, assert_same_labels, observed, quantities, spectrum, with_noise
 
 from cyclestarnet import FitResult, FitWarning, GaussianPrior, GridError, LabelError, SpectrumError
 from cyclestarnet.fitting.priors import GaussianConstraints
 from cyclestarnet.fitting.solvers import levenberg_marquardt
 from cyclestarnet.networks.predictor import EmulatorPredictor
 from cyclestarnet.networks.shortcuts import Shortcuts
-from cyclestarnet.pipeline.fit import fit_stars
-from cyclestarnet.pipeline.options import METHODS, FitSetup
+from cyclestarnet.pipeline.fit import SOLVERS, fit_stars
+from cyclestarnet.pipeline.options import FitOptions
+from cyclestarnet.pipeline.setup import FitSetup
 
 KM_S = u.km / u.s
 C = 299792.458  # km/s
@@ -27,14 +28,14 @@ EDGES = np.isin(np.arange(N), np.r_[0:25, 175:225, 390:415])  # pixels that moti
 @pytest.fixture(scope="module")
 def model(tiny_model):
     """The tiny model with a model error of 0.0005: smaller than the noise, so that the errors of fits are known."""
-    return replace(tiny_model, scatter={space: np.full(N, 5e-4) for space in ("observed", "emulator")})
+    return with_noise(tiny_model, scatter={space: np.full(N, 5e-4) for space in ("observed", "emulator")})
 
 
 @pytest.fixture(scope="module")
 def quick(model):
     """The same with shortcuts."""
     parts = model.emulator, model.translator, model.prior, model.labels.lower, model.labels.upper
-    return replace(model, shortcuts=Shortcuts.learn(*parts, model.typical_split_latent))
+    return replace(model, shortcuts=Shortcuts.learn(*parts, model.population.typical_split_latent))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ SIDE_BY_SIDE = {
 def test_no_bit_of_a_fit_depends_on_its_company(request, company, which, options, method):
     """Not even with stars beside it that cannot be fitted."""
     model = request.getfixturevalue(which)
-    setup = FitSetup.of(model, method=method, **options)
+    setup = FitSetup.of(model, FitOptions(method=method, **options))
     together = fit_stars(model, company, setup)
     assert [isinstance(one, FitResult) for one in together] == [True, False, True, False, True, True, True, True]
     for k in (0, 5):  # the latter fits poorly
@@ -87,7 +88,7 @@ def test_no_bit_of_a_fit_depends_on_its_company(request, company, which, options
 
 
 def test_stars_that_cannot_be_fitted_say_why(model, company):
-    results = fit_stars(model, company, FitSetup.of(model, method="lm"))
+    results = fit_stars(model, company, FitSetup.of(model, FitOptions(method="lm")))
     assert isinstance(results[1], SpectrumError)
     assert "masked" in str(results[1])
 
@@ -127,7 +128,7 @@ def test_a_group_of_one_is_a_free_label(quick, star):
 
 def test_hidden_error_is_shared_by_tied_labels(model, star):
     """Their mean has it, and so has each of them."""
-    careful = replace(model, label_error=np.diag([0.0, 0.01, 0.03]))
+    careful = with_noise(model, label_error=np.diag([0.0, 0.01, 0.03]))
     options = {"tied": [("logg", "mg_h")], "start": STAR, "method": "lm"}
     added = careful.fit(star, **options).covariance - model.fit(star, **options).covariance
     np.testing.assert_allclose(added[1:, 1:], (0.01 + 0.03) / 4, rtol=1e-6)
@@ -194,7 +195,7 @@ def test_a_given_velocity_is_where_the_fit_starts(model, star, monkeypatch):
         starts.append(start)
         return levenberg_marquardt(objective, start)
 
-    monkeypatch.setitem(METHODS, "lm", solver)
+    monkeypatch.setitem(SOLVERS, "lm", solver)
     model.fit(star, motion="velocity", start=STAR | {"velocity": 17 * KM_S}, method="lm")
     np.testing.assert_allclose(starts[0], [[*VALUES, 17]])
 
@@ -246,7 +247,7 @@ def test_values_of_ignored_pixels_do_not_matter(model, star, ignored, value):
 @pytest.mark.parametrize("method", ["lm", "lbfgs"])
 def test_inflation_is_a_factor_on_errors(model, method):
     """Of data whose χ² is below the degrees of freedom, without a prior and a model's error."""
-    sure = replace(model, scatter={space: np.full(N, 1e-9) for space in ("observed", "emulator")})
+    sure = with_noise(model, scatter={space: np.full(N, 1e-9) for space in ("observed", "emulator")})
     flux = EmulatorPredictor(model.emulator).flux(VALUES) + np.random.default_rng(2).normal(0, 0.8 * SIGMA, N)
     options = {"space": "emulator", "prior": None, "method": method, "start": STAR}
     plain, inflated = (sure.fit(spectrum(model, flux), inflation=factor, **options) for factor in (1.0, 2.0))
@@ -381,7 +382,7 @@ def test_sampling_takes_labels_as_a_start(model, star):
     options = {"space": "emulator", "method": "lm", "seed": 1, "max_steps": 4, "progress": False}
     with pytest.warns(FitWarning, match="too short"):
         posterior = model.sample(star, start={"teff": 4500 * u.K}, **options)
-    assert "teff" in posterior.meta["options"]["start"]
+    assert "teff" in posterior.options.start
 
 
 def test_translated_spectra_are_not_sampled(model, star):

@@ -25,7 +25,7 @@ def recipe():
 def giant(pretrained):
     """Flux and inverse variance of a giant as the model predicts it, with its own scatter and noise of S/N 100."""
     flux = pretrained.predict(pretrained.labels.to_quantities(pretrained.prior.mean)).flux.value
-    sigma = np.hypot(0.01, pretrained.scatter["observed"])
+    sigma = np.hypot(0.01, pretrained.noise.scatter["observed"])
     return np.random.default_rng(41).normal(flux, sigma), np.full(flux.shape, 0.01**-2)
 
 

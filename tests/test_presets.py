@@ -23,8 +23,9 @@ PAPER = {
     "synthetic_sigma": 0.005,
     "sigma_floor": 0.005,
     "sigma_max": 0.05,
+    "fill": 1,
 }
-REPOSITORY = PAPER | {"n_iterations": 500_000, "steps": (50_000, 100_000, 150_000, 200_000, 2_500_000)}
+REPOSITORY = PAPER | {"n_iterations": 500_000, "steps": (50_000, 100_000, 150_000, 200_000, 2_500_000), "fill": None}
 BEYOND = {"weight_latent": 0, "weight_labels": 0, "gradient_clip": None, "average_decay": 0, "mixed_precision": False}
 NAMES = {"paper": PAPER, "repository": REPOSITORY}
 

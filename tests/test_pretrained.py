@@ -44,7 +44,7 @@ def test_k_giant_raises_no_flag(fits):
 
 
 def test_errors_contain_the_label_error_of_the_model(fits, pretrained):
-    least = np.sqrt(np.diag(pretrained.label_error))
+    least = np.sqrt(np.diag(pretrained.noise.label_error))
     assert np.all(np.sqrt(np.diag(fits["observed"].covariance)) >= least)
 
 

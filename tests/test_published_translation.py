@@ -580,7 +580,7 @@ def test_saved_and_loaded(model, tmp_path):
     again = CalibratedModel.load(tmp_path / "model.safetensors")
     np.testing.assert_array_equal(again.predict(star(model)).flux.value, model.predict(star(model)).flux.value)
     assert (again.name, again.labels, again.limits) == ("kurucz_to_apogee_1", model.labels, model.limits)
-    assert again.cloud.distance(np.ones((1, 6, 24))) == pytest.approx(1)
+    assert again.population.shared_latents.distance(np.ones((1, 6, 24))) == pytest.approx(1)
 
 
 def test_provenance_says_what_was_assumed(model, files):

@@ -73,7 +73,7 @@ def test_directions_whiten_the_prior(linear, rng):
 def shortcuts(tiny_model):
     labels = tiny_model.labels
     parts = tiny_model.emulator, tiny_model.translator, tiny_model.prior, labels.lower, labels.upper
-    return Shortcuts.learn(*parts, tiny_model.typical_split_latent)
+    return Shortcuts.learn(*parts, tiny_model.population.typical_split_latent)
 
 
 def test_far_from_the_prior_slopes_are_those_of_its_edge(shortcuts, tiny_model):
@@ -88,9 +88,8 @@ def test_far_from_the_prior_slopes_are_those_of_its_edge(shortcuts, tiny_model):
 def test_slopes_follow_the_labels(shortcuts, tiny_model, line_family, rng):
     """The changes that are expected explain a good part of the true ones; others are jumps at kinks."""
     labels = line_family.draw(30, rng)
-    _, true = ObservedPredictor(tiny_model.emulator, tiny_model.translator, tiny_model.typical_split_latent).jacobian(
-        labels
-    )
+    typical = tiny_model.population.typical_split_latent
+    _, true = ObservedPredictor(tiny_model.emulator, tiny_model.translator, typical).jacobian(labels)
     found = shortcuts.expected_slopes(torch.from_numpy(labels)).numpy()
     size = np.abs(true).max((0, 2))[:, None]
     error = (((found - true) / size) ** 2).mean()

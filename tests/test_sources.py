@@ -120,15 +120,20 @@ def test_arrays_are_not_changed():
 
 # -- spectra without a good pixel --------------------------------------------------------
 def test_spectra_without_good_pixels_are_left_out_and_named():
-    sigma = np.array([[0.01, 0.01], [0.06, 0.06], [0.02, 0.06], [np.nan, 0.0]])
+    sigma = np.array([[0.01, 0.01], [-0.01, np.inf], [0.02, 0.06], [np.nan, 0.0]])
     with pytest.warns(CycleStarNetWarning, match=r"2 of 4 spectra .* no good pixel.* left out: rows 1, 3$"):
         data = observed(sigma, flux_std=0.1)
     np.testing.assert_allclose(data.weight.numpy(), [[10, 10], [5, 0]], rtol=1e-6)
 
 
+def test_a_spectrum_noisier_than_the_limit_is_kept():
+    data = observed(np.array([[0.01, 0.01], [0.06, 0.08]]), flux_std=0.1)
+    np.testing.assert_allclose(data.weight.numpy(), [[10, 10], [10 / 6, 10 / 8]], rtol=1e-6)
+
+
 def test_no_good_pixel_at_all_is_an_error():
     with pytest.raises(SpectrumError, match=r"all 2 spectra .* check .* mask, errors and sigma_max"):
-        observed(np.full((2, 3), 0.06))
+        observed(np.full((2, 3), np.inf))
 
 
 def test_no_spectrum_at_all_is_an_error():

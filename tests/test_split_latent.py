@@ -15,8 +15,11 @@ from cyclestarnet.networks.kinematics import Kinematics
 from cyclestarnet.networks.predictor import FreeSplitLatentPredictor, ObservedPredictor, Translator
 from cyclestarnet.networks.shortcuts import Shortcuts
 from cyclestarnet.networks.translation import TranslationNetwork
+from cyclestarnet.noise import NoiseModel
 from cyclestarnet.pipeline.fit import fit_stars
-from cyclestarnet.pipeline.options import FitSetup
+from cyclestarnet.pipeline.options import FitOptions
+from cyclestarnet.pipeline.parts import FlagLimits, Population
+from cyclestarnet.pipeline.setup import FitSetup
 from cyclestarnet.spectra import to_spectrum
 
 N, SIGMA, N_STARS = 415, 5e-4, 12
@@ -48,12 +51,14 @@ def model(line_family, tiny_settings, cloud):
         emulator=emulator,
         translator=translator,
         recipe=ContinuumRecipe(grid, np.arange(N) % 10 == 0, degree=2),
-        prior=GaussianPrior((labels.lower + labels.upper) / 2, np.diag(0.15 * labels.scale) ** 2),
-        scatter={space: np.full(N, SCATTER) for space in ("observed", "emulator")},
-        cloud=LatentCloud(np.zeros(n_latent), np.zeros((0, n_latent)), np.zeros(0), 1.0, np.inf),
-        typical_split_latent=cloud.mean,
-        limits={"sigma_floor": 1e-4, "sigma_max": 0.05, "reduced_chi2_total": 2.0, "prior_distance": np.inf},
-        split_latent_cloud=cloud,
+        noise=NoiseModel(1e-4, scatter={space: np.full(N, SCATTER) for space in ("observed", "emulator")}),
+        population=Population(
+            prior=GaussianPrior((labels.lower + labels.upper) / 2, np.diag(0.15 * labels.scale) ** 2),
+            shared_latents=LatentCloud(np.zeros(n_latent), np.zeros((0, n_latent)), np.zeros(0), 1.0, np.inf),
+            split_latents=cloud,
+            typical_split_latent=cloud.mean,
+        ),
+        limits=FlagLimits(reduced_chi2_total=2.0),
     )
 
 
@@ -64,7 +69,8 @@ def truth(line_family):
 
 def star(model, labels, coordinates=SHIFT, rng=None, flux=lambda flux: flux):
     """Spectrum of labels with the split latent of coordinates; noise if there is a generator."""
-    z_split = model.split_latent_cloud.mean + np.tensordot(coordinates, model.split_latent_cloud.directions, 1)
+    cloud = model.population.split_latents
+    z_split = cloud.mean + np.tensordot(coordinates, cloud.directions, 1)
     clean = flux(ObservedPredictor(model.emulator, model.translator, z_split).flux(labels))
     noisy = clean if rng is None else rng.normal(clean, SIGMA)
     return to_spectrum(noisy, model.grid, ivar=np.full(N, SIGMA**-2))
@@ -77,7 +83,7 @@ def stars(model, truth):
 
 
 def fit_all(model, stars, **options):
-    return fit_stars(model, stars, FitSetup.of(model, **({"method": "lm", "prior": None} | options)))
+    return fit_stars(model, stars, FitSetup.of(model, FitOptions(**({"method": "lm", "prior": None} | options))))
 
 
 @pytest.fixture(scope="module")
@@ -172,15 +178,15 @@ def test_fitted_split_latent_recovers_labels(fitted, truth):
 
 
 def test_fitted_split_latent_finds_the_latent(fitted):
-    found = np.array([(r.meta["split_latent"]["values"] - SHIFT) / r.meta["split_latent"]["errors"] for r in fitted])
+    found = np.array([(r.split_latent.values - SHIFT) / r.split_latent.errors for r in fitted])
     assert np.sqrt(np.mean(found**2)) < 1.6
 
 
 def test_covariance_is_marginal_over_the_coordinates(model, stars, fitted):
     result, predictor = fitted[0], FreeSplitLatentPredictor(
-        model.emulator, model.translator, model.split_latent_cloud.mean, model.split_latent_cloud.directions
+        model.emulator, model.translator, model.population.split_latents.mean, model.population.split_latents.directions
     )  # fmt: skip
-    _, slopes = predictor.jacobian(np.r_[result.values, result.meta["split_latent"]["values"]])
+    _, slopes = predictor.jacobian(np.r_[result.values, result.split_latent.values])
     hessian = slopes / (SIGMA**2 + SCATTER**2) @ slopes.T + np.diag([0, 0, 0, 1, 1])
     expected = np.linalg.inv(hessian)[:3, :3] * max(result.reduced_chi2_total, 1)
     np.testing.assert_allclose(np.diag(result.covariance), np.diag(expected), rtol=0.1)
@@ -194,15 +200,15 @@ def test_both_solvers_agree(model, stars, fitted):
 
 def test_without_information_the_prior_is_left(model, stars):
     (result,) = fit_all(model, stars[:1], split_latent="fitted", prior="training", inflation=1e4)
-    np.testing.assert_allclose(result.meta["split_latent"]["values"], 0, atol=0.2)
-    np.testing.assert_allclose(result.meta["split_latent"]["errors"], 1, rtol=0.02)
+    np.testing.assert_allclose(result.split_latent.values, 0, atol=0.2)
+    np.testing.assert_allclose(result.split_latent.errors, 1, rtol=0.02)
 
 
 def test_a_star_does_not_feel_its_company(model, stars, fitted):
     alone = model.fit(stars[3], split_latent="fitted", prior=None, method="lm")
     np.testing.assert_array_equal(alone.values, fitted[3].values)
     np.testing.assert_array_equal(alone.covariance, fitted[3].covariance)
-    np.testing.assert_array_equal(alone.meta["split_latent"]["values"], fitted[3].meta["split_latent"]["values"])
+    np.testing.assert_array_equal(alone.split_latent.values, fitted[3].split_latent.values)
 
 
 def test_coordinates_are_no_labels(fitted, line_family):
@@ -234,7 +240,7 @@ def test_motion_is_fitted_along(model, truth):
 def test_other_spaces_have_no_split_latent_to_fit(model, stars):
     one, other = (fit_all(model, stars[:1], space="emulator", split_latent=n)[0] for n in ("own", "fitted"))
     np.testing.assert_array_equal(one.values, other.values)
-    assert "split_latent" not in other.meta
+    assert other.split_latent is None
 
 
 def test_samples_hold_labels_alone(model, stars):
@@ -250,7 +256,7 @@ def test_sampling_fits_the_split_latent_if_the_start_did_not(model, stars):
     start = model.fit(stars[0], split_latent="own", method="lm")
     with pytest.warns(FitWarning, match="too short"):
         posterior = model.sample(stars[0], start=start, split_latent="fitted", seed=1, max_steps=4, progress=False)
-    assert set(posterior.meta["split_latent"]) == {"values", "errors"}
+    assert posterior.n_walkers == 12  # of labels and coordinates
 
 
 # -- models ------------------------------------------------------------------------------------
@@ -264,4 +270,4 @@ def test_file_keeps_the_cloud(model, stars, fitted, tmp_path):
 
 def test_model_without_cloud_says_how_to_get_one(model, stars):
     with pytest.raises(ValueError, match=r"SplitLatentCloud\.from_latents"):
-        replace(model, split_latent_cloud=None).fit(stars[0], split_latent="fitted")
+        replace(model, population=replace(model.population, split_latents=None)).fit(stars[0], split_latent="fitted")

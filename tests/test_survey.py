@@ -15,17 +15,20 @@ from survey_fakes import Fit, failed_row, make_star, read_star, save_stars
 from cyclestarnet import WavelengthGrid
 from cyclestarnet.exceptions import FileFormatError, GridError, SpectrumError
 from cyclestarnet.io import Selection, TrainingSet, write_training_set
-from cyclestarnet.pipeline.many import fit_survey, read_results, star_sources, write_results
+from cyclestarnet.io.stars import star_sources
+from cyclestarnet.pipeline import ManyOptions, read_results, write_results
+from cyclestarnet.pipeline.many import fit_survey
 from cyclestarnet.spectra import Spectrum
 
 FORMATS = ["ecsv", "fits", "parquet"]
 GRID = WavelengthGrid(np.linspace(1500, 1510, 8) * u.nm)
 
 
-def survey(spectra, fit=None, **options):
+def survey(spectra, fit=None, *, run=None, block_size=4, **options):
     """The table of a survey of files of fake stars."""
     stars = star_sources(spectra, reader=read_star)
-    return fit_survey(stars, fit or Fit(), failed_row, **({"progress": False, "block_size": 4} | options))
+    many = ManyOptions(progress=False, **options)
+    return fit_survey(stars, fit or Fit(), failed_row, many, run=run, block_size=block_size)
 
 
 def assert_same(table, other, leave_out=("seconds",)):
@@ -134,7 +137,7 @@ def test_block_that_raises_loses_only_its_bad_star(paths):
 
 def test_files_are_read_as_their_names_tell_by_default(tmp_path):
     (tmp_path / "unknown.dat").touch()
-    table = fit_survey(star_sources([tmp_path / "unknown.dat"]), Fit(), failed_row, progress=False)
+    table = fit_survey(star_sources([tmp_path / "unknown.dat"]), Fit(), failed_row, ManyOptions(progress=False))
     assert "the name does not tell the kind of file" in table["message"][0]
 
 
@@ -154,7 +157,7 @@ def test_pattern_gives_its_files_in_order(paths):
 
 
 def test_missing_file_is_a_row_that_says_so():
-    table = fit_survey(star_sources(["nowhere/apStar-a.fits"]), Fit(), failed_row, progress=False)
+    table = fit_survey(star_sources(["nowhere/apStar-a.fits"]), Fit(), failed_row, ManyOptions(progress=False))
     assert "no file nowhere/apStar-a.fits" in table["message"][0]
 
 
@@ -214,7 +217,7 @@ def test_rows_of_an_hdf5_file_are_stars(training_file, values, given):
 
 
 def test_star_without_a_name_has_that_of_its_source(training_file):
-    table = fit_survey(star_sources(training_file), Fit(), failed_row, progress=False)
+    table = fit_survey(star_sources(training_file), Fit(), failed_row, ManyOptions(progress=False))
     assert table["object"].tolist() == [f"{training_file} val {k}" for k in range(30)]
 
 
@@ -281,7 +284,7 @@ def test_unreadable_row_of_an_hdf5_file_costs_no_other(training_file, monkeypatc
 
     stars = star_sources(training_file)
     monkeypatch.setattr(TrainingSet, "read", damaged)
-    table = fit_survey(stars, Fit(), failed_row, progress=False)
+    table = fit_survey(stars, Fit(), failed_row, ManyOptions(progress=False))
     assert np.flatnonzero(~table["success"]).tolist() == [5]
 
 
@@ -297,7 +300,7 @@ def test_two_blocks_of_spectra_are_alive_at_most(paths):
         return spectrum
 
     gc.freeze()  # what is there already need not be gone through
-    fit_survey(star_sources(paths, reader=read_and_count), Fit(), failed_row, block_size=4, progress=False)
+    fit_survey(star_sources(paths, reader=read_and_count), Fit(), failed_row, ManyOptions(progress=False), block_size=4)
     gc.unfreeze()
     assert 4 < max(most) <= 8
 
@@ -473,7 +476,9 @@ import os, signal, sys, time
 sys.path.insert(0, {tests!r})
 import numpy as np
 from survey_fakes import Fit, failed_row, read_star
-from cyclestarnet.pipeline.many import fit_survey, star_sources
+from cyclestarnet.io.stars import star_sources
+from cyclestarnet.pipeline import ManyOptions
+from cyclestarnet.pipeline.many import fit_survey
 
 def size(path):
     return os.path.getsize(path) if os.path.exists(path) else 0
@@ -485,7 +490,7 @@ while not size(output):
     if child == 0:
         try:
             stars = star_sources({pattern!r}, reader=read_star)
-            fit_survey(stars, Fit(seconds=0.02), failed_row, output=output, block_size=2, progress=False)
+            fit_survey(stars, Fit(seconds=0.02), failed_row, ManyOptions(output=output, progress=False), block_size=2)
         finally:
             os._exit(0)
     while size(journal) <= before and not size(output) and os.waitpid(child, os.WNOHANG) == (0, 0):

@@ -11,7 +11,9 @@ from survey_fakes import Fit, failed_row, make_star, read_star, save_stars
 from test_survey import assert_same
 
 from cyclestarnet.exceptions import CycleStarNetError
-from cyclestarnet.pipeline.many import fit_survey, read_results, star_sources
+from cyclestarnet.io.stars import star_sources
+from cyclestarnet.pipeline import ManyOptions, read_results
+from cyclestarnet.pipeline.many import fit_survey
 
 distributed = pytest.importorskip("distributed")
 
@@ -38,9 +40,10 @@ def paths(tmp_path, rng):
     return paths
 
 
-def survey(spectra, fit=None, **options):
+def survey(spectra, fit=None, *, block_size=4, retries=3, **options):
     stars = star_sources(spectra, reader=read_star)
-    return fit_survey(stars, fit or Fit(), failed_row, **({"progress": False, "block_size": 4} | options))
+    many = ManyOptions(progress=False, **options)
+    return fit_survey(stars, fit or Fit(), failed_row, many, block_size=block_size, retries=retries)
 
 
 def test_cluster_gives_the_same_table(client, paths, tmp_path):
@@ -71,8 +74,9 @@ def test_run_begun_in_one_process_ends_on_a_cluster(client, paths, tmp_path):
 
 
 def test_error_of_the_cluster_reaches_the_caller(client, paths, tmp_path):
+    many = ManyOptions(client=client, progress=False)
     with pytest.raises(FileNotFoundError, match="no-folder"):
-        fit_survey(star_sources(paths, reader=read_star), Fit(), NoTemplate(), client=client, progress=False, retries=0)
+        fit_survey(star_sources(paths, reader=read_star), Fit(), NoTemplate(), many, retries=0)
 
 
 class NoTemplate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import pickle
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from cyclestarnet.io import TrainingSet, read
 from cyclestarnet.spectra import Spectrum
 
 __all__ = ["StarSource", "star_sources"]
+
+PARTS = ("flux", "spectral_axis", "uncertainty", "mask", "meta")  # of a spectrum
 
 
 class StarSource:
@@ -46,6 +49,16 @@ class _File(StarSource):
 class _Given(StarSource):
     spectrum: Spectrum
 
+    def __reduce__(self):
+        try:
+            pickle.dumps(self.spectrum)
+        except (pickle.PicklingError, AttributeError, TypeError):  # an irregular axis has a class made on the fly
+            parts = {name: getattr(self.spectrum, name, None) for name in PARTS}
+            error = parts.pop("uncertainty")  # knows its spectrum
+            made_of = None if error is None else (type(error), error.array, error.unit)
+            return _given_arrays, (parts, made_of)
+        return _Given, (self.spectrum,)
+
     @property
     def name(self):
         meta = getattr(self.spectrum, "meta", None) or {}
@@ -65,6 +78,11 @@ class _Given(StarSource):
         if not isinstance(self.spectrum, Spectrum):
             raise TypeError(f"a star must be a specutils.Spectrum or a path, but is a {type(self.spectrum).__name__}")
         return self.spectrum
+
+
+def _given_arrays(parts, error):
+    uncertainty = None if error is None else error[0](error[1], unit=error[2])
+    return _Given(Spectrum(uncertainty=uncertainty, **parts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +177,7 @@ def star_sources(spectra, *, grid=None, selection=None, reader=read) -> list[Sta
 
     Examples
     --------
-    >>> from cyclestarnet.pipeline.many import star_sources
+    >>> from cyclestarnet.io.stars import star_sources
     >>> [star.name for star in star_sources(["apStar-a.fits", "apStar-b.fits"])]
     ['apStar-a.fits', 'apStar-b.fits']
     """

@@ -1,1 +1,18 @@
 """From spectra to results: options, fits, samples, errors and flags, and many stars."""
+
+from cyclestarnet.pipeline.journal import read_results, write_results
+from cyclestarnet.pipeline.options import FitOptions, ManyOptions, SampleOptions
+from cyclestarnet.pipeline.parts import FlagLimits, ModelParts, Population
+from cyclestarnet.pipeline.setup import FitSetup
+
+__all__ = [
+    "FitOptions",
+    "FitSetup",
+    "FlagLimits",
+    "ManyOptions",
+    "ModelParts",
+    "Population",
+    "SampleOptions",
+    "read_results",
+    "write_results",
+]

@@ -8,9 +8,6 @@ __all__ = ["ShiftSearch", "continuum_misfit", "line_shift", "local_misfit"]
 
 SPEED_OF_LIGHT = 299792.458  # km/s
 WINDOW, STRETCH = 30, 200  # pixels: a wide line, and what no line fills
-# Beyond these, of models that have not learnt theirs from validation stars;
-# see `cyclestarnet.training.assembly.learn_errors`.
-LIMITS = {"local_misfit": 15.0, "continuum_misfit": 0.45}
 
 
 class ShiftSearch:

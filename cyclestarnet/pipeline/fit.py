@@ -1,19 +1,22 @@
-"""From spectra to fit results: what `CalibratedModel.fit`, ``fit_many`` and ``sample`` have in common.
+"""From spectra to fit results: what fits of one star, of many, and samplings have in common.
 
-`FitSetup` holds the checked options of a fit. `fit_stars` takes a list of
-spectra through the same steps together: pixels, latents, a start, the solver,
-the errors and the flags. A spectrum that cannot be used becomes the exception
-that says why, and the others do not notice.
+`fit_stars` takes a list of spectra through the same steps together: pixels,
+latents, a start, the solver, the errors and the flags. A spectrum that cannot be
+used becomes the exception that says why, and the others do not notice.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from cyclestarnet.exceptions import CycleStarNetError, GridError, SpectrumError
+from cyclestarnet.exceptions import CycleStarNetError, FitWarning, GridError, SpectrumError
+from cyclestarnet.fitting.lbfgs import lbfgs
 from cyclestarnet.fitting.objective import Objective
+from cyclestarnet.fitting.optimum import Optimum
 from cyclestarnet.fitting.solvers import levenberg_marquardt
 from cyclestarnet.networks.kinematics import Kinematics
 from cyclestarnet.networks.predictor import (
@@ -22,87 +25,90 @@ from cyclestarnet.networks.predictor import (
     MovingPredictor,
     ObservedPredictor,
 )
+from cyclestarnet.networks.threads import one_thread
 from cyclestarnet.pipeline.diagnostics import SPEED_OF_LIGHT, ShiftSearch
-from cyclestarnet.pipeline.options import METHODS, FitSetup
-from cyclestarnet.pipeline.report import _result
-from cyclestarnet.spectra import to_pixels
+from cyclestarnet.pipeline.options import FitOptions
+from cyclestarnet.pipeline.parts import ModelParts
+from cyclestarnet.pipeline.report import make_result
+from cyclestarnet.pipeline.setup import FitSetup
+from cyclestarnet.pipeline.stars import Stars
+from cyclestarnet.results import FitResult
+from cyclestarnet.spectra import Pixels, Spectrum, to_pixels
 
-__all__ = ["fit_stars", "make_objective", "prepare_stars"]
+__all__ = ["fit_one", "fit_stars", "make_objective", "prepare_stars"]
 
+SOLVERS = {"lbfgs": lbfgs, "lm": levenberg_marquardt}
 AIR_SHIFT = (-92.0, -72.0)  # km/s: where lines appear if air wavelengths are taken for vacuum
 ROUGH_ERROR = 0.01  # of a translated spectrum, before its own residuals tell
 
 
-# -- options -------------------------------------------------------------------
-
-
 # -- stars -----------------------------------------------------------------------
-@dataclass(frozen=True, eq=False)
-class Stars:
-    """Spectra on the model's pixels, a row per star, and what the encoders make of them."""
-
-    spectra: list
-    pixels: list
-    flux: np.ndarray
-    ivar: np.ndarray  # of the data, with the floor of training
-    filled: np.ndarray  # flux for the encoders
-    velocity: np.ndarray  # km/s, of the lines
-    latent: np.ndarray
-    split: np.ndarray | None
-
-    def __len__(self):
-        return len(self.spectra)
-
-    def part(self, rows):
-        """Some of the stars."""
-        return Stars(
-            [self.spectra[k] for k in rows], [self.pixels[k] for k in rows],
-            *(None if array is None else array[rows]
-              for array in (self.flux, self.ivar, self.filled, self.velocity, self.latent, self.split)),
-        )  # fmt: skip
-
-
-def prepare_stars(model, spectra, setup):
+def prepare_stars(
+    parts: ModelParts, spectra: Sequence[Spectrum], setup: FitSetup
+) -> tuple[Stars, list[int | Exception]]:
     """Put spectra on the model's pixels and encode them.
+
+    Parameters
+    ----------
+    parts : `~cyclestarnet.pipeline.ModelParts`
+        The model.
+    spectra : sequence of `~specutils.Spectrum`
+        One per star, as `~cyclestarnet.CalibratedModel.fit` takes them.
+    setup : `~cyclestarnet.pipeline.FitSetup`
+        Of the fits.
 
     Returns
     -------
-    Stars
-    list
-        For each spectrum its row in the stars, or the exception that says why there is none.
+    stars : `~cyclestarnet.pipeline.stars.Stars`
+        Of the spectra that can be used.
+    places : list of int or Exception
+        For each spectrum its row in ``stars``, or the exception that says why there is none.
+
+    Examples
+    --------
+    ::
+
+        setup = FitSetup.of(model, FitOptions(method="lm"))
+        stars, places = prepare_stars(model, [spectrum], setup)
     """
-    template = EmulatorPredictor(model.emulator).flux(model.prior.mean)
-    search = ShiftSearch(model.grid.wavelength.value, template)
+    template = EmulatorPredictor(parts.emulator).flux(parts.prior.mean)
+    search = ShiftSearch(parts.grid.wavelength.value, template)
     good, places = [], []
     for spectrum in spectra:
         try:
-            pixels = _without(to_pixels(spectrum, model.grid, recipe=model.recipe), setup.ignore)
-            ivar = model._data_ivar(pixels) / setup.inflation**2
-            if np.count_nonzero(ivar) <= len(setup.parameters):
-                raise SpectrumError(
-                    f"{np.count_nonzero(ivar)} good pixels are left, too few for {len(setup.parameters)} parameters"
-                )
-            velocity = _velocity(pixels, search, fitted="velocity" in setup.motion)
+            pixels = _without(to_pixels(spectrum, parts.grid, recipe=parts.recipe), setup.ignore)
+            used = parts.noise.used_pixels(pixels.flux, pixels.sigma)
+            n_used = np.count_nonzero(used)
+            if n_used <= len(setup.parameters):
+                raise SpectrumError(f"{n_used} good pixels are left, too few for {len(setup.parameters)} parameters")
+            velocity = _velocity(pixels, search, fitted=setup.fits_velocity)
         except (CycleStarNetError, TypeError, ValueError) as error:
             places.append(error)
             continue
         places.append(len(good))
-        filled = model._filled(pixels)
-        if "velocity" in setup.motion and velocity:  # encoders know spectra at rest
-            wavelength = model.grid.wavelength.value
+        variance = parts.noise.data_variance(pixels.sigma, used) * setup.options.inflation**2
+        filled = parts.noise.filled_flux(pixels.raw, used)
+        if setup.fits_velocity and velocity:  # encoders know spectra at rest
+            wavelength = parts.grid.wavelength.value
             filled = np.interp(wavelength * (1 + velocity / SPEED_OF_LIGHT), wavelength, filled)
-        good.append((spectrum, pixels, pixels.flux, ivar, filled, velocity))
-    empty = np.zeros((0, model.grid.n_pixels))
-    flux, ivar, filled = (np.array([row[k] for row in good]) if good else empty for k in (2, 3, 4))
-    latent, split = model.translator.encode_obs(filled, together=_together(model)) if good else (empty, None)
-    velocity = np.array([row[5] for row in good])
-    return Stars([r[0] for r in good], [r[1] for r in good], flux, ivar, filled, velocity, latent, split), places
+        good.append((spectrum, pixels, variance, filled, velocity))
+    return _encoded(parts, good), places
 
 
-def _without(pixels, ignore):
-    """Pixels of which some are bad, too."""
-    flux, ivar = np.where(ignore, 1.0, pixels.flux), np.where(ignore, 0.0, pixels.ivar)
-    return replace(pixels, flux=flux, ivar=ivar)
+def _encoded(parts, rows):
+    """Stars of the rows of `prepare_stars`."""
+    empty = np.zeros((0, parts.grid.n_pixels))
+    spectra, pixels, variance, filled, velocity = zip(*rows, strict=True) if rows else ((), (), empty, empty, ())
+    filled = np.array(filled)
+    latent, split = parts.translator.encode_obs(filled, together=_together(parts)) if rows else (empty, None)
+    flux = np.array([p.flux for p in pixels]) if rows else empty
+    return Stars(list(spectra), list(pixels), flux, np.array(variance), filled, np.array(velocity), latent, split)
+
+
+def _without(pixels: Pixels, ignore: np.ndarray) -> Pixels:
+    """Pixels of which some are ignored, too: nothing sees what they hold."""
+    held = {"flux": 1.0, "ivar": 0.0, "raw": np.nan}
+    return replace(pixels, **{name: np.where(ignore, value, getattr(pixels, name)) for name, value in held.items()})
 
 
 def _velocity(pixels, search, *, fitted):
@@ -117,113 +123,174 @@ def _velocity(pixels, search, *, fitted):
     return velocity
 
 
-def _together(model):
+def _together(parts):
     """Rows that go through the networks at once: one on a processor, where a star must not feel its company."""
-    return 1 if model.translator.device.type == "cpu" else 64
+    return 1 if parts.translator.device.type == "cpu" else 64
 
 
-def make_objective(model, stars, setup):
-    """Posterior of the stars' parameters, and the data that it compares with (translated for Eq. 10)."""
-    space, flux, errors = setup.space, stars.flux, "minimum"
-    if len(setup.layout.coordinates):
-        cloud = model.split_latent_cloud
+def make_objective(parts: ModelParts, stars: Stars, setup: FitSetup) -> Objective:
+    """Make the posterior of the stars' parameters, with the data that it compares with (translated for Eq. 10).
+
+    Parameters
+    ----------
+    parts : `~cyclestarnet.pipeline.ModelParts`
+        The model.
+    stars : `~cyclestarnet.pipeline.stars.Stars`
+        Of `prepare_stars`.
+    setup : `~cyclestarnet.pipeline.FitSetup`
+        Of the fits.
+
+    Returns
+    -------
+    `~cyclestarnet.fitting.objective.Objective`
+
+    Examples
+    --------
+    ::
+
+        objective = make_objective(model, stars, setup)
+        objective.log_posterior(setup.parameters.values(setup.layout.row(setup.begin, [])))
+    """
+    space, noise, flux, errors = setup.options.space, parts.noise, stars.flux, "minimum"
+    together, shortcuts = _together(parts), parts.shortcuts
+    if len(setup.layout.coordinate_places):
+        cloud = parts.population.split_latents
         predictor = FreeSplitLatentPredictor(
-            model.emulator,
-            model.translator,
-            cloud.mean,
-            cloud.directions,
-            together=_together(model),
-            shortcuts=model.shortcuts,
+            parts.emulator, parts.translator, cloud.mean, cloud.directions, together=together, shortcuts=shortcuts
         )
     elif space == "observed":
-        split = stars.split
-        if setup.split_latent == "typical" and split is not None:
-            split = np.repeat(model.typical_split_latent[None], len(stars), axis=0)
-        predictor = ObservedPredictor(
-            model.emulator, model.translator, split, together=_together(model), shortcuts=model.shortcuts
-        )
+        split = stars.split_latent
+        if setup.options.split_latent == "typical" and split is not None:
+            split = np.repeat(parts.population.typical_split_latent[None], len(stars), axis=0)
+        predictor = ObservedPredictor(parts.emulator, parts.translator, split, together=together, shortcuts=shortcuts)
     else:
-        predictor = EmulatorPredictor(model.emulator, together=_together(model))
+        predictor = EmulatorPredictor(parts.emulator, together=together)
     if space == "synthetic":
-        flux = np.concatenate([model.translator.obs_to_synth(row[None]) for row in stars.filled])
-        ivar, errors = np.where(stars.ivar > 0, ROUGH_ERROR**-2, 0.0), "unknown"
+        flux = np.concatenate([parts.translator.obs_to_synth(row[None]) for row in stars.filled])
+        variance, errors = np.where(stars.variance < np.inf, ROUGH_ERROR**2, np.inf), "unknown"
     else:
-        ivar = model._total_ivar(stars.ivar, space, model.scatter_inflation.get(space, 1.0))
-    if setup.motion:
-        kinematics = Kinematics(model.grid.wavelength.value, model.grid.chips)
-        predictor = MovingPredictor(predictor, kinematics, setup.motion)
-    return Objective(predictor, flux, ivar, setup.parameters, setup.prior, errors=errors)
+        variance = noise.total_variance(stars.variance, space)
+    if setup.options.motion:
+        kinematics = Kinematics(parts.grid.wavelength.value, parts.grid.chips)
+        predictor = MovingPredictor(predictor, kinematics, setup.options.motion)
+    return Objective(predictor, flux, 1 / variance, setup.parameters, setup.prior, errors=errors)
 
 
-def _start_coordinates(model, stars, setup):
+def _start_coordinates(parts, stars, setup):
     """Coordinates (n, n_coordinates) of the stars' own split latents; fits begin there, but not far out."""
-    if not len(setup.layout.coordinates):
+    if not len(setup.layout.coordinate_places):
         return np.zeros((len(stars), 0))
-    return model.split_latent_cloud.coordinates(stars.split).clip(-3, 3)
+    return parts.population.split_latents.coordinates(stars.split_latent).clip(-3, 3)
 
 
-def _starts(model, stars, setup):
+def _starts(parts, stars, setup):
     """Where fits begin, (n, n_labels): as told, or at what the latents suggest, or at a fit of the translated flux."""
-    begin = np.repeat(setup.begin[None], len(stars), axis=0)
-    if "velocity" in setup.motion and not setup.given & {"velocity"} and setup.free[setup.labels.index("velocity")]:
-        begin[:, setup.labels.index("velocity")] = stars.velocity
-    n = len(model.labels)
-    if setup.given or setup.space != "observed" or not setup.free[:n].any():
+    options, begin, n = setup.options, np.repeat(setup.begin[None], len(stars), axis=0), len(parts.labels)
+    if setup.fits_velocity and not setup.given & {"velocity"} and setup.free[setup.label_set.index("velocity")]:
+        begin[:, setup.label_set.index("velocity")] = stars.velocity
+    if setup.given or options.space != "observed" or not setup.free[:n].any():
         return begin
-    if model.shortcuts is not None:
-        guess = model.shortcuts.labels(stars.latent)
+    if parts.shortcuts is not None:
+        guess = parts.shortcuts.labels(stars.shared_latent)
     else:
-        fixed = {name: value for name, value in (setup.options["fixed"] or {}).items() if name in model.labels}
-        tied = [[name for name in group if name in model.labels] for group in setup.options["tied"]]
-        setup10 = FitSetup.of(
-            model, space="synthetic", method="lm", fixed=fixed, tied=tied, prior=setup.options["prior"]
-        )
-        guess = levenberg_marquardt(make_objective(model, stars, setup10), begin[:, :n], tolerance=0.1).labels
-    begin[:, :n] = np.where(setup.free[:n], np.clip(guess, model.labels.lower, model.labels.upper), begin[:, :n])
+        fixed = {name: value for name, value in (options.fixed or {}).items() if name in parts.labels}
+        tied = [[name for name in group if name in parts.labels] for group in options.tied]
+        rough = FitOptions(space="synthetic", method="lm", fixed=fixed, tied=tied, prior=options.prior)
+        objective = make_objective(parts, stars, FitSetup.of(parts, rough))
+        guess = levenberg_marquardt(objective, begin[:, :n], tolerance=0.1).labels
+    begin[:, :n] = np.where(setup.free[:n], np.clip(guess, parts.labels.lower, parts.labels.upper), begin[:, :n])
     return begin
 
 
-def fit_stars(model, spectra, setup):
+# -- fits ------------------------------------------------------------------------
+def fit_stars(parts: ModelParts, spectra: Sequence[Spectrum], setup: FitSetup) -> list[FitResult | Exception]:
     """Fit spectra side by side.
 
     Parameters
     ----------
-    model : `~cyclestarnet.CalibratedModel`
-    spectra : list of `~specutils.Spectrum`
-    setup : `FitSetup`
+    parts : `~cyclestarnet.pipeline.ModelParts`
+        The model.
+    spectra : sequence of `~specutils.Spectrum`
+        One per star.
+    setup : `~cyclestarnet.pipeline.FitSetup`
+        Of the fits.
 
     Returns
     -------
     list of `~cyclestarnet.FitResult` or Exception
         In the order of the spectra; bit by bit the same as of each alone.
+
+    Examples
+    --------
+    ::
+
+        results = fit_stars(model, spectra, FitSetup.of(model, FitOptions(method="lm")))
     """
-    stars, places = prepare_stars(model, spectra, setup)
+    with one_thread():
+        return _fitted(parts, spectra, setup)
+
+
+def _fitted(parts, spectra, setup):
+    stars, places = prepare_stars(parts, spectra, setup)
     if not len(stars):
         return places
-    objective, solver = make_objective(model, stars, setup), METHODS[setup.method]
-    begin = setup.layout.row(_starts(model, stars, setup), _start_coordinates(model, stars, setup))
+    objective, solver = make_objective(parts, stars, setup), SOLVERS[setup.options.method]
+    begin = setup.layout.row(_starts(parts, stars, setup), _start_coordinates(parts, stars, setup))
     optimum = solver(objective, begin)
-    if not setup.given and setup.space == "observed":
-        optimum = _second_try(model, stars, setup, optimum)
-    results = [_result(model, stars, row, objective, optimum, setup) for row in range(len(stars))]
+    if not setup.given and setup.options.space == "observed":
+        optimum = _second_try(parts, stars, setup, optimum)
+    results = [make_result(parts, stars, row, objective, optimum, setup) for row in range(len(stars))]
     return [place if isinstance(place, Exception) else results[place] for place in places]
 
 
-def _second_try(model, stars, setup, optimum):
+def fit_one(parts: ModelParts, spectrum: Spectrum, options: FitOptions) -> FitResult:
+    """Fit one spectrum; see `~cyclestarnet.CalibratedModel.fit`.
+
+    Parameters
+    ----------
+    parts : `~cyclestarnet.pipeline.ModelParts`
+        The model.
+    spectrum : `~specutils.Spectrum`
+        Of the star.
+    options : `~cyclestarnet.pipeline.FitOptions`
+        Of the fit.
+
+    Returns
+    -------
+    `~cyclestarnet.FitResult`
+
+    Raises
+    ------
+    SpectrumError, GridError
+        If the spectrum cannot be used.
+
+    Examples
+    --------
+    ::
+
+        result = fit_one(model, spectrum, FitOptions(space="emulator"))
+    """
+    (result,) = fit_stars(parts, [spectrum], FitSetup.of(parts, options))
+    if isinstance(result, Exception):
+        raise result
+    if not result.success:
+        warnings.warn(f"the fit did not converge: {result.message}", FitWarning, stacklevel=3)
+    return result
+
+
+def _second_try(parts, stars, setup, optimum: Optimum) -> Optimum:
     """Fit stars that look bad once more from the mean of the prior, and keep the better optimum."""
-    ivar = model._total_ivar(stars.ivar, setup.space)
+    ivar = 1 / parts.noise.total_variance(stars.variance, setup.options.space, inflated=False)
     dof = np.maximum((ivar > 0).sum(1) - len(setup.parameters), 1)
-    poor = ((stars.flux - optimum.flux) ** 2 * ivar).sum(1) / dof > model.limits["reduced_chi2_total"]
+    poor = ((stars.flux - optimum.flux) ** 2 * ivar).sum(1) / dof > parts.limits.reduced_chi2_total
     rows = np.flatnonzero(poor | ~optimum.success)
     if not len(rows):
         return optimum
     some = stars.part(rows)
-    objective = make_objective(model, some, setup)
+    objective = make_objective(parts, some, setup)
     begin = np.repeat(setup.begin[None], len(rows), axis=0)
-    if "velocity" in setup.motion:
-        velocity = setup.labels.index("velocity")
-        begin[:, velocity] = optimum.labels[rows, setup.layout.labels[velocity]]
-    begin = setup.layout.row(begin, _start_coordinates(model, some, setup))
-    return optimum.improved(rows, METHODS[setup.method](objective, begin))
-
-
+    if setup.fits_velocity:
+        velocity = setup.label_set.index("velocity")
+        begin[:, velocity] = optimum.labels[rows, setup.layout.label_places[velocity]]
+    begin = setup.layout.row(begin, _start_coordinates(parts, some, setup))
+    return optimum.improved(rows, SOLVERS[setup.options.method](objective, begin))

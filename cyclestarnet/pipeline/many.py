@@ -17,29 +17,61 @@ Slurm, for example, one thread for each worker, because threads would share a mo
 
 The driver needs the paths only; files are read where they are fitted, so that
 workers must see them under the same names.
+
+Processes of this machine (``workers=N``) are always spawned, never forked: a
+forked copy of a process that has used several threads may hang for ever, and a
+spawned one knows no state but what it is handed.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import pickle
+import signal
+import tempfile
 import time
 import warnings
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from astropy.table import QTable
 
 from cyclestarnet.exceptions import CycleStarNetError
-from cyclestarnet.io.stars import StarSource, star_sources
-from cyclestarnet.pipeline.journal import Journal, check_suffix, read_results, write_results
+from cyclestarnet.labels import LabelSet, difference_unit
+from cyclestarnet.pipeline.journal import Journal, check_suffix, write_results
+from cyclestarnet.pipeline.options import ManyOptions
 from cyclestarnet.progress import tqdm
+from cyclestarnet.results import FitFlag, FitResult
+from cyclestarnet.spectra import Spectrum
 
-__all__ = ["StarSource", "fit_survey", "read_results", "star_sources", "write_results"]
+__all__ = ["Star", "failed_row", "fit_survey"]
+
+
+class Star(Protocol):
+    """A star that is read when its turn comes, such as `~cyclestarnet.io.stars.StarSource`."""
+
+    @property
+    def name(self) -> str:
+        """What its row is called unless the spectrum knows better."""
+
+    @property
+    def identity(self) -> str:
+        """By which a resumed run knows it."""
+
+    def read(self) -> Spectrum:
+        """Read its spectrum."""
+
+
+NO_GUARD = 'In a script, a call with several workers must stand under: if __name__ == "__main__":'
+
 
 # -- from spectra to rows --------------------------------------------------------
 def _read(stars):
@@ -119,24 +151,21 @@ class _Rows:
 
 # -- the engine ------------------------------------------------------------------
 def fit_survey(
-    stars,
-    fit_stars,
-    failed_row,
+    stars: Sequence[Star],
+    fit_stars: Callable[[list[Spectrum]], list[FitResult | Exception]],
+    failed_row: Callable[[str, Exception | str], QTable],
+    many: ManyOptions | None = None,
     *,
-    run=None,
-    output=None,
-    overwrite=False,
-    block_size=32,
-    progress=True,
-    client=None,
-    retries=3,
-):
+    run: Mapping[str, Any] | None = None,
+    block_size: int = 32,
+    retries: int = 3,
+) -> QTable:
     """Fit stars block by block; whatever fails is a row that says why.
 
     Parameters
     ----------
-    stars : sequence of `StarSource`
-        See `star_sources`.
+    stars : sequence of `Star`
+        See `~cyclestarnet.io.stars.star_sources`.
     fit_stars : callable
         Takes a list of `~specutils.Spectrum` and returns a list of
         `~cyclestarnet.FitResult` or Exception, aligned with it. A star's result
@@ -145,23 +174,14 @@ def fit_survey(
     failed_row : callable
         Takes a name and an error and returns a one-row `~astropy.table.QTable`.
         Its columns are those of the table.
-    run : dict, optional
+    many : `~cyclestarnet.pipeline.ManyOptions`, optional
+        Where the table goes, and who fits. With several workers, or those of a client,
+        the callables must be picklable. Its ``selection`` is the caller's business.
+    run : mapping, optional
         What makes these fits these fits: model, options. An unfinished run is
         resumed only if it is the same.
-    output : path-like, optional
-        ``.ecsv``, ``.fits`` or ``.parquet`` (needs pyarrow) file of the table.
-        Rows are kept beside it in ``<output>.partial`` as they come, safe
-        against a kill at any moment: the same call made again fits the stars
-        that are left. The file appears, complete, at the end.
-    overwrite : bool, optional
-        Replace an existing output.
     block_size : int, optional
         Stars that are fitted at once.
-    progress : bool, optional
-        Show a progress bar.
-    client : `dask.distributed.Client`, optional
-        Read and fit on its workers. ``fit_stars`` and ``failed_row`` must be
-        picklable.
     retries : int, optional
         How often dask tries a block again whose task failed.
 
@@ -174,42 +194,54 @@ def fit_survey(
     Raises
     ------
     FileExistsError
-        If ``output`` exists, or the ``.partial`` file is that of another run.
+        If the output exists, or the ``.partial`` file is that of another run.
     CycleStarNetError
-        If workers of the cluster died again and again over one block.
+        If workers died over a block: of a cluster again and again, of this machine once.
+
+    Examples
+    --------
+    ::
+
+        stars = star_sources("spectra/apStar-*.fits")
+        setup = FitSetup.of(model, FitOptions(method="lm"))
+        fit_survey(stars, partial(fit_stars, model, setup=setup), partial(failed_row, model.labels))
     """
+    many = ManyOptions() if many is None else many
     if block_size < 1:
         raise ValueError(f"block_size must be 1 or more, but is {block_size}")
     rows = _Rows(failed_row("", ""), len(stars))
-    options = {"fit_block": _BlockFitter(fit_stars, failed_row), "block_size": block_size, "progress": progress}
-    options |= {"client": client, "retries": retries}
+    options = {"fit_block": _BlockFitter(fit_stars, failed_row), "block_size": block_size, "retries": retries}
+    output = many.output
     if output is None:
-        _fit_rest(stars, rows, **options)
+        _fit_rest(stars, rows, many, **options)
         return rows.to_table()
     check_suffix(output)  # raises now rather than after the last star
     partial = Path(f"{os.fspath(output)}.partial")
-    if Path(output).exists() and not overwrite and not partial.exists():
+    if Path(output).exists() and not many.overwrite and not partial.exists():
         raise FileExistsError(f"{output} exists; use overwrite=True to replace it, or another name")
     run = {"columns": list(rows.columns), **(run or {}), "stars": [star.identity for star in stars]}
     with Journal(partial, run) as journal:
         for block, values in journal.recorded():
             rows.put(block, values)
-        _fit_rest(stars, rows, **options, keep=journal.append)
+        _fit_rest(stars, rows, many, **options, keep=journal.append)
         table = rows.to_table()
         write_results(table, output)
     partial.unlink()
     return table
 
 
-def _fit_rest(stars, rows, *, fit_block, block_size, progress, client, retries, keep=None):
+def _fit_rest(stars, rows, many, *, fit_block, block_size, retries, keep=None):
     """Fit the stars whose rows are not filled; ``keep`` is handed each block before it counts."""
     left = np.flatnonzero(~rows.filled)
     blocks = [left[k : k + block_size].tolist() for k in range(0, len(left), block_size)]
-    if client is None:
-        fitted = _fit_here(stars, blocks, fit_block)
+    if many.client is not None:
+        fitted = _fit_on_cluster(stars, blocks, fit_block, many.client, retries)
+    elif many.workers > 1:
+        fitted = _fit_in_processes(stars, blocks, fit_block, many.workers)
     else:
-        fitted = _fit_on_cluster(stars, blocks, fit_block, client, retries)
-    bar = tqdm(total=len(stars), initial=len(stars) - len(left), desc="fitting", unit=" stars", disable=not progress)
+        fitted = _fit_here(stars, blocks, fit_block)
+    hidden = not many.progress
+    bar = tqdm(total=len(stars), initial=len(stars) - len(left), desc="fitting", unit=" stars", disable=hidden)
     with bar, closing(fitted):  # an interrupt stops the reading, too
         for block, values in fitted:
             if keep is not None:
@@ -227,6 +259,50 @@ def _fit_here(stars, blocks, fit_block):
             spectra = coming.result()  # the block before goes
             coming = next(reads, None)
             yield block, fit_block(spectra)
+
+
+_fitter: Callable | None = None  # of a worker process
+
+
+def _start_worker(path):
+    """Make a process ready to fit as a file says."""
+    global _fitter
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells when to stop
+    _fitter = pickle.loads(path.read_bytes())
+
+
+def _fit_as_worker(stars):
+    return _read_and_fit(_fitter, stars)
+
+
+def _fit_in_processes(stars, blocks, fit_block, workers) -> Iterator:
+    """Blocks and their rows as they come; two blocks for each worker are under way."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker that runs the script again
+        raise CycleStarNetError(NO_GUARD)
+    waiting, under_way = iter(blocks), {}
+    context = multiprocessing.get_context("spawn")
+    # The model goes by a file: of a worker that dies at its start, the parent would wait for ever to be read out.
+    folder = tempfile.TemporaryDirectory(prefix="cyclestarnet-")
+    path = Path(folder.name) / "fit.pickle"
+    path.write_bytes(pickle.dumps(fit_block))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(path,))
+    try:
+        while True:
+            for block in islice(waiting, 2 * workers - len(under_way)):
+                under_way[pool.submit(_fit_as_worker, [stars[k] for k in block])] = block
+            if not under_way:
+                return
+            done, _ = wait(under_way, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield under_way.pop(future), future.result()
+    except BrokenProcessPool as error:
+        raise CycleStarNetError(
+            f"a worker process ended before its stars were fitted ({error}). Does it need more memory than there is? "
+            + NO_GUARD
+        ) from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        folder.cleanup()
 
 
 def _fit_on_cluster(stars, blocks, fit_block, client, retries):
@@ -271,3 +347,42 @@ def _itself(value):
 
 def _read_and_fit(fit_block, stars):
     return fit_block(_read(stars))
+
+
+# -- rows ------------------------------------------------------------------------
+def failed_row(labels: LabelSet, name: str, error: Exception | str) -> QTable:
+    """Make the row of a star without a fit.
+
+    Parameters
+    ----------
+    labels : `~cyclestarnet.LabelSet`
+        Whose columns the table has.
+    name : str
+        Of the star.
+    error : Exception or str
+        Why there is no fit.
+
+    Returns
+    -------
+    `~astropy.table.QTable`
+        One row: NaN labels, the flag ``FAILED``, and the reason in ``message``.
+
+    Examples
+    --------
+    >>> from cyclestarnet import CalibratedModel
+    >>> from cyclestarnet.pipeline.many import failed_row
+    >>> failed_row(CalibratedModel.from_pretrained().labels, "star 1", "the file is empty")["flag_names"][0]
+    np.str_('FAILED')
+    """
+    nothing = labels.to_quantities(np.full((1, len(labels)), np.nan))
+    columns = {"object": [name]}
+    for label, value in nothing.items():
+        columns[label] = value
+        columns[f"{label}_err"] = [np.nan] * difference_unit(label)
+    ours = isinstance(error, CycleStarNetError | str)
+    columns |= {
+        "reduced_chi2": [np.nan], "reduced_chi2_total": [np.nan], "dof": [0], "snr": [np.nan], "success": [False],
+        "flags": [FitFlag.FAILED.value], "flag_names": ["FAILED"],
+        "message": [str(error) if ours else f"{type(error).__name__}: {error}"],
+    }  # fmt: skip
+    return QTable(columns)

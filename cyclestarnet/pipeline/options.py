@@ -1,286 +1,349 @@
-"""Options of a fit, checked against a model before any star is fitted."""
+"""Options of fits, samplings and surveys: each stands once, here, and checks itself.
+
+`CalibratedModel.fit`, ``fit_many`` and ``sample`` take the fields of these classes as keyword arguments.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import difflib
+import inspect
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from numbers import Real
+from typing import TYPE_CHECKING, Any
 
-import astropy.units as u
 import numpy as np
 
-from cyclestarnet.exceptions import GridError, LabelError
-from cyclestarnet.fitting.lbfgs import lbfgs
-from cyclestarnet.fitting.objective import Parameters
-from cyclestarnet.fitting.priors import GaussianConstraints, GaussianPrior, LeadingLabels, Prior, ProductPrior
-from cyclestarnet.fitting.solvers import levenberg_marquardt
-from cyclestarnet.labels import LabelSet
 from cyclestarnet.results import FitResult
 
-__all__ = ["FitSetup"]
+if TYPE_CHECKING:
+    from dask.distributed import Client
+
+__all__ = ["FitOptions", "ManyOptions", "SampleOptions", "check_choice", "sorted_options", "takes"]
 
 SPACES = ("observed", "synthetic", "emulator")
-METHODS = {"lbfgs": lbfgs, "lm": levenberg_marquardt}
+METHODS = ("lbfgs", "lm")
 SPLIT_LATENTS = ("own", "typical", "fitted")
-REACH = 10.0  # σ of training stars: bounds of fitted coordinates of the split latent
 MOTION = {"velocity": (-150.0, 150.0, 0.0), "broadening": (0.0, 60.0, 3.0)}  # km/s: bounds, and start
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
-    """What stands where in the rows of numbers that solvers see: labels of the model, coordinates, motion.
+class FitOptions:
+    """How a spectrum is fitted: the keyword arguments of `~cyclestarnet.CalibratedModel.fit`.
 
-    Attributes
+    Parameters
     ----------
-    labels : array of int, shape (n_labels,)
-        Places of the labels, motion included.
-    coordinates : array of int, shape (n_coordinates,)
-        Places of the coordinates of a fitted split latent.
+    space : {"observed", "synthetic", "emulator"}, optional
+        Where model and data are compared: synth→obs(emulator) with the data (S1, Eq. 11,
+        default), the emulator with obs→synth(data), unweighted (Eq. 10), or the emulator with
+        the data (Eq. 9: no translation).
+    start : mapping of str to `~astropy.units.Quantity`, or `~cyclestarnet.FitResult`, optional
+        Starting labels; those not given start at the mean of the prior.
+        Default: a guess from the spectrum's latent.
+    fixed : mapping of str to `~astropy.units.Quantity`, optional
+        Labels held at a value. Default: none.
+    bounds : mapping of str to (low, high), optional
+        Narrower bounds of labels. Default: the training range.
+    tied : sequence of sequences of str, optional
+        Groups of labels that move together and keep the differences that they have at ``start``,
+        or else at the mean of the prior. For example, the α elements in one group and all others
+        in a second leave [M/H] and [α/M]. Default: none.
+    motion : {"velocity", "broadening"} or a sequence of them, optional
+        Fit a radial velocity or an extra Gaussian broadening (σ), too, in km/s. They become labels
+        of the result. Default: neither.
+    prior : optional
+        ``"training"``: Gaussian of the training labels (default). None: flat within the bounds.
+        A mapping of label or combination to (mean, sigma). An object such as
+        `~cyclestarnet.GaussianPrior` or `~cyclestarnet.IsochronePrior`. A list of
+        these: their product.
+    split_latent : {"own", "typical", "fitted"}, optional
+        Split latent of the observed domain: from the star's own spectrum (the paper's choice),
+        that of a typical training star, or fitted along with the labels, with a prior learnt from
+        training stars. The labels' errors then include that it is not known. Its coordinates are
+        no labels: ``result.split_latent`` has their ``values`` and ``errors``, in σ of training
+        stars. Other spaces have no split latent.
+    ignore : array of bool, shape (n_pixels,), or sequence of (low, high), optional
+        Pixels of the model, or wavelength regions with units, that are not used. Default: none.
+    inflation : float, optional
+        Factor on the errors of the data. Default: 1.
+    method : {"lbfgs", "lm"}, optional
+        L-BFGS with a strong-Wolfe line search, or Levenberg-Marquardt, which is quicker and ends
+        within a fraction of the error bar.
+
+    Raises
+    ------
+    ValueError
+        If an option has an unknown value.
+    TypeError
+        If an option is of another kind.
+
+    Examples
+    --------
+    >>> from cyclestarnet.pipeline import FitOptions
+    >>> FitOptions(motion="velocity").motion
+    ('velocity',)
+    >>> FitOptions(space="sky")
+    Traceback (most recent call last):
+    ...
+    ValueError: space must be one of 'observed', 'synthetic', 'emulator', but is 'sky'
     """
 
-    labels: np.ndarray
-    coordinates: np.ndarray
+    space: str = "observed"
+    start: Any = None
+    fixed: Mapping | None = None
+    bounds: Mapping | None = None
+    tied: Sequence[Sequence[str]] = ()
+    motion: str | Sequence[str] = ()
+    prior: Any = "training"
+    split_latent: str = "own"
+    ignore: Any = None
+    inflation: float = 1.0
+    method: str = "lbfgs"
 
-    @classmethod
-    def of(cls, n_model, n_coordinates, n_motion):
-        """Lay out the labels of a model, coordinates and motion in this order."""
-        places = np.split(np.arange(n_model + n_coordinates + n_motion), [n_model, n_model + n_coordinates])
-        return cls(np.concatenate([places[0], places[2]]), places[1])
-
-    def __len__(self):
-        return len(self.labels) + len(self.coordinates)
-
-    def row(self, labels, coordinates):
-        """Join labels (..., n_labels) and coordinates (..., n_coordinates)."""
-        labels = np.asarray(labels)
-        out = np.empty((*labels.shape[:-1], len(self)), dtype=labels.dtype)
-        out[..., self.labels], out[..., self.coordinates] = labels, coordinates
-        return out
+    def __post_init__(self) -> None:
+        check_choice("space", self.space, SPACES)
+        check_choice("method", self.method, METHODS)
+        check_choice("split_latent", self.split_latent, SPLIT_LATENTS)
+        if not (isinstance(self.inflation, Real) and 0 < self.inflation < np.inf):
+            raise ValueError(
+                f"inflation must be a positive factor on the errors of the data, but is {self.inflation!r}"
+            )
+        motion = (self.motion,) if isinstance(self.motion, str) else tuple(self.motion or ())
+        for name in motion:
+            check_choice("motion", name, MOTION)
+        if motion and self.space == "synthetic":
+            raise ValueError('motion cannot be fitted with space="synthetic": a translated spectrum is at rest')
+        tied = self.tied or ()
+        if isinstance(tied, str) or any(isinstance(group, str) for group in tied):
+            raise TypeError("tied must be a sequence of groups of labels, such as [('o_h', 'mg_h', 'si_h')]")
+        for name in ("fixed", "bounds"):
+            if not isinstance(getattr(self, name), Mapping | None):
+                raise TypeError(f"{name} must be a mapping by name of label, but is {getattr(self, name)!r}")
+        start = self.start
+        if isinstance(start, FitResult):  # its labels, not all of it; its motion need not be fitted again
+            start = {name: v for name, v in start.labels.items() if name in motion or name not in MOTION}
+        checked = {"motion": tuple(name for name in MOTION if name in motion), "start": start}
+        checked |= {"tied": tuple(tuple(group) for group in tied), "inflation": float(self.inflation)}
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True, eq=False)
-class FitSetup:
-    """Options of a fit, checked against a model; see `~cyclestarnet.CalibratedModel.fit` for what they mean.
+class SampleOptions:
+    """How a posterior is sampled: keyword arguments of `~cyclestarnet.CalibratedModel.sample` beside those of a fit.
 
-    Attributes
+    Parameters
     ----------
-    labels : `~cyclestarnet.LabelSet`
-        Of the model, and ``velocity`` and ``broadening`` if they are fitted.
-    begin : array, shape (n_labels,)
-        Values of fixed and tied labels, and the start of others.
-    given : set of str
-        Free labels of which the caller chose the start.
-    layout : `Layout`
-    parameters : `~cyclestarnet.fitting.objective.Parameters`
-        Of labels and coordinates.
-    prior : `~cyclestarnet.fitting.priors.Prior` or None
-        Of labels and coordinates.
-    prior_name : str
-    ignore : array of bool, shape (n_pixels,)
-        Pixels that no star may use.
-    options : dict
-        As they were given.
+    seed : int, optional
+        The same seed gives the same samples on the same machine. Default: another one each time.
+    rng : `numpy.random.Generator`, optional
+        Used instead of a seed, and advanced.
+    n_walkers : int, optional
+        Walkers of the ensemble. Default: twice the number of parameters and two.
+    max_steps : int, optional
+        Steps after which sampling stops, unless the chain is 50 autocorrelation times long before.
+    backend : path-like, optional
+        HDF5 file that keeps the chain; an existing one is continued. Default: the chain is not kept.
+    progress : bool, optional
+        Show a progress bar.
+
+    Raises
+    ------
+    ValueError
+        If a number is not positive, or both a seed and a generator are given.
+
+    Examples
+    --------
+    >>> from cyclestarnet.pipeline import SampleOptions
+    >>> SampleOptions(seed=1).generator().integers(100)
+    np.int64(47)
     """
 
-    space: str
-    method: str
-    split_latent: str
-    inflation: float
-    labels: LabelSet
-    begin: np.ndarray
-    given: set
-    free: np.ndarray
-    layout: Layout
-    parameters: Parameters
-    prior: Prior | None
-    prior_name: str
-    ignore: np.ndarray
-    options: dict = field(default_factory=dict)
+    seed: int | None = None
+    rng: np.random.Generator | None = None
+    n_walkers: int | None = None
+    max_steps: int = 10_000
+    backend: Any = None
+    progress: bool = True
 
-    @classmethod
-    def of(
-        cls, model, *, space="observed", method="lbfgs", start=None, fixed=None, bounds=None, tied=(),
-        motion=(), prior="training", split_latent="own", ignore=None, inflation=1.0,
-    ):  # fmt: skip
-        """Check options against a model."""
-        tied, motion = (() if given is None else given for given in (tied, motion))
-        options = {
-            "space": space, "start": start, "fixed": fixed, "bounds": bounds, "tied": tied, "motion": motion,
-            "prior": prior, "split_latent": split_latent, "ignore": ignore, "inflation": inflation, "method": method,
-        }  # fmt: skip
-        check_choice("space", space, SPACES)
-        check_choice("method", method, METHODS)
-        check_choice("split_latent", split_latent, SPLIT_LATENTS)
-        if not (isinstance(inflation, Real) and 0 < inflation < np.inf):
-            raise ValueError(f"inflation must be a positive factor on the errors of the data, but is {inflation!r}")
-        labels = _with_motion(model.labels, motion, space)
-        lower, upper = _bounds(labels, bounds)
-        begin = np.concatenate([model.prior.mean, [MOTION[name][2] for name in labels.names[len(model.labels) :]]])
-        if isinstance(start, FitResult):  # its motion need not be fitted again
-            start = {name: v for name, v in start.labels.items() if name in labels or name not in MOTION}
-            options["start"] = start  # not the whole result, which would be kept with the next one
-        given = _numbers("start", labels, {} if start is None else labels.known(start))
-        fixed = _numbers("fixed", labels, _mapping("fixed", fixed))
-        for name, value in {**given, **fixed}.items():
-            begin[labels.index(name)] = value
-        free = np.ones(len(labels), dtype=bool)
-        free[[labels.index(name) for name in fixed]] = False
-        groups, loose = _groups(labels, tied, fixed), free.copy()
-        loose[[label for group in groups for label in group]] = False  # where others begin decides little
-        labels.check_range(np.where(loose, np.clip(begin, labels.lower, labels.upper), begin))
-        if not free.any():
-            raise LabelError("all labels are fixed; nothing is left to fit")
-        n_model, n_coordinates = len(model.labels), _n_coordinates(model, space, split_latent)
-        layout = Layout.of(n_model, n_coordinates, len(labels) - n_model)
-        parameters = Parameters.of_labels(
-            layout.row(lower, -REACH), layout.row(upper, REACH),
-            layout.row(np.clip(begin, labels.lower, labels.upper), 0.0), free=layout.row(free, True),
-            tied=[layout.labels[group] for group in groups],
-        )  # fmt: skip
-        if not (parameters.lower < parameters.upper).all():
-            raise LabelError(
-                f"tied labels {tied} cannot keep their differences within the bounds; start them closer to each other"
-            )
-        chosen, name = _prior(prior, model)
-        if chosen is not None and len(layout) > len(model.labels):
-            chosen = LeadingLabels(chosen, len(layout))
-        if len(layout.coordinates):
-            ones = np.ones(len(layout.coordinates))
-            unit = GaussianConstraints(np.eye(len(layout))[layout.coordinates], 0 * ones, ones)
-            chosen = unit if chosen is None else ProductPrior([chosen, unit])
-        return cls(
-            space=space, method=method, split_latent=split_latent, inflation=float(inflation), labels=labels,
-            begin=begin, given=set(given) - set(fixed), free=free, layout=layout, parameters=parameters, prior=chosen,
-            prior_name=name, ignore=_ignored(ignore, model.grid), options=options,
-        )  # fmt: skip
+    def __post_init__(self) -> None:
+        if self.seed is not None and self.rng is not None:
+            raise ValueError("give a seed or a generator (rng), not both")
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps must be 1 or more, but is {self.max_steps}")
 
-    @property
-    def motion(self):
-        """Names of the motions that are fitted."""
-        return tuple(name for name in self.labels if name in MOTION)
+    def generator(self) -> np.random.Generator:
+        """Make the generator of the sampling.
+
+        Returns
+        -------
+        `numpy.random.Generator`
+            The given one, or a new one of the seed.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from cyclestarnet.pipeline import SampleOptions
+        >>> rng = np.random.default_rng(1)
+        >>> SampleOptions(rng=rng).generator() is rng
+        True
+        """
+        return np.random.default_rng(self.seed if self.rng is None else self.rng)
 
 
-def check_choice(argument, value, choices):
-    """Raise if the value of an argument is none of its choices."""
-    if value not in choices:
+@dataclass(frozen=True, eq=False)
+class ManyOptions:
+    """How many stars are fitted: keyword arguments of `~cyclestarnet.CalibratedModel.fit_many` beside those of a fit.
+
+    Parameters
+    ----------
+    output : path-like, optional
+        Table to write: ``.ecsv``, ``.fits`` or ``.parquet`` (needs pyarrow). Rows are kept beside it
+        in ``<output>.partial`` as they come: the same call made again after a kill fits the stars
+        that are left. Default: the table is only returned.
+    overwrite : bool, optional
+        Replace an existing output.
+    selection : `~cyclestarnet.io.Selection`, optional
+        Rows of an HDF5 file. Default: all.
+    workers : int, optional
+        Processes of this machine that fit side by side, each on one thread; the rows are those of
+        one process to the last bit. In a script, the call must stand under
+        ``if __name__ == "__main__":``. Default: 1, this process.
+    client : `dask.distributed.Client`, optional
+        Fit on its workers instead; see `cyclestarnet.pipeline.many`.
+    progress : bool, optional
+        Show a progress bar.
+
+    Raises
+    ------
+    ValueError
+        If ``workers`` is no positive number, or given with a client.
+
+    Examples
+    --------
+    >>> from cyclestarnet.pipeline import ManyOptions
+    >>> ManyOptions(output="labels.ecsv", workers=2).workers
+    2
+    """
+
+    output: Any = None
+    overwrite: bool = False
+    selection: Any = None
+    workers: int = 1
+    client: Client | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.workers, bool) or not isinstance(self.workers, int) or self.workers < 1:
+            raise ValueError(f"workers must be a number of processes, 1 or more, but is {self.workers!r}")
+        if self.workers > 1 and self.client is not None:
+            raise ValueError(f"give workers={self.workers}, or a client that has workers of its own, not both")
+
+
+def check_choice(argument: str, value: Any, choices: Any) -> None:
+    """Raise if the value of an argument is none of its choices.
+
+    Parameters
+    ----------
+    argument : str
+        Its name, for the message.
+    value : object
+        What was given.
+    choices : iterable
+        What it may be.
+
+    Raises
+    ------
+    ValueError
+        If the value is none of these.
+
+    Examples
+    --------
+    >>> from cyclestarnet.pipeline.options import check_choice
+    >>> check_choice("domain", "observed", ("observed", "synthetic"))
+    """
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{argument} must be one of {', '.join(map(repr, choices))}, but is {value!r}")
 
 
-def _mapping(argument, given):
-    if not isinstance(given, Mapping | None):
-        raise TypeError(f"{argument} must be a mapping by name of label, but is {given!r}")
-    return given or {}
+def sorted_options(given: Mapping[str, Any], *kinds: type) -> list[dict[str, Any]]:
+    """Sort keyword arguments by the class of options that has them.
+
+    Parameters
+    ----------
+    given : mapping
+        Keyword arguments of a call.
+    *kinds : type
+        Classes of options.
+
+    Returns
+    -------
+    list of dict
+        For each class those that are its fields.
+
+    Raises
+    ------
+    TypeError
+        If a name is a field of none; the message names the one that may be meant.
+
+    Examples
+    --------
+    >>> from cyclestarnet.pipeline.options import FitOptions, SampleOptions, sorted_options
+    >>> sorted_options({"seed": 1, "space": "emulator"}, SampleOptions, FitOptions)
+    [{'seed': 1}, {'space': 'emulator'}]
+    """
+    names = [{f.name for f in fields(kind)} for kind in kinds]
+    known = sorted(set().union(*names))
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        meant = f"did you mean {near[0]!r}? There" if near else "there"
+        raise TypeError(f"unknown options {unknown}; {meant} are: {', '.join(known)}")
+    return [{name: value for name, value in given.items() if name in own} for own in names]
 
 
-def _numbers(argument, labels, given):
-    """Values of labels by name, one each."""
-    values = {name: labels.value(name, value) for name, value in given.items()}
-    for name, value in values.items():
-        if value.ndim:
-            raise LabelError(f"{argument} must have one value of '{name}', but has shape {value.shape}")
-    return {name: float(value) for name, value in values.items()}
+def takes(*kinds: type, **defaults: Any):
+    """Give a function that takes ``**options`` the signature and the documentation of classes of options.
 
+    Parameters
+    ----------
+    *kinds : type
+        Classes of options, whose fields are the keyword arguments.
+    **defaults : object
+        Defaults that differ from those of the class.
 
-def _n_coordinates(model, space, split_latent):
-    """How many coordinates of the split latent a fit has."""
-    if split_latent != "fitted" or space != "observed":
-        return 0
-    if model.split_latent_cloud is None:
-        raise ValueError(
-            f"split_latent='fitted' needs to know how split latents scatter, but model {model.name!r} does not: it "
-            "comes from an older file, or has no split latent. Learn it from observed training spectra: "
-            "dataclasses.replace(model, split_latent_cloud=SplitLatentCloud.from_latents(latents)), where latents are "
-            "model.translator.encode_obs(flux)[1]; or use split_latent='own'"
-        )
-    return len(model.split_latent_cloud.variance)
+    Returns
+    -------
+    callable
+        Decorator. In the docstring it replaces the parameter ``**options``.
 
+    Examples
+    --------
+    >>> import inspect
+    >>> from cyclestarnet.pipeline.options import SampleOptions, takes
+    >>> @takes(SampleOptions, max_steps=100)
+    ... def sample(**options):
+    ...     return options
+    >>> inspect.signature(sample).parameters["max_steps"].default
+    100
+    """
 
-def _with_motion(labels, motion, space):
-    motion = (motion,) if isinstance(motion, str) else tuple(motion)
-    for name in motion:
-        check_choice("motion", name, MOTION)
-    if motion and space == "synthetic":
-        raise ValueError('motion cannot be fitted with space="synthetic": a translated spectrum is at rest')
-    if not motion:
-        return labels
-    motion = [name for name in MOTION if name in motion]
-    low, high = ([*array, *(MOTION[n][k] for n in motion)] for k, array in enumerate((labels.lower, labels.upper)))
-    return LabelSet([*labels.names, *motion], low, high, labels.combinations)
+    def decorate(function):
+        signature, added, text = inspect.signature(function), [], []
+        for kind in kinds:
+            for own in fields(kind):
+                default = defaults.get(own.name, None if own.default is MISSING else own.default)
+                added.append(inspect.Parameter(own.name, inspect.Parameter.KEYWORD_ONLY, default=default))
+            section = re.search(r"^Parameters\n-+\n(.*?)(?=\n\w[^\n]*\n-+\n)", inspect.getdoc(kind), re.M | re.S)
+            text.append(section.group(1).rstrip())
+        kept = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        function.__signature__ = signature.replace(parameters=[*kept, *added])
+        if function.__doc__:
+            entry = re.compile(r"^( *)\*\*options\n(?:\1 +.*\n)*", re.M)
+            words = "\n".join(text) + "\n"
+            function.__doc__ = entry.sub(lambda found: textwrap.indent(words, found.group(1)), function.__doc__)
+        return function
 
-
-def _bounds(labels, bounds):
-    lower, upper = labels.lower.copy(), labels.upper.copy()
-    for name, pair in _mapping("bounds", bounds).items():
-        k = labels.index(name)
-        try:
-            low, high = pair
-        except (TypeError, ValueError):
-            raise LabelError(f"bounds of '{name}' must be a pair (low, high), but are {pair!r}") from None
-        low, high = (_numbers("bounds", labels, {name: edge})[name] for edge in (low, high))
-        if not low < high or high <= lower[k] or low >= upper[k]:
-            raise LabelError(
-                f"bounds of '{name}' must be (low, high) that overlap the training range "
-                f"{lower[k]:g} to {upper[k]:g}, but are {low:g}, {high:g}"
-            )
-        lower[k], upper[k] = max(low, lower[k]), min(high, upper[k])
-    return lower, upper
-
-
-def _groups(labels, tied, fixed):
-    if isinstance(tied, str) or any(isinstance(group, str) for group in tied):
-        raise TypeError("tied must be a sequence of groups of labels, such as [('o_h', 'mg_h', 'si_h')]")
-    groups, seen = [[labels.index(name) for name in group] for group in tied], set()
-    for names, group in zip(tied, groups, strict=True):
-        twice = seen.intersection(group) or len(set(group)) < len(group)
-        held = sorted(set(names).intersection(fixed))
-        if twice or held:
-            why = f"{held} are fixed" if held else "a label is in two groups, or twice in one"
-            raise LabelError(f"tied labels {tuple(names)} cannot move together: {why}")
-        seen.update(group)
-    return groups
-
-
-def _prior(prior, model):
-    """The prior that an option stands for, and what results say of it."""
-    if isinstance(prior, str) and prior == "training":
-        return model.prior, "training"
-    if prior is None:
-        return None, "none"
-    if isinstance(prior, Mapping):
-        return GaussianConstraints.of(prior, model.labels), "Gaussian on " + ", ".join(prior)
-    if isinstance(prior, list | tuple) and prior:
-        parts, names = zip(*(_prior(part, model) for part in prior), strict=True)
-        parts = [part for part in parts if part is not None]
-        return ProductPrior(parts) if parts else None, " x ".join(names)
-    if not all(hasattr(prior, method) for method in ("log_density", "derivatives")):
-        raise TypeError(
-            'prior must be "training", None, a mapping of label to (mean, sigma), an object with log_density and '
-            f"derivatives such as GaussianPrior, or a list of these, but is {prior!r}"
-        )
-    if getattr(prior, "n_labels", len(model.labels)) != len(model.labels):
-        raise ValueError(f"a prior of {prior.n_labels} labels, but the model has {len(model.labels)}")
-    return prior, "Gaussian, user's own" if isinstance(prior, GaussianPrior) else f"{type(prior).__name__}, user's own"
-
-
-def _ignored(ignore, grid):
-    """Pixels that are not to be used, from a mask or from regions of wavelength."""
-    if ignore is None:
-        return np.zeros(grid.n_pixels, dtype=bool)
-    if isinstance(ignore, np.ndarray) and ignore.dtype == bool:
-        if ignore.shape != (grid.n_pixels,):
-            raise GridError(f"ignore must have a value for each of the model's {grid.n_pixels} pixels, "
-                            f"but has shape {ignore.shape}")  # fmt: skip
-        return ignore
-    mask = np.zeros(grid.n_pixels, dtype=bool)
-    for region in ignore:
-        try:
-            low, high = (u.Quantity(edge).to_value(u.AA) for edge in region)
-            if not low < high:
-                raise ValueError("a region must begin before it ends")
-        except (u.UnitConversionError, TypeError, ValueError) as error:
-            raise GridError(
-                "ignore must be a mask of the model's pixels, True = ignore, or (low, high) wavelengths with units, "
-                f"but holds {region!r}"
-            ) from error
-        mask |= (grid.wavelength.value >= low) & (grid.wavelength.value <= high)
-    return mask
+    return decorate

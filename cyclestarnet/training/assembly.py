@@ -22,13 +22,17 @@ from cyclestarnet.model import CalibratedModel
 from cyclestarnet.networks.clouds import LatentCloud, SplitLatentCloud
 from cyclestarnet.networks.predictor import EmulatorPredictor
 from cyclestarnet.networks.shortcuts import Shortcuts
+from cyclestarnet.noise import NoiseModel
 from cyclestarnet.pipeline.diagnostics import continuum_misfit, local_misfit
+from cyclestarnet.pipeline.parts import FlagLimits, Population
 from cyclestarnet.progress import tqdm
+from cyclestarnet.spectra import Spectrum
 
 __all__ = [
     "Residuals",
     "assemble_model",
     "correlation_inflation",
+    "filled_flux",
     "fit_residuals",
     "label_prior",
     "learn_errors",
@@ -47,7 +51,7 @@ DOMAIN_OF_SPACE = {"observed": "observed", "emulator": "synthetic"}
 
 
 def assemble_model(
-    name, *, labels, grid, emulator, translator, label_pool, observed, validation, limits, recipe=None,
+    name, *, labels, grid, emulator, translator, label_pool, observed, validation, noise, recipe=None,
     provenance=None, fit=None, progress=True,
 ):  # fmt: skip
     """Join trained parts to a model, and learn the errors and limits that fits with it need.
@@ -68,8 +72,8 @@ def assemble_model(
     validation : `~specutils.Spectrum`, a row per star
         Observed spectra that training has not seen; 20 give a rough, 100 a
         good scatter per pixel.
-    limits : dict
-        ``sigma_floor`` and ``sigma_max`` of the training.
+    noise : `~cyclestarnet.NoiseModel`
+        That of the training (``settings.noise``): which pixels count, and with what error.
     recipe : `~cyclestarnet.ContinuumRecipe`, optional
         The one that normalised the spectra. Default: one through
         `quiet_pixels` of synthetic spectra; it is used for spectra with
@@ -98,8 +102,8 @@ def assemble_model(
     if recipe is None:
         rows = np.linspace(0, len(pool) - 1, min(len(pool), 500)).astype(int)
         recipe = ContinuumRecipe(grid, quiet_pixels(EmulatorPredictor(emulator).flux(pool[rows]), grid))
-    shared, split = translator.encode_obs(_filled(observed, limits["sigma_max"]))
-    split_latent = typical_latent(split)
+    shared, split = translator.encode_obs(filled_flux(observed, noise))
+    typical = typical_latent(split)
     model = CalibratedModel(
         name=name,
         labels=labels,
@@ -107,34 +111,64 @@ def assemble_model(
         emulator=emulator,
         translator=translator,
         recipe=recipe,
-        prior=prior,
-        scatter={space: np.full(grid.n_pixels, value) for space, value in FIRST_SCATTER.items()},
-        cloud=LatentCloud.from_latents(shared, n_components=max(1, min(40, len(shared) // 4))),
-        typical_split_latent=split_latent,
-        limits={
-            "sigma_floor": limits["sigma_floor"],
-            "sigma_max": limits["sigma_max"],
-            "reduced_chi2_total": np.inf,
-            "prior_distance": 1.1 * float(np.quantile(np.sqrt(prior.distance2(pool) / len(labels)), 0.999)),
-        },
+        noise=replace(noise, scatter={space: np.full(grid.n_pixels, value) for space, value in FIRST_SCATTER.items()}),
+        population=Population(
+            prior=prior,
+            shared_latents=LatentCloud.from_latents(shared, n_components=max(1, min(40, len(shared) // 4))),
+            split_latents=None if split is None else SplitLatentCloud.from_latents(split),
+            typical_split_latent=typical,
+        ),
+        limits=FlagLimits(
+            prior_distance=1.1 * float(np.quantile(np.sqrt(prior.distance2(pool) / len(labels)), 0.999))
+        ),
+        shortcuts=Shortcuts.learn(emulator, translator, prior, labels.lower, labels.upper, typical),
         provenance=dict(provenance or {}),
-        shortcuts=Shortcuts.learn(emulator, translator, prior, labels.lower, labels.upper, split_latent),
-        split_latent_cloud=None if split is None else SplitLatentCloud.from_latents(split),
     )
     return learn_errors(model, validation, fit=fit or fit_residuals, progress=progress)
 
 
-def _filled(spectra, sigma_max):
-    """Flux (n, n_pixels) of observed spectra for the encoders: bad pixels hold the continuum, as in training."""
+def filled_flux(spectra: Spectrum, noise: NoiseModel) -> np.ndarray:
+    """Flux of observed spectra as the encoders see it.
+
+    Parameters
+    ----------
+    spectra : `~specutils.Spectrum`
+        Normalised, on the model's pixels, with any kind of uncertainty; flux of shape (n_pixels,) or (n, n_pixels).
+    noise : `~cyclestarnet.NoiseModel`
+        Which pixels count, and what stands for the others.
+
+    Returns
+    -------
+    array, of the shape of the flux
+
+    Raises
+    ------
+    SpectrumError
+        If there is no uncertainty.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> import numpy as np
+    >>> from astropy.nddata import StdDevUncertainty
+    >>> from cyclestarnet import NoiseModel
+    >>> from cyclestarnet.spectra import Spectrum
+    >>> from cyclestarnet.training.assembly import filled_flux
+    >>> star = Spectrum(
+    ...     flux=[0.9, 0.8, 3.0] * u.one,
+    ...     spectral_axis=[1.5, 1.6, 1.7] * u.um,
+    ...     uncertainty=StdDevUncertainty([0.01, 0.01, -1.0]),
+    ... )
+    >>> filled_flux(star, NoiseModel())
+    array([0.9, 0.8, 1. ])
+    """
     if spectra.uncertainty is None:
         raise SpectrumError("observed must have an uncertainty, which tells its bad pixels, but has none")
     with np.errstate(divide="ignore", invalid="ignore"):  # an inverse variance of 0 is a bad pixel
         sigma = np.asarray(spectra.uncertainty.represent_as(StdDevUncertainty).array, dtype=float)
     flux = np.asarray(spectra.flux.value, dtype=float)
-    good = np.isfinite(flux) & (sigma <= sigma_max)
-    if spectra.mask is not None:
-        good &= ~np.asarray(spectra.mask, dtype=bool)
-    return np.where(good, flux, 1.0)
+    mask = None if spectra.mask is None else np.broadcast_to(np.asarray(spectra.mask).astype(bool), flux.shape)
+    return noise.filled_flux(flux, noise.used_pixels(flux, sigma, mask))
 
 
 def label_prior(pool, labels):
@@ -301,7 +335,7 @@ def model_scatter(residual, sigma):
 
 
 def correlation_inflation(residual, sigma, scatter, slopes, *, n_lags=10):
-    """Factor on the scatter's variance that makes up for the correlation of neighbouring pixels.
+    """Factor on the scatter that makes up for the correlation of neighbouring pixels.
 
     A label sums residuals weighted by its derivative. If residuals correlate
     as ρ(k) and derivatives as R(k), the variance of the sum is Σ ρ(k) R(k)
@@ -320,7 +354,7 @@ def correlation_inflation(residual, sigma, scatter, slopes, *, n_lags=10):
     Returns
     -------
     float
-        1 for uncorrelated errors, never less.
+        Factor on the scatter's σ: 1 for uncorrelated errors, never less.
     """
     residual, sigma = np.asarray(residual, dtype=float), np.asarray(sigma, dtype=float)
     known = np.abs(residual) < 5 * np.hypot(sigma, scatter)  # False for NaN
@@ -334,7 +368,7 @@ def correlation_inflation(residual, sigma, scatter, slopes, *, n_lags=10):
             break
         rho = (residual[:, lag:] * residual[:, :-lag]).sum() / (pairs * scatter[lag:] * scatter[:-lag]).sum()
         total += 2 * rho * float((slopes[:, lag:] * slopes[:, :-lag]).mean())
-    return float(max(total, 1.0))
+    return float(np.sqrt(max(total, 1.0)))
 
 
 def learn_errors(model, spectra, *, fit=fit_residuals, progress=True):
@@ -360,20 +394,21 @@ def learn_errors(model, spectra, *, fit=fit_residuals, progress=True):
         slopes = model.derivative_spectra(model.labels.to_quantities(model.prior.mean), domain=domain)
         slopes = np.array([slopes[name].value for name in model.labels])
         inflation = correlation_inflation(left.flux, left.sigma, scatter, slopes)
-        model = replace(
-            model,
-            scatter=dict(model.scatter) | {space: scatter},
-            scatter_inflation=dict(model.scatter_inflation) | {space: inflation},
+        noise = replace(
+            model.noise,
+            scatter=dict(model.noise.scatter) | {space: scatter},
+            scatter_inflation=dict(model.noise.scatter_inflation) | {space: inflation},
         )
+        model = replace(model, noise=noise)
         log.info("%s: median scatter %.4f, inflation by correlation %.2f", space, np.median(scatter), inflation)
     # with the scatter in the budget: what is a poor fit?
     some = spectra if spectra.flux.shape[0] < 20 else spectra[::2]
     left = fit(model, some, space="observed", progress=progress)
     limits = {}
-    for name, values in misfits(left, model.scatter["observed"], model.grid.chips).items():
+    for name, values in misfits(left, model.noise.scatter["observed"], model.grid.chips).items():
         limits[name] = 1.3 * float(np.quantile(values, 0.99))
         log.info("%s: median %.2f, limit of its flag %.2f", name, np.median(values), limits[name])
-    return replace(model, limits=dict(model.limits) | limits)
+    return replace(model, limits=replace(model.limits, **limits))
 
 
 def misfits(left, scatter, chips):
@@ -390,7 +425,7 @@ def misfits(left, scatter, chips):
     Returns
     -------
     dict of array, shape (n_stars,)
-        By the names in ``CalibratedModel.limits``.
+        By the names of `~cyclestarnet.pipeline.FlagLimits`.
     """
     known = np.isfinite(left.flux)
     residual = np.where(known, left.flux, 0.0)

@@ -74,18 +74,19 @@ class SpectrumTable(Protocol):
 # -- one spectrum, whatever it comes from -----------------------------------------
 def _observed(settings: TrainingSettings, ignore: ArrayLike | None, n_pixels: int) -> Prepare:
     """Preparation of observed spectra; one without a good pixel is not usable."""
-    used = np.ones(n_pixels, dtype=bool) if ignore is None else ~np.asarray(ignore, dtype=bool)
-    if used.shape != (n_pixels,):
-        raise ValueError(f"ignore must have the shape ({n_pixels},), True = ignore the pixel, but has {used.shape}")
+    ignored = np.zeros(n_pixels, dtype=bool) if ignore is None else np.asarray(ignore, dtype=bool)
+    if ignored.shape != (n_pixels,):
+        raise ValueError(f"ignore must have the shape ({n_pixels},), True = ignore the pixel, but has {ignored.shape}")
+    noise = settings.noise
 
     def prepare(rows, flux, sigma, mask):
         if sigma is None:
             raise SpectrumError("observed spectra need errors and masks; open the file with domain='observed'")
-        good = used & ~mask & np.isfinite(flux) & (sigma > 0) & (sigma <= settings.sigma_max)
-        # A bad pixel enters the networks as continuum: a wild value there would leak through the convolutions.
-        flux, sigma = np.where(good, flux, 1.0), np.where(good, sigma, np.inf)
-        weight = settings.flux_std / np.maximum(sigma, settings.sigma_floor)
-        return good.any(1), (_standardised(flux, settings), weight.astype(np.float32, copy=False))
+        used = noise.used_pixels(flux, sigma, mask) & ~ignored
+        flux = np.where(ignored, np.nan, flux)  # what is ignored is not seen either, whatever fills it
+        weight = settings.flux_std / noise.data_sigma(sigma, used)
+        filled = _standardised(noise.filled_flux(flux, used), settings)
+        return used.any(1), (filled, weight.astype(np.float32, copy=False))
 
     return prepare
 

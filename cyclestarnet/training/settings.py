@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from cyclestarnet.networks.published import PUBLISHED_SPECTRA
+from cyclestarnet.noise import NoiseModel
 from cyclestarnet.training.losses import ADVERSARIAL
 
 __all__ = ["TrainingSettings"]
@@ -17,7 +18,8 @@ PAPER = PUBLISHED_SPECTRA["paper"]
 PRESETS = {
     "paper": {},
     # The last step of the learning rate, 25e5, must be a typo: it never comes. The published weights had it.
-    "repository": {"n_iterations": 500_000, "steps": (50_000, 100_000, 150_000, 200_000, 2_500_000)},
+    # Its networks see the fluxes of bad pixels as they are; the paper does not say.
+    "repository": {"n_iterations": 500_000, "steps": (50_000, 100_000, 150_000, 200_000, 2_500_000), "fill": None},
 }
 
 
@@ -64,7 +66,10 @@ class TrainingSettings:
         Spectra are standardised by these scalars.
     synthetic_sigma, sigma_floor, sigma_max : float
         Error of synthetic spectra, smallest error of observed ones, and the
-        error above which an observed pixel is masked.
+        error above which an observed pixel does not count; see `~cyclestarnet.NoiseModel`.
+    fill : float or None
+        Flux that the networks see at observed pixels that do not count; None: whatever the spectrum
+        has there, as in the authors' repository.
     mixed_precision : bool
         Matrix products in bfloat16.
     micro_batches : int
@@ -101,6 +106,7 @@ class TrainingSettings:
     synthetic_sigma: float = 0.005
     sigma_floor: float = PAPER.sigma_floor
     sigma_max: float = PAPER.sigma_max
+    fill: float | None = 1.0
     mixed_precision: bool = False
     micro_batches: int = 1
     seed: int = 0
@@ -134,6 +140,11 @@ class TrainingSettings:
             raise ValueError(f"average_decay must be in [0, 1), but is {self.average_decay}")
         if self.sigma_floor >= self.sigma_max:
             raise ValueError(f"sigma_floor ({self.sigma_floor}) must be below sigma_max ({self.sigma_max})")
+
+    @property
+    def noise(self) -> NoiseModel:
+        """Which pixels of observed spectra count, and with what error."""
+        return NoiseModel(self.sigma_floor, self.sigma_max, self.fill)
 
     @classmethod
     def from_preset(cls, name: str, **changes) -> TrainingSettings:

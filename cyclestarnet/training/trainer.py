@@ -518,7 +518,8 @@ class Trainer:
         """A saved state of this run."""
         state = load_state(path)
         wanted = asdict(self.settings) | {"network": self.network.settings.to_dict()}
-        different = sorted(k for k in wanted if state["settings"].get(k) != wanted[k])
+        then = asdict(TrainingSettings()) | state["settings"]  # an older run had the defaults of what it did not know
+        different = sorted(k for k in wanted if then.get(k) != wanted[k])
         if different:
             raise ValueError(f"{path} was made with other settings: {', '.join(different)}; use another folder")
         return state

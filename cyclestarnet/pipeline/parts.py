@@ -1,0 +1,156 @@
+"""What a calibrated model is made of, as data: all that fits, files and training need to know of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cyclestarnet.continuum import ContinuumRecipe
+from cyclestarnet.exceptions import GridError, LabelError
+from cyclestarnet.fitting.priors import GaussianPrior
+from cyclestarnet.grid import WavelengthGrid
+from cyclestarnet.labels import LabelSet
+from cyclestarnet.networks.clouds import LatentCloud, SplitLatentCloud
+from cyclestarnet.networks.emulator import Emulator
+from cyclestarnet.networks.predictor import Translator
+from cyclestarnet.networks.shortcuts import Shortcuts
+from cyclestarnet.noise import NoiseModel
+
+__all__ = ["FlagLimits", "ModelParts", "Population"]
+
+
+@dataclass(frozen=True, eq=False)
+class Population:
+    """The stars of a training: what a model takes for usual.
+
+    Parameters
+    ----------
+    prior : `~cyclestarnet.GaussianPrior`
+        Of the labels of the synthetic spectra in training, in the order and units of the model's labels.
+    shared_latents : `~cyclestarnet.networks.clouds.LatentCloud`
+        Where the shared latents of observed training spectra lie; a star far from them is unfamiliar.
+    split_latents : `~cyclestarnet.networks.clouds.SplitLatentCloud`, optional
+        How the split latents of observed training spectra scatter: the prior of fits with
+        ``split_latent="fitted"``. Default: not known.
+    typical_split_latent : array, shape (split_filters, latent_length), optional
+        Split latent to use where no observed spectrum gives one. None if the network has no split branch.
+
+    Examples
+    --------
+    >>> from cyclestarnet import CalibratedModel
+    >>> model = CalibratedModel.from_pretrained()
+    >>> model.population.typical_split_latent.shape
+    (1, 24)
+    """
+
+    prior: GaussianPrior
+    shared_latents: LatentCloud
+    split_latents: SplitLatentCloud | None = None
+    typical_split_latent: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class FlagLimits:
+    """Limits beyond which a fit is flagged.
+
+    Parameters
+    ----------
+    reduced_chi2_total : float, optional
+        χ² per degree of freedom, with the model's scatter in the error budget, beyond which a fit is poor.
+        Default: none.
+    prior_distance : float, optional
+        Root mean square of the labels' offsets from the training labels, in σ along their principal
+        directions, beyond which labels lie outside of training. Default: none.
+    local_misfit : float, optional
+        Limit of `~cyclestarnet.pipeline.diagnostics.local_misfit`. The default is for models that
+        have not learnt theirs from validation stars.
+    continuum_misfit : float, optional
+        Limit of `~cyclestarnet.pipeline.diagnostics.continuum_misfit`. The default is as above.
+
+    Examples
+    --------
+    >>> from cyclestarnet.pipeline import FlagLimits
+    >>> FlagLimits(reduced_chi2_total=2.0).local_misfit
+    15.0
+    """
+
+    reduced_chi2_total: float = np.inf
+    prior_distance: float = np.inf
+    local_misfit: float = 15.0
+    continuum_misfit: float = 0.45
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ModelParts:
+    """The parts of a calibrated model, which fit each other; `~cyclestarnet.CalibratedModel` has its methods.
+
+    Parameters
+    ----------
+    name : str
+        Name of the model, as results and tables have it.
+    labels : `~cyclestarnet.LabelSet`
+        Labels that the emulator takes, with their ranges.
+    grid : `~cyclestarnet.WavelengthGrid`
+        Pixels of the model.
+    recipe : `~cyclestarnet.ContinuumRecipe`
+        How the training spectra were normalised, and data are.
+    emulator : `~cyclestarnet.networks.emulator.Emulator`
+        Labels → synthetic flux.
+    translator : `~cyclestarnet.networks.predictor.Translator`
+        Synthetic flux → observed flux, and back.
+    noise : `~cyclestarnet.NoiseModel`
+        Which pixels count, and the errors of data, model and labels.
+    population : `Population`
+        The stars of the training.
+    limits : `FlagLimits`, optional
+        Beyond which fits are flagged.
+    shortcuts : `~cyclestarnet.networks.shortcuts.Shortcuts`, optional
+        First guesses and expected derivatives, which make fits quick. Default: none.
+    provenance : mapping, optional
+        What the model was made of, and its measured figures, by name.
+
+    Raises
+    ------
+    GridError
+        If the parts have different numbers of pixels.
+    LabelError
+        If the emulator takes another number of labels.
+
+    Examples
+    --------
+    >>> from cyclestarnet import CalibratedModel
+    >>> from cyclestarnet.pipeline import ModelParts
+    >>> isinstance(CalibratedModel.from_pretrained(), ModelParts)
+    True
+    """
+
+    name: str
+    labels: LabelSet
+    grid: WavelengthGrid
+    recipe: ContinuumRecipe
+    emulator: Emulator
+    translator: Translator
+    noise: NoiseModel
+    population: Population
+    limits: FlagLimits = FlagLimits()
+    shortcuts: Shortcuts | None = None
+    provenance: Mapping = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sizes = {
+            "grid": self.grid.n_pixels,
+            "emulator": self.emulator.n_pixels,
+            "translation network": self.translator.network.settings.n_pixels,
+            "continuum recipe": self.recipe.grid.n_pixels,
+        } | {f"scatter ({space})": len(array) for space, array in self.noise.scatter.items()}
+        if len(set(sizes.values())) > 1:
+            raise GridError(f"the parts of a model must have the same number of pixels, but have {sizes}")
+        if len(self.labels) != self.emulator.n_labels:
+            raise LabelError(f"{len(self.labels)} labels, but the emulator takes {self.emulator.n_labels}")
+
+    @property
+    def prior(self) -> GaussianPrior:
+        """Gaussian of the labels of the synthetic spectra in training."""
+        return self.population.prior

@@ -1,0 +1,151 @@
+"""Spectra through the networks of a model: predictions, translations and reconstructions."""
+
+from __future__ import annotations
+
+import numpy as np
+from astropy.nddata import StdDevUncertainty
+
+from cyclestarnet.networks.predictor import EmulatorPredictor, ObservedPredictor
+from cyclestarnet.pipeline.options import check_choice
+from cyclestarnet.pipeline.parts import ModelParts
+from cyclestarnet.spectra import Spectrum, to_pixels, to_spectrum
+
+__all__ = ["DOMAINS", "encode_split_latent", "predictor_of", "seen_flux", "spectrum_of"]
+
+DOMAINS = ("observed", "synthetic")
+SYNTHETIC_SIGMA = 0.005  # of a synthetic spectrum without an error; it decides nothing
+
+
+def predictor_of(
+    parts: ModelParts, domain: str, split_latent: np.ndarray | None = None
+) -> EmulatorPredictor | ObservedPredictor:
+    """Make a predictor of the flux of a domain.
+
+    Parameters
+    ----------
+    parts : `~cyclestarnet.pipeline.ModelParts`
+        The model.
+    domain : {"observed", "synthetic"}
+        Whose spectra are predicted.
+    split_latent : array, shape (split_filters, latent_length), optional
+        Of observed spectra. Default: the typical one.
+
+    Returns
+    -------
+    predictor
+        With the methods ``flux`` and ``jacobian``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such domain.
+
+    Examples
+    --------
+    >>> from cyclestarnet import CalibratedModel
+    >>> from cyclestarnet.pipeline.translate import predictor_of
+    >>> model = CalibratedModel.from_pretrained()
+    >>> predictor_of(model, "synthetic").flux(model.prior.mean).shape
+    (7167,)
+    """
+    check_choice("domain", domain, DOMAINS)
+    if domain == "synthetic":
+        return EmulatorPredictor(parts.emulator)
+    typical = parts.population.typical_split_latent
+    return ObservedPredictor(parts.emulator, parts.translator, typical if split_latent is None else split_latent)
+
+
+def seen_flux(parts: ModelParts, spectrum: Spectrum, *, domain: str = "observed") -> np.ndarray:
+    """Put a spectrum on the model's pixels, as the encoders see it.
+
+    Parameters
+    ----------
+    parts : `~cyclestarnet.pipeline.ModelParts`
+        The model.
+    spectrum : `~specutils.Spectrum`
+        A synthetic one need not have an uncertainty.
+    domain : {"observed", "synthetic"}, optional
+        Of the spectrum.
+
+    Returns
+    -------
+    array, shape (n_pixels,)
+        Pixels that do not count are filled.
+
+    Raises
+    ------
+    SpectrumError, GridError
+        If the spectrum cannot be used; see `~cyclestarnet.spectra.to_pixels`.
+
+    Examples
+    --------
+    >>> from cyclestarnet import CalibratedModel
+    >>> from cyclestarnet.pipeline.translate import seen_flux
+    >>> model = CalibratedModel.from_pretrained()
+    >>> star = model.predict(model.labels.to_quantities(model.prior.mean), domain="synthetic")
+    >>> seen_flux(model, star, domain="synthetic").shape
+    (7167,)
+    """
+    check_choice("domain", domain, DOMAINS)
+    if domain == "synthetic" and getattr(spectrum, "uncertainty", None) is None and hasattr(spectrum, "flux"):
+        sigma = StdDevUncertainty(np.full(spectrum.flux.shape, SYNTHETIC_SIGMA) * spectrum.flux.unit)
+        spectrum = type(spectrum)(
+            flux=spectrum.flux, spectral_axis=spectrum.spectral_axis, mask=spectrum.mask, uncertainty=sigma
+        )
+    pixels = to_pixels(spectrum, parts.grid, recipe=parts.recipe)
+    return parts.noise.filled_flux(pixels.raw, parts.noise.used_pixels(pixels.flux, pixels.sigma))
+
+
+def encode_split_latent(parts: ModelParts, like: Spectrum | None) -> np.ndarray | None:
+    """Split latent of an observed spectrum.
+
+    Parameters
+    ----------
+    parts : `~cyclestarnet.pipeline.ModelParts`
+        The model.
+    like : `~specutils.Spectrum` or None
+        The spectrum. None: a typical one.
+
+    Returns
+    -------
+    array, shape (split_filters, latent_length), or None
+        None if the network has no split branch.
+
+    Examples
+    --------
+    >>> from cyclestarnet import CalibratedModel
+    >>> from cyclestarnet.pipeline.translate import encode_split_latent
+    >>> encode_split_latent(CalibratedModel.from_pretrained(), None).shape
+    (1, 24)
+    """
+    if like is None:
+        return parts.population.typical_split_latent
+    split_latent = parts.translator.encode_obs(seen_flux(parts, like)[None])[1]
+    return None if split_latent is None else split_latent[0]
+
+
+def spectrum_of(parts: ModelParts, flux: np.ndarray, domain: str) -> Spectrum:
+    """Make a spectrum of predicted flux.
+
+    Parameters
+    ----------
+    parts : `~cyclestarnet.pipeline.ModelParts`
+        The model.
+    flux : array, shape (..., n_pixels)
+        Normalised.
+    domain : {"observed", "synthetic"}
+        Of the flux; in the metadata, with the name of the model.
+
+    Returns
+    -------
+    `~specutils.Spectrum`
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet import CalibratedModel
+    >>> from cyclestarnet.pipeline.translate import spectrum_of
+    >>> spectrum_of(CalibratedModel.from_pretrained(), np.ones(7167), "observed").meta["domain"]
+    'observed'
+    """
+    return to_spectrum(flux, parts.grid, meta={"model": parts.name, "domain": domain})
