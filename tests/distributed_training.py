@@ -3,10 +3,12 @@
 import os
 import signal
 import sys
+import weakref
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from tiny import quick_scores, tiny_trainer
 
 from cyclestarnet.io import TrainingSet
@@ -82,12 +84,13 @@ def main(folder):
     signal.alarm(540)  # a process that waits for another for ever must not outlive the tests
     torch.set_num_threads(1)
     with join_processes():
-        rank = int(os.environ["RANK"])
+        rank, group = int(os.environ["RANK"]), weakref.ref(dist.group.WORLD)
         found = {name: outcome(folder, name) for name in VARIANTS}
         best = run(folder / "begun by one", until=6)
         run(folder / f"begun by two, {rank}", until=3)
         found |= {"best": best, "failed": fail(folder / "failed"), "stopped": stop(folder / "stopped")}
-        torch.save(found, folder / f"rank {rank}.pt")
+    found["group is gone"] = group() is None
+    torch.save(found, folder / f"rank {rank}.pt")
     sys.exit(found["stopped"][1])
 
 

@@ -104,6 +104,11 @@ def test_only_the_first_process_writes(folder):
     assert [path.name for path in folder.glob("begun by two, *")] == ["begun by two, 0"]
 
 
+def test_group_does_not_outlive_the_work(found):
+    """Threads of gloo that are still there when the interpreter ends may abort the process."""
+    assert found["group is gone"]
+
+
 def test_all_processes_stop_where_one_is_told_to(folder, found):
     """After the iteration, with a checkpoint."""
     assert found["stopped"] == (2, 143)

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -569,6 +570,10 @@ def join_processes(device: str = "cpu") -> Iterator[str]:
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
+    # The first optimizer imports this module, whose functions take the group of that moment as their default. If that
+    # were ours, it would outlive its destruction below, and so would gloo's threads: one that lets go of a tensor while
+    # the interpreter ends is refused the GIL, and aborts the process. Imported before there is a group, it keeps none.
+    import_module("torch.distributed.nn.functional")
     # the others may have to wait while the first trains an emulator, which takes hours
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(days=1))
     try:
