@@ -397,15 +397,30 @@ class CalibratedModel(ModelParts):
         Parameters
         ----------
         labels : mapping of str to `~astropy.units.Quantity`
+            Where the derivative is taken, within the training range.
         name : str
             Label.
-        domain, like
+        domain : {"observed", "synthetic", "difference"}, optional
             As in `derivative_spectra`.
+        like : `~specutils.Spectrum`, optional
+            As in `predict`.
 
         Returns
         -------
         `~astropy.units.Quantity`, shape (..., n_pixels)
             In 1 / (unit of the label): 1/K, 1/dex, s/km.
+
+        Raises
+        ------
+        LabelError
+            If a label is missing, unknown, has a wrong unit or is out of range.
+
+        Examples
+        --------
+        >>> from cyclestarnet import CalibratedModel
+        >>> model = CalibratedModel.from_pretrained()
+        >>> model.derivative_spectrum(model.labels.to_quantities(model.prior.mean), "mg_h").unit
+        Unit("1 / dex")
         """
         return self.derivative_spectra(labels, domain=domain, names=[name], like=like)[name]
 

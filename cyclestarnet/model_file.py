@@ -99,7 +99,9 @@ def load_parts(path: str | Path) -> ModelParts:
 
     Examples
     --------
-    See `save_parts`.
+    ::
+
+        parts = load_parts("giants.safetensors")
     """
     arrays, meta = load_arrays(path)
     version = meta.get("version", 1) if isinstance(meta, dict) else 1  # the first had no number

@@ -92,6 +92,10 @@ class FitResult:
 
     Attributes
     ----------
+    label_set : `~cyclestarnet.LabelSet`
+        Labels of the fit: those of the model, and motions that were fitted.
+    values : array, shape (n_labels,)
+        Of the labels in ``label_set.names``, in their units.
     labels, uncertainties : dict of `~astropy.units.Quantity`
         By name; combinations such as ``m_h`` and ``alpha_m`` are included.
         Uncertainties are 1 σ: photon noise, the model's own scatter and the
@@ -103,10 +107,12 @@ class FitResult:
         From the quoted errors alone (floored as in training), as in the paper.
         In the synthetic space the residuals are those of the *translated*
         spectrum, which has lost most of its noise: expect values below 1.
-    reduced_chi2_total : float
+    chi2_total, reduced_chi2_total : float
         With the model's scatter in the error budget; about 1 for a good fit.
     success : bool
-        Whether the optimiser converged; ``message`` says more.
+        Whether the optimiser converged.
+    message : str
+        How it ended.
     flags : `FitFlag`
         Reasons for doubt.
     spectrum, model_spectrum : `~specutils.Spectrum`
@@ -121,6 +127,13 @@ class FitResult:
         With ``split_latent="fitted"``.
     meta : dict
         Model, prior, numbers of evaluations, S/N, and what the flags are made of, for people; nothing reads it.
+
+    Examples
+    --------
+    >>> from cyclestarnet import CalibratedModel, datasets
+    >>> result = CalibratedModel.from_pretrained().fit(datasets.k_giant(), method="lm")
+    >>> result.labels["teff"].unit, result.uncertainties["mg_h"].unit
+    (Unit("K"), Unit("dex"))
     """
 
     label_set: LabelSet
@@ -160,14 +173,49 @@ class FitResult:
         residual = self.spectrum.flux - self.model_spectrum.flux
         return np.where(self.spectrum.mask, np.nan, residual.value) * residual.unit
 
-    def correlation(self, first, second):
-        """Correlation coefficient of two labels; NaN if one was fixed."""
+    def correlation(self, first: str, second: str) -> float:
+        """Correlation coefficient of the errors of two labels.
+
+        Parameters
+        ----------
+        first, second : str
+            Names of labels; combinations have none.
+
+        Returns
+        -------
+        float
+            NaN if one of the labels was fixed.
+
+        Raises
+        ------
+        LabelError
+            If there is no such label.
+
+        Examples
+        --------
+        ::
+
+            result.correlation("teff", "logg")
+        """
         i, j = self.label_set.index(first), self.label_set.index(second)
         with np.errstate(invalid="ignore"):
             return float(self.covariance[i, j] / np.sqrt(self.covariance[i, i] * self.covariance[j, j]))
 
-    def to_table(self):
-        """One-row `~astropy.table.QTable`: labels, their errors as ``<label>_err``, χ², flags."""
+    def to_table(self) -> QTable:
+        """Make a table of one row.
+
+        Returns
+        -------
+        `~astropy.table.QTable`
+            Labels with units, their errors as ``<label>_err``, χ², flags; the columns of
+            `~cyclestarnet.CalibratedModel.fit_many`.
+
+        Examples
+        --------
+        ::
+
+            result.to_table().write("star.ecsv")
+        """
         labels, errors = self.label_set.to_quantities(self.values[None]), self.uncertainties
         columns = {"object": [str(self.meta.get("object", ""))]}
         for name, value in labels.items():
@@ -185,12 +233,42 @@ class FitResult:
         }
         return QTable(columns)
 
-    def summary(self):
-        """Table of labels, one row each: value, uncertainty, unit, and whether the label was fixed."""
+    def summary(self) -> Table:
+        """Make a table for people, a row per label.
+
+        Returns
+        -------
+        `~astropy.table.Table`
+            ``label``, ``value``, ``uncertainty`` (``fixed`` if the label was) and ``unit``, rounded, as text.
+
+        Examples
+        --------
+        ::
+
+            result.summary().pprint_all()
+        """
         return _summary(self.labels, self.uncertainties, self.meta.get("fixed", ()))
 
     def plot(self, axes=None, *, window=None):
-        """Plot data, model and residual; see `cyclestarnet.plotting.results.plot_fit`."""
+        """Plot data, model and residual; see `cyclestarnet.plotting.plot_fit`.
+
+        Parameters
+        ----------
+        axes : pair of `~matplotlib.axes.Axes`, optional
+            For the spectra and the residual. Default: a new figure.
+        window : pair of `~astropy.units.Quantity`, optional
+            Wavelengths to show. Default: 120 Å from the middle of each chip.
+
+        Returns
+        -------
+        `~matplotlib.figure.Figure`
+
+        Examples
+        --------
+        ::
+
+            result.plot(window=(15700, 15800) * u.AA)
+        """
         from cyclestarnet.plotting.results import plot_fit
 
         return plot_fit(self, axes, window=window)
@@ -236,6 +314,7 @@ def autocorrelation_time(chain):
     Parameters
     ----------
     chain : array, shape (n_steps, n_walkers, k)
+        Positions of the walkers.
 
     Returns
     -------
@@ -245,6 +324,14 @@ def autocorrelation_time(chain):
     References
     ----------
     .. [1] Sokal 1997, Monte Carlo methods in statistical mechanics, Section 3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.results import autocorrelation_time
+    >>> white = np.random.default_rng(1).normal(size=(4000, 4, 1))
+    >>> autocorrelation_time(white).round()
+    array([1.])
     """
     n = len(chain)
     tau = np.full(chain.shape[2], np.nan)
@@ -288,12 +375,20 @@ class Posterior:
     meta : dict
         That of the fit from which the walkers started.
     n_walkers : int
+        Walkers of the ensemble.
     thin : int
         Steps from draw to draw.
     lowest_acceptance : float
         Of the walker that moved least; 0 if one got stuck where it started.
     n_nan : int
         Positions at which the posterior was not a number; they count as impossible.
+
+    Examples
+    --------
+    ::
+
+        posterior = model.sample(spectrum, seed=1)
+        posterior.labels["teff"], posterior.interval("teff", 0.95)
     """
 
     samples: QTable
@@ -332,8 +427,9 @@ class Posterior:
         Parameters
         ----------
         name : str
+            Label or combination.
         level : float, optional
-            Between 0 and 1.
+            The probability, between 0 and 1.
 
         Returns
         -------
@@ -343,6 +439,14 @@ class Posterior:
         ------
         LabelError
             If the label was not sampled.
+        ValueError
+            If the level is not between 0 and 1.
+
+        Examples
+        --------
+        ::
+
+            low, high = posterior.interval("mg_h", 0.95)
         """
         if not 0 < level < 1:
             raise ValueError(f"level must be between 0 and 1, but is {level}")
@@ -353,9 +457,25 @@ class Posterior:
     def chain(self, name):
         """Draws of one label by walker.
 
+        Parameters
+        ----------
+        name : str
+            Label or combination.
+
         Returns
         -------
         `~astropy.units.Quantity`, shape (n_walkers, n_draws)
+
+        Raises
+        ------
+        LabelError
+            If the label was not sampled.
+
+        Examples
+        --------
+        ::
+
+            plt.plot(posterior.chain("teff").T)
         """
         return self._column(name).reshape(-1, self.n_walkers).T
 
@@ -378,6 +498,12 @@ class Posterior:
             uncertainty, as text; ``unit``; autocorrelation time ``tau`` in
             steps and the number of independent samples ``n_effective``, both
             NaN if the chain is too short to tell.
+
+        Examples
+        --------
+        ::
+
+            posterior.summary().pprint_all()
         """
         rows = []
         for name, error in self.uncertainties.items():
@@ -399,6 +525,17 @@ class Posterior:
         `arviz.InferenceData`
             ``posterior`` with a variable per label, (chain, draw) = (walker,
             draw), its unit in the attribute ``units``; ``lp`` in ``sample_stats``.
+
+        Raises
+        ------
+        ImportError
+            If arviz is not installed.
+
+        Examples
+        --------
+        ::
+
+            arviz.plot_trace(posterior.to_arviz(), var_names=["teff"])
         """
         try:
             with warnings.catch_warnings():
@@ -424,6 +561,17 @@ class Posterior:
         Returns
         -------
         `~matplotlib.figure.Figure`
+
+        Raises
+        ------
+        LabelError
+            If a label was not sampled.
+
+        Examples
+        --------
+        ::
+
+            posterior.plot(["teff", "logg"])
         """
         from cyclestarnet.plotting.results import plot_posterior
 

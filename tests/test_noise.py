@@ -4,9 +4,10 @@ import astropy.units as u
 import numpy as np
 import pytest
 from astropy.nddata import StdDevUncertainty
+from stars import with_noise
 
-from cyclestarnet import NoiseModel, SpectrumError
-from cyclestarnet.spectra import Spectrum
+from cyclestarnet import NoiseModel, SpectrumError, WavelengthGrid
+from cyclestarnet.spectra import Spectrum, to_pixels
 from cyclestarnet.training.datasets import ObservedSpectra
 from cyclestarnet.training.settings import TrainingSettings
 
@@ -91,3 +92,59 @@ def test_training_and_fits_use_the_same_pixels(tiny_model):
     expected[[3, 7, 50, 200]] = False
     np.testing.assert_array_equal(weight[0].numpy() > 0, expected)
     np.testing.assert_array_equal(~fitted.mask, expected)
+
+
+# -- what networks see -------------------------------------------------------------------
+def spoilt(model, value):
+    """A spectrum whose masked pixels hold a value."""
+    n = model.grid.n_pixels
+    flux, mask = np.full(n, 0.9), np.zeros(n, dtype=bool)
+    flux[20:30], mask[20:30] = value, True
+    sigma = StdDevUncertainty(np.full(n, 0.01))
+    return Spectrum(flux=flux * u.one, spectral_axis=model.grid.wavelength, uncertainty=sigma, mask=mask)
+
+
+def test_masked_values_do_not_matter_unless_the_model_shows_them(tiny_model):
+    fill, raw = (with_noise(tiny_model, fill=fill) for fill in (1.0, None))
+    for model, same in ((fill, True), (raw, False)):
+        one, other = (model.fit(spoilt(model, value), method="lm") for value in (0.5, 1.2))
+        assert (one.meta["latent_distance"] == other.meta["latent_distance"]) is same
+
+
+@pytest.mark.parametrize("resampled", [False, True])
+def test_raw_flux_is_that_of_the_spectrum(tiny_model, resampled):
+    spectrum = spoilt(tiny_model, 0.5)
+    grid = tiny_model.grid
+    if resampled:  # the masked pixels are lost, and have no flux
+        grid = WavelengthGrid(grid.wavelength * (1 + 5e-6), grid.chips)
+    raw = to_pixels(spectrum, grid).raw
+    np.testing.assert_allclose(raw[22:28], np.nan if resampled else 0.5)
+    np.testing.assert_allclose(raw[40:100], 0.9)
+
+
+def test_raw_flux_is_divided_by_the_continuum(tiny_model):
+    spectrum = spoilt(tiny_model, 0.45)
+    physical = Spectrum(
+        flux=3 * spectrum.flux.value * u.Jy,
+        spectral_axis=spectrum.spectral_axis,
+        uncertainty=StdDevUncertainty(3 * spectrum.uncertainty.array),
+        mask=spectrum.mask,
+    )
+    pixels = to_pixels(physical, tiny_model.grid, recipe=tiny_model.recipe)
+    np.testing.assert_allclose(pixels.raw[20:30], 0.5, rtol=1e-6)  # half of a continuum of 0.9
+
+
+def test_ignored_pixels_are_not_seen_even_by_a_model_of_raw_flux(tiny_model):
+    model, ignore = with_noise(tiny_model, fill=None), np.zeros(tiny_model.grid.n_pixels, dtype=bool)
+    ignore[20:30] = True
+    one, other = (model.fit(spoilt(model, value), method="lm", ignore=ignore) for value in (0.5, 1.2))
+    assert one.meta["latent_distance"] == other.meta["latent_distance"]
+
+
+def test_a_training_may_show_raw_flux():
+    sigma, flux = np.full((1, 4), 0.01), np.array([[0.9, 0.5, np.nan, 0.9]])
+    mask = np.array([[False, True, True, False]])
+    settings = TrainingSettings(fill=None, flux_mean=0.0, flux_std=1.0)
+    seen, weight = ObservedSpectra(flux, sigma, mask, settings).draw(1)
+    np.testing.assert_allclose(seen[0].numpy(), [0.9, 0.5, 1.0, 0.9], rtol=1e-6)
+    np.testing.assert_array_equal(weight[0].numpy() > 0, [True, False, False, True])

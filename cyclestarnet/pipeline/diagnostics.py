@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 __all__ = ["ShiftSearch", "continuum_misfit", "line_shift", "local_misfit"]
@@ -17,9 +19,14 @@ class ShiftSearch:
 
     Parameters
     ----------
-    wavelength, template : array, shape (n_pixels,)
-    limit, step : float, optional
-        Search range and step in km/s.
+    wavelength : array, shape (n_pixels,)
+        In any unit, rising.
+    template : array, shape (n_pixels,)
+        Normalised flux at rest.
+    limit : float, optional
+        Largest velocity of the search, in km/s, in either direction.
+    step : float, optional
+        Step of the search, in km/s; a parabola through the best three says where between steps.
 
     Examples
     --------
@@ -32,7 +39,7 @@ class ShiftSearch:
     [0, 39]
     """
 
-    def __init__(self, wavelength, template, *, limit=150.0, step=3.0):
+    def __init__(self, wavelength: np.ndarray, template: np.ndarray, *, limit: float = 150.0, step: float = 3.0):
         n_steps = int(limit / step)
         self.velocities = step * np.arange(-n_steps, n_steps + 1)
         template = np.asarray(template, dtype=float) - np.mean(template)  # small numbers, or squares lose digits
@@ -41,7 +48,7 @@ class ShiftSearch:
         )
         self._squares = self._shifted**2
 
-    def __call__(self, flux, ivar):
+    def __call__(self, flux: np.ndarray, ivar: np.ndarray) -> tuple[float, float]:
         """Velocity of a spectrum and correlation there; see `line_shift`."""
         good = ivar > 0
         weight = good / max(good.sum(), 1)
@@ -60,22 +67,38 @@ class ShiftSearch:
         return float(self.velocities[best]), float(values[best])
 
 
-def _products(rows, vector):
+def _products(rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
     """Matrix times vector, without the threads of a BLAS library, which cost more than they gain here."""
     return np.einsum("vp,p->v", rows, vector)
 
 
-def line_shift(wavelength, flux, ivar, template, *, limit=150.0, step=3.0):
+def line_shift(
+    wavelength: np.ndarray,
+    flux: np.ndarray,
+    ivar: np.ndarray,
+    template: np.ndarray,
+    *,
+    limit: float = 150.0,
+    step: float = 3.0,
+) -> tuple[float, float]:
     """Find the velocity by which the lines of a spectrum are shifted against a template.
 
     For many spectra and one template, `ShiftSearch` is quicker.
 
     Parameters
     ----------
-    wavelength, flux, ivar, template : array, shape (n_pixels,)
-        Normalised spectrum and template on the same pixels.
-    limit, step : float, optional
-        Search range and step in km/s.
+    wavelength : array, shape (n_pixels,)
+        In any unit, rising.
+    flux : array, shape (n_pixels,)
+        Normalised flux of the spectrum.
+    ivar : array, shape (n_pixels,)
+        Its inverse variance; pixels where it is 0 are not used.
+    template : array, shape (n_pixels,)
+        Normalised flux at rest, on the same pixels.
+    limit : float, optional
+        Largest velocity of the search, in km/s, in either direction.
+    step : float, optional
+        Step of the search, in km/s.
 
     Returns
     -------
@@ -97,7 +120,7 @@ def line_shift(wavelength, flux, ivar, template, *, limit=150.0, step=3.0):
     return ShiftSearch(wavelength, template, limit=limit, step=step)(flux, ivar)
 
 
-def local_misfit(residual, ivar):
+def local_misfit(residual: np.ndarray, ivar: np.ndarray) -> tuple[float, int]:
     """Tell how much worse the worst stretch of a spectrum fits than the rest of it.
 
     Emission, a cosmic ray, an unmasked sky line or a feature that a model
@@ -134,7 +157,7 @@ def local_misfit(residual, ivar):
     return float(means[worst]), worst + size // 2
 
 
-def continuum_misfit(residual, ivar, chips):
+def continuum_misfit(residual: np.ndarray, ivar: np.ndarray, chips: Sequence[tuple[int, int]]) -> float:
     """Tell whether wide stretches of a spectrum lie above or below the model as a whole.
 
     Lines go up and down; a wrong continuum moves all pixels of a stretch

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from astropy.table import QTable
@@ -26,9 +28,29 @@ class Journal:
 
     A line counts once it is complete, so that a kill loses at most the block
     that is being written. JSON of Python keeps every bit of a float, and NaN.
+
+    Parameters
+    ----------
+    path : path
+        Of the file, which is made if it is not there, and locked while the journal is open.
+    run : mapping of str to plain values
+        What makes this run this run. A file of another run is refused.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from cyclestarnet.pipeline.journal import Journal
+    >>> path = Path(tempfile.mkdtemp()) / "labels.ecsv.partial"
+    >>> for _ in range(2):
+    ...     with Journal(path, {"model": "apogee-giants"}) as journal:
+    ...         print(list(journal.recorded()))
+    ...         journal.append([0, 1], [[4500.0], [4600.0]])
+    []
+    [([0, 1], [[4500.0], [4600.0]])]
     """
 
-    def __init__(self, path, run):
+    def __init__(self, path: Path, run: Mapping[str, Any]):
         self.path = path
         self._run = as_json({"format": _JOURNAL} | run)
 
@@ -45,8 +67,28 @@ class Journal:
     def __exit__(self, *_):
         self._file.close()
 
-    def recorded(self):
-        """Blocks that an earlier call wrote, for the caller to go through before the first `append`."""
+    def recorded(self) -> Iterator[tuple[list[int], list[list]]]:
+        """Go through the blocks that an earlier call wrote, before the first `append`.
+
+        Yields
+        ------
+        stars : list of int
+            Numbers of the stars of a block.
+        rows : list of list
+            Their rows, a value per column.
+
+        Raises
+        ------
+        FileExistsError
+            If the file is no journal, or that of another run.
+
+        Examples
+        --------
+        ::
+
+            for stars, rows in journal.recorded():
+                table[stars] = rows
+        """
         end = 0
         with open(self.path, "rb") as file:
             for line in file:
@@ -62,7 +104,27 @@ class Journal:
         if end == 0:
             self._write(self._run)
 
-    def append(self, stars, rows):
+    def append(self, stars: list[int], rows: list[list]) -> None:
+        """Add a block, which is on the disk when this returns.
+
+        Parameters
+        ----------
+        stars : list of int
+            Numbers of the stars.
+        rows : list of list
+            Their rows, a plain value per column.
+
+        Raises
+        ------
+        OSError
+            If the disk is full; the file can be gone on with.
+
+        Examples
+        --------
+        ::
+
+            journal.append([0, 1], [["star 0", 4500.0], ["star 1", 4600.0]])
+        """
         self._write(json.dumps({"stars": stars, "rows": rows}))
 
     def _write(self, text):
@@ -113,12 +175,13 @@ def _lock(file):
         pass
 
 
-def write_results(table, path):
+def write_results(table: QTable, path: str | os.PathLike) -> None:
     """Write a table of fits, units and all, in one step.
 
     Parameters
     ----------
     table : `~astropy.table.QTable`
+        A row per star, as `~cyclestarnet.CalibratedModel.fit_many` returns it.
     path : path-like
         ``.ecsv``, ``.fits`` or ``.parquet``. FITS knows ASCII only: other
         letters are written as ``\\u03c3``. An existing file is replaced.
@@ -153,7 +216,7 @@ def write_results(table, path):
         write_atomically(path, lambda temporary: table.write(temporary, format=file_format, overwrite=True))
 
 
-def read_results(path):
+def read_results(path: str | os.PathLike) -> QTable:
     """Read a table of fits as it was written.
 
     `~astropy.table.QTable.read` reads the same files, but masks empty texts of
@@ -167,6 +230,20 @@ def read_results(path):
     Returns
     -------
     `~astropy.table.QTable`
+        A row per star, with units, without masks.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the suffix is another one.
+
+    Examples
+    --------
+    ::
+
+        read_results("labels.ecsv")["teff"]
     """
     file_format = check_suffix(path)
     table = QTable.read(path, format=file_format, **({"mask_invalid": False} if file_format == "fits" else {}))
@@ -177,7 +254,32 @@ def read_results(path):
     return table
 
 
-def check_suffix(path):
+def check_suffix(path: str | os.PathLike) -> str:
+    """Tell the format of a table by the name of its file.
+
+    Parameters
+    ----------
+    path : path-like
+        Of a table that is to be written or read.
+
+    Returns
+    -------
+    str
+        As `~astropy.table.Table.write` calls it.
+
+    Raises
+    ------
+    ValueError
+        If the suffix is none of ``.ecsv``, ``.fits`` and ``.parquet``.
+    ImportError
+        If it is ``.parquet`` and pyarrow is not installed.
+
+    Examples
+    --------
+    >>> from cyclestarnet.pipeline.journal import check_suffix
+    >>> check_suffix("labels.ecsv")
+    'ascii.ecsv'
+    """
     suffix = Path(path).suffix
     if suffix not in _FORMATS:
         raise ValueError(f"the suffix of {os.fspath(path)!r} must be one of {', '.join(_FORMATS)}")

@@ -56,7 +56,14 @@ __all__ = ["Star", "failed_row", "fit_survey"]
 
 
 class Star(Protocol):
-    """A star that is read when its turn comes, such as `~cyclestarnet.io.stars.StarSource`."""
+    """A star that is read when its turn comes, such as `~cyclestarnet.io.stars.StarSource`.
+
+    Examples
+    --------
+    >>> from cyclestarnet.io.stars import star_sources
+    >>> [star.name for star in star_sources(["apStar-a.fits"])]
+    ['apStar-a.fits']
+    """
 
     @property
     def name(self) -> str:
@@ -67,7 +74,18 @@ class Star(Protocol):
         """By which a resumed run knows it."""
 
     def read(self) -> Spectrum:
-        """Read its spectrum."""
+        """Read its spectrum.
+
+        Returns
+        -------
+        `~specutils.Spectrum`
+
+        Examples
+        --------
+        ::
+
+            spectrum = star.read()
+        """
 
 
 NO_GUARD = 'In a script, a call with several workers must stand under: if __name__ == "__main__":'

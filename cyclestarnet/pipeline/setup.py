@@ -170,7 +170,10 @@ class FitSetup:
 
         Examples
         --------
-        See `FitSetup`.
+        >>> from cyclestarnet import CalibratedModel
+        >>> from cyclestarnet.pipeline import FitOptions, FitSetup
+        >>> FitSetup.of(CalibratedModel.from_pretrained(), FitOptions(prior=None)).prior_name
+        'none'
         """
         labels = _with_motion(parts.labels, options.motion)
         lower, upper = _bounds(labels, options.bounds)

@@ -69,7 +69,9 @@ class Stars:
 
         Examples
         --------
-        See `Stars`.
+        ::
+
+            poor = stars.part(np.flatnonzero(~optimum.success))
         """
         arrays = (self.flux, self.variance, self.filled, self.velocity, self.shared_latent, self.split_latent)
         return Stars(
