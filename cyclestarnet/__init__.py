@@ -11,20 +11,28 @@ from cyclestarnet.exceptions import (
     LabelError,
     ModelFileError,
     SpectrumError,
+    TrainingError,
+    TrainingWarning,
 )
 from cyclestarnet.fitting.priors import GaussianPrior
 from cyclestarnet.grid import WavelengthGrid, air_to_vacuum
 from cyclestarnet.io import read_apstar, read_apvisit, read_aspcapstar
 from cyclestarnet.labels import LabelSet
 from cyclestarnet.model import CalibratedModel
+from cyclestarnet.networks.emulator import EmulatorSettings
+from cyclestarnet.networks.translation import NetworkSettings
 from cyclestarnet.noise import NoiseModel
 from cyclestarnet.results import FitFlag, FitResult, Posterior
+from cyclestarnet.training.runs import train
+from cyclestarnet.training.settings import TrainingSettings
+from cyclestarnet.training.watch import WatchSettings
 
 __all__ = [
     "CalibratedModel",
     "ContinuumRecipe",
     "CycleStarNetError",
     "CycleStarNetWarning",
+    "EmulatorSettings",
     "FileFormatError",
     "FitFlag",
     "FitResult",
@@ -34,13 +42,19 @@ __all__ = [
     "LabelError",
     "LabelSet",
     "ModelFileError",
+    "NetworkSettings",
     "NoiseModel",
     "Posterior",
     "SpectrumError",
+    "TrainingError",
+    "TrainingSettings",
+    "TrainingWarning",
+    "WatchSettings",
     "WavelengthGrid",
     "__version__",
     "air_to_vacuum",
     "read_apstar",
     "read_apvisit",
     "read_aspcapstar",
+    "train",
 ]

@@ -188,7 +188,7 @@ def to_pixels(spectrum, grid, *, recipe=None):
         raise SpectrumError(
             f"flux must have one dimension, but has shape {spectrum.flux.shape}; pass one row, for example spectrum[0]"
         )
-    _check_frame(spectrum)
+    check_frame(spectrum)
     wavelength = _wavelength(spectrum.spectral_axis)
     raw, variance, physical = _flux_and_variance(spectrum, wavelength)
     flux = np.where(variance < np.inf, raw, 0.0)
@@ -309,7 +309,7 @@ _AIR_CARDS = {
 }
 
 
-def _check_frame(spectrum):
+def check_frame(spectrum):
     """Raise if the metadata say that the wavelengths are in air or not at rest."""
     header = spectrum.meta.get("header")
     for source in (spectrum.meta, header):

@@ -81,7 +81,8 @@ class Stars:
         -------
         `~specutils.Spectrum`
             A row per star. Pixels that are masked, or whose flux or error is
-            not finite, or whose error is not positive, are masked and hold 1.
+            not finite, or whose error is not positive, are masked. A flux
+            that is not finite turns into 1.
         """
         parts = []
         for block in split_into_blocks(self.spread(number), self.table):
@@ -90,7 +91,7 @@ class Stars:
         flux, sigma, mask = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         good = ~mask & np.isfinite(flux) & np.isfinite(sigma) & (sigma > 0)
         ivar = np.where(good, np.where(good, sigma, 1.0).astype(float) ** -2, 0.0)
-        return to_spectrum(np.where(good, flux, 1.0), grid, ivar=ivar)
+        return to_spectrum(np.where(np.isfinite(flux), flux, 1.0), grid, ivar=ivar)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,39 +1,55 @@
-"""A training from its configuration to the saved model: `prepare`, train, `finish`.
+"""A training from its data to the saved model, by two doors: `prepare` for files, `train` for arrays in memory.
 
-The command ``cyclestarnet train`` is a thin layer over this room. What can be
-wrong with the files that a configuration names is found by `prepare`, before
-the first step.
+The command ``cyclestarnet train`` is a thin layer over this room: `prepare`,
+`Run.train`, `finish`. `train` does the same steps with what a notebook holds.
+What can be wrong with the data is found before the first step.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+import tempfile
 import textwrap
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import astropy.units as u
 import numpy as np
 import torch
 import torch.distributed as dist
+from astropy.table import Table
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from cyclestarnet._version import __version__
+from cyclestarnet.continuum import ContinuumRecipe
+from cyclestarnet.grid import WavelengthGrid
+from cyclestarnet.model import CalibratedModel
 from cyclestarnet.networks.checkpoint import load_state
+from cyclestarnet.networks.emulator import EmulatorSettings
 from cyclestarnet.networks.predictor import Translator
 from cyclestarnet.networks.translation import NetworkSettings, TranslationNetwork
+from cyclestarnet.spectra import Spectrum
+from cyclestarnet.training.arrays import domains_of_arrays
 from cyclestarnet.training.assembly import assemble_model
-from cyclestarnet.training.config import Config, Plan
+from cyclestarnet.training.config import Config, LogConfig, ModelConfig, Plan, RunConfig
 from cyclestarnet.training.datasets import ObservedSpectra, SyntheticSpectra
 from cyclestarnet.training.domains import Domains
+from cyclestarnet.training.emulators import OWN_EMULATOR
 from cyclestarnet.training.inputs import read_domains
 from cyclestarnet.training.settings import TrainingSettings
 from cyclestarnet.training.streams import StreamedSpectra
 from cyclestarnet.training.toml import ConfigError
 from cyclestarnet.training.trainer import Trainer, join_processes
+from cyclestarnet.training.watch import WatchSettings
 
-__all__ = ["Run", "finish", "joined_processes", "prepare"]
+__all__ = ["Run", "finish", "joined_processes", "prepare", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +164,175 @@ def prepare(config: Config, *, progress: bool = True) -> Run:
     if dist.is_initialized() and dist.get_rank() == 0:
         dist.barrier()
     return _ready(config, domains)
+
+
+def train(
+    synthetic: ArrayLike | Spectrum,
+    labels: Mapping[str, u.Quantity] | Table,
+    observed: ArrayLike | Spectrum,
+    errors: ArrayLike | None = None,
+    *,
+    mask: ArrayLike | None = None,
+    wavelength: u.Quantity | WavelengthGrid | None = None,
+    recipe: ContinuumRecipe | None = None,
+    name: str = "model",
+    settings: TrainingSettings | str = "paper",
+    network: NetworkSettings | Mapping[str, Any] | None = None,
+    emulator: EmulatorSettings | None = None,
+    watch: WatchSettings | None = None,
+    held_out: float = 0.1,
+    seed: int = 0,
+    folder: str | os.PathLike | None = None,
+    device: str = "cpu",
+    progress: bool = True,
+) -> CalibratedModel:
+    """Train a model on synthetic spectra of known labels and observed spectra of unknown ones.
+
+    The steps are those of ``cyclestarnet train CONFIG``: an emulator is
+    trained on the synthetic spectra, then the networks that translate between
+    the domains; fits of observed stars that were held out tell the errors of
+    the model. With the paper's networks this takes days on a CPU.
+
+    Parameters
+    ----------
+    synthetic : array, Quantity or `~specutils.Spectrum`, shape (n_synthetic, n_pixels)
+        Normalised, dimensionless flux of synthetic spectra, about 1 in the
+        continuum. All values must be finite.
+    labels : dict of `~astropy.units.Quantity`, or `~astropy.table.QTable`
+        Labels of the synthetic spectra by name, each of shape
+        (n_synthetic,). Those in dex (``logg``, abundances) may be plain
+        numbers. Their ranges become the range of the model, and their
+        distribution its label prior.
+    observed : array, Quantity or `~specutils.Spectrum`, shape (n_observed, n_pixels)
+        Normalised, dimensionless flux of observed spectra: at rest, on the
+        same vacuum wavelengths as ``synthetic``, and normalised in the same way.
+    errors : array or Quantity, shape (n_observed, n_pixels), optional
+        Standard deviation of ``observed``. Needed unless ``observed`` is a
+        `~specutils.Spectrum` with an uncertainty. Pixels whose flux or error
+        is not finite, or whose error is 0 or less, are ignored, and so are
+        those above ``sigma_max`` of the settings (`~cyclestarnet.NoiseModel`).
+    mask : array of bool, shape (n_observed, n_pixels) or (n_pixels,), optional
+        True = ignore the pixel. Its value does not matter, unless the
+        settings have ``fill=None`` (as the preset ``"repository"``), with
+        which the networks see it. A mask that ``observed`` has itself counts as well.
+    wavelength : `~astropy.units.Quantity`, shape (n_pixels,), or `~cyclestarnet.WavelengthGrid`, optional
+        Vacuum wavelengths of the pixels, rising. Where they leap, a detector
+        ends. Needed unless ``synthetic`` or ``observed`` is a `~specutils.Spectrum`.
+    recipe : `~cyclestarnet.ContinuumRecipe`, optional
+        The one that normalised the spectra; the model uses it for spectra
+        with a physical unit. Default: one through quiet pixels of the
+        synthetic spectra.
+    name : str, optional
+        Name of the model. Default: ``"model"``.
+    settings : `~cyclestarnet.TrainingSettings` or {"paper", "repository"}, optional
+        Every number of the training, or a preset; see
+        `~cyclestarnet.TrainingSettings.from_preset`. Default: ``"paper"``.
+    network : `~cyclestarnet.NetworkSettings` or dict, optional
+        Sizes of the networks, or those that differ from the paper's, by name;
+        ``n_pixels`` of a dict is that of the spectra. Default: the paper's.
+    emulator : `~cyclestarnet.EmulatorSettings`, optional
+        Sizes and training of the emulator. Default: ``EmulatorSettings(seed=seed)``.
+    watch : `~cyclestarnet.WatchSettings`, optional
+        Score the run on the held-out spectra, and give the model the weights
+        of the best score. Default: nobody watches, and the model has the last weights.
+    held_out : float, optional
+        Fraction of ``observed`` that the networks do not see. 20 stars give a
+        rough, 100 a good model error per pixel. Default: 0.1.
+    seed : int, optional
+        Of the choice of those stars, and of networks and emulator unless
+        their settings are given, which have seeds of their own. Default: 0.
+    folder : path-like, optional
+        For checkpoints, logs and the model. The same call on the same folder
+        goes on where an interrupted one was. Default: a temporary folder,
+        which is deleted in the end. If the training is interrupted or fails,
+        it stays, and the exception says where it is: nothing that was
+        trained is lost, and ``folder=`` goes on from there.
+    device : str, optional
+        ``"cpu"`` (default), ``"cuda"`` or ``"cuda:N"``: where the networks are trained.
+    progress : bool, optional
+        Show bars. Default: True.
+
+    Returns
+    -------
+    `~cyclestarnet.CalibratedModel`
+        With ``provenance``. It is that of the file ``NAME.safetensors`` in
+        ``folder``; without a folder, `~cyclestarnet.CalibratedModel.save` it.
+
+    Raises
+    ------
+    SpectrumError
+        If spectra have impossible shapes or units, are not normalised, not
+        finite, without errors, or too few.
+    LabelError
+        If a label has no value for a spectrum, is NaN, does not vary, or has a wrong unit.
+    GridError
+        If wavelengths are missing, or do not fit the spectra or the strides of the networks.
+    ValueError
+        If the folder has a training of other settings or on other spectra.
+    FloatingPointError
+        If a loss is not finite, and no watch rolls the run back.
+    TrainingError
+        If the watch stops the run.
+
+    See Also
+    --------
+    prepare : the same for spectra in files, which need not fit into memory.
+
+    Examples
+    --------
+    ::
+
+        import astropy.units as u
+        from cyclestarnet import TrainingSettings, train
+
+        model = train(
+            synthetic_flux,  # (20000, 7167)
+            {"teff": teff * u.K, "logg": logg, "m_h": m_h},
+            observed_flux,  # (22000, 7167)
+            observed_errors,
+            mask=bad_pixels,
+            wavelength=wavelength * u.AA,
+            settings=TrainingSettings.from_preset("paper", n_iterations=50_000),
+            folder="giants",
+        )
+        model.save("giants.safetensors")
+    """
+    training = TrainingSettings.from_preset(settings, seed=seed) if isinstance(settings, str) else settings
+    with _kept(folder) as folder:
+        plan = Plan(
+            run=RunConfig(folder=folder, name=name, seed=seed, device=device),
+            training=training,
+            network=network.to_dict() if isinstance(network, NetworkSettings) else dict(network or {}),
+            watch=watch,
+            emulator=EmulatorSettings(seed=seed) if emulator is None else emulator,
+            model=ModelConfig(),
+            log=LogConfig(),
+        )
+        _check_machine(plan)
+        domains = domains_of_arrays(
+            synthetic, labels, observed, errors, plan,
+            mask=mask, wavelength=wavelength, recipe=recipe, held_out=held_out, progress=progress,
+        )  # fmt: skip
+        run = _ready(plan, domains)
+        log.info("%s", run.summary())
+        run.train(progress=progress)
+        return CalibratedModel.load(finish(run, progress=progress))
+
+
+@contextmanager
+def _kept(folder: str | os.PathLike | None) -> Iterator[Path]:
+    """The folder of a run, or a temporary one, which outlives a run that fails once it has trained anything."""
+    path = Path(tempfile.mkdtemp(prefix="cyclestarnet-")) if folder is None else Path(folder)
+    try:
+        yield path
+    except BaseException as error:
+        if any((path / name).exists() for name in ("checkpoint.pt", OWN_EMULATOR)):
+            error.add_note(f"What was trained is kept: the same call with folder={str(path)!r} goes on from there.")
+        elif folder is None:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+    if folder is None:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _ready(plan: Plan, domains: Domains) -> Run:

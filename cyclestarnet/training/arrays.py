@@ -1,0 +1,392 @@
+"""What a notebook holds, made into what a training takes: arrays or spectra become `Domains`.
+
+Everything that can be wrong with them is said here, before anything is
+trained. The caller's arrays are never written to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+from astropy.nddata import InverseVariance, StdDevUncertainty, VarianceUncertainty
+from astropy.table import Table
+from numpy.typing import ArrayLike
+
+from cyclestarnet.continuum import ContinuumRecipe
+from cyclestarnet.exceptions import GridError, LabelError, SpectrumError
+from cyclestarnet.files import write_atomically
+from cyclestarnet.grid import WavelengthGrid
+from cyclestarnet.labels import LabelSet
+from cyclestarnet.spectra import SAME_WAVELENGTH, Spectrum, check_frame
+from cyclestarnet.training.config import Plan
+from cyclestarnet.training.datasets import ArrayTable, ObservedSpectra, StoredSynthetic
+from cyclestarnet.training.domains import Domains, Stars, grid_with_chips
+from cyclestarnet.training.emulators import trained_emulator
+from cyclestarnet.training.inputs import emulator_error, least_held_out
+from cyclestarnet.training.settings import TrainingSettings
+
+__all__ = ["domains_of_arrays", "held_out_rows"]
+
+LEAST_TRAINED = 8  # observed stars, of whose latents a model keeps the distribution
+NORMALISED = (0.1, 10.0)  # between which the median of a normalised flux is, whatever the stars and the recipe
+LARGEST_GRID = 20_000  # spectra that an emulator is trained on at most, as in the file of a training
+GIVEN = "spectra.json"  # in the folder of a run: what its checkpoint was trained on
+
+
+@dataclass(frozen=True, eq=False)
+class _Stack:
+    """Spectra without units: flux and perhaps errors (n, n_pixels), mask, and wavelengths (n_pixels,)."""
+
+    flux: np.ndarray
+    sigma: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    wavelength: u.Quantity | None = None
+
+
+def domains_of_arrays(
+    synthetic: ArrayLike | Spectrum,
+    labels: Mapping[str, u.Quantity] | Table,
+    observed: ArrayLike | Spectrum,
+    errors: ArrayLike | None,
+    plan: Plan,
+    *,
+    mask: ArrayLike | None = None,
+    wavelength: u.Quantity | WavelengthGrid | None = None,
+    recipe: ContinuumRecipe | None = None,
+    held_out: float = 0.1,
+    progress: bool = True,
+) -> Domains:
+    """Check spectra in memory, hold some of the observed ones out, and train the emulator.
+
+    Parameters
+    ----------
+    synthetic, labels, observed, errors, mask, wavelength, recipe, held_out
+        As `~cyclestarnet.train` takes them.
+    plan : `~cyclestarnet.training.config.Plan`
+        How the training shall go; its folder keeps the emulator.
+    progress : bool, optional
+        Show a bar while the emulator is trained. Default: True.
+
+    Returns
+    -------
+    `~cyclestarnet.training.domains.Domains`
+
+    Raises
+    ------
+    SpectrumError, LabelError, GridError, ValueError
+        As `~cyclestarnet.train`.
+
+    Examples
+    --------
+    ::
+
+        domains = domains_of_arrays(flux, {"teff": teff, "logg": logg}, observed, errors, plan, wavelength=wavelength)
+    """
+    _check_plan(plan)
+    first, second = _stack("synthetic", synthetic), _stack("observed", observed)
+    grid = _grid(wavelength, {"synthetic": first, "observed": second})
+    if recipe is not None and recipe.grid != grid:
+        raise GridError("the grid of recipe is not that of the spectra; make the recipe for their wavelengths")
+    values, label_set = _labels(labels, len(first.flux))
+    _check_synthetic(first, label_set)
+    sigma, bad = _errors_and_mask(second, errors, mask)
+    _check_normalised("observed", np.where(bad[:64], np.nan, second.flux[:64]))
+    _check_errors(np.where(bad[:64], np.nan, sigma[:64]), plan.training)
+    held_rows = held_out_rows(len(second.flux), held_out, plan.run.seed)
+    rows = np.setdiff1d(np.arange(len(second.flux)), held_rows)
+    _check_numbers(len(rows), len(held_rows), least_held_out(plan))
+    plan.network_settings(grid.n_pixels)  # what does not fit shall be known before hours of work on the emulator
+
+    table = ArrayTable(second.flux, sigma, bad)
+    source = ObservedSpectra.from_table(table, plan.training, rows=rows)
+    pixels = grid.wavelength.value
+    given = {
+        "synthetic": _digest(first.flux, values, pixels),
+        "observed": _digest(second.flux, sigma, bad, pixels),
+        "held out": _digest(held_rows),
+    }
+    _require_same_spectra(plan.run.folder / GIVEN, given)
+    synthetic_table = ArrayTable(first.flux, labels=values)
+    emulator, error = trained_emulator(
+        synthetic_table, values, label_set, plan.run.folder,
+        settings=plan.emulator, n_spectra=LARGEST_GRID, source={"spectra": given["synthetic"]}, progress=progress,
+    )  # fmt: skip
+    return Domains(
+        grid,
+        label_set,
+        emulator,
+        values,
+        StoredSynthetic.from_table(synthetic_table, plan.training),
+        source,
+        Stars(table, rows),
+        Stars(table, held_rows),
+        recipe,
+        provenance={
+            "synthetic domain": f"arrays, {len(values)} rows of labels",
+            "emulator": emulator_error(error),
+            "observed domain": f"arrays, {len(source)} spectra; {len(held_rows)} held out",
+        },
+    )
+
+
+def held_out_rows(n_stars: int, fraction: float, seed: int) -> np.ndarray:
+    """Choose the observed spectra that a training does not see.
+
+    Parameters
+    ----------
+    n_stars : int
+        How many observed spectra there are.
+    fraction : float
+        The part of them to hold out, between 0 and 1; the number is rounded.
+    seed : int
+        The same seed chooses the same spectra.
+
+    Returns
+    -------
+    array of int
+        Their rows, rising.
+
+    Raises
+    ------
+    ValueError
+        If ``fraction`` is not between 0 and 1.
+
+    Examples
+    --------
+    >>> from cyclestarnet.training.arrays import held_out_rows
+    >>> held_out_rows(40, 0.1, seed=0)
+    array([ 0, 14, 21, 33])
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"held_out must be a fraction between 0 and 1, but is {fraction}")
+    order = np.random.default_rng([seed, 3]).permutation(n_stars)
+    return np.sort(order[: round(fraction * n_stars)])
+
+
+# -- spectra -------------------------------------------------------------------------------
+def _stack(name: str, given: ArrayLike | Spectrum) -> _Stack:
+    """Spectra as they come: their flux dimensionless, masks and errors as arrays, wavelengths if they have them."""
+    if not isinstance(given, Spectrum):
+        mask = getattr(given, "mask", None)  # of a masked array or quantity
+        flux = _numbers(name, getattr(given, "unmasked", given))
+        return _Stack(_rows(name, flux), mask=None if mask is None else _like(f"the mask of {name}", mask, flux))
+    check_frame(given)
+    flux = _rows(name, _numbers(name, given.flux))
+    mask = None if given.mask is None else _like(f"the mask of {name}", given.mask, flux)
+    wavelength = u.Quantity(given.spectral_axis.value, given.spectral_axis.unit)
+    return _Stack(flux, _standard_deviation(name, given, flux), mask, wavelength)
+
+
+def _rows(name: str, flux: np.ndarray) -> np.ndarray:
+    if flux.ndim != 2 or 0 in flux.shape:
+        raise SpectrumError(f"{name} must have the shape (n, n_pixels), a row per star, but has {flux.shape}")
+    return flux
+
+
+def _numbers(name: str, given: ArrayLike) -> np.ndarray:
+    """Dimensionless numbers, without a copy where there need not be one."""
+    if isinstance(given, u.Quantity):
+        try:
+            given = given.to_value(u.dimensionless_unscaled)
+        except u.UnitConversionError:
+            raise SpectrumError(
+                f"{name} has the unit '{given.unit}', but must be normalised, without a unit; divide both domains by "
+                "their continuum first, with one ContinuumRecipe"
+            ) from None
+    array = np.asarray(given)
+    if array.dtype.kind not in "fiu":
+        raise SpectrumError(
+            f"{name} must be an array of numbers, or one Spectrum with a row per star, but is a "
+            f"{type(given).__name__} of {array.dtype}"
+        )
+    return array
+
+
+def _like(name: str, given: ArrayLike, flux: np.ndarray) -> np.ndarray:
+    """A mask of the shape of the flux, True = bad."""
+    mask = np.asarray(given)
+    if mask.dtype.kind not in "biu":
+        raise SpectrumError(f"{name} must be True where a pixel is bad, but holds {mask.dtype}")
+    try:
+        return np.broadcast_to(mask.astype(bool, copy=False), flux.shape)
+    except ValueError:
+        raise SpectrumError(
+            f"{name} must have the shape {flux.shape}, or {flux.shape[1:]} for all stars, but has {mask.shape}"
+        ) from None
+
+
+def _standard_deviation(name: str, spectrum: Spectrum, flux: np.ndarray) -> np.ndarray | None:
+    """Errors of a spectrum in the unit of its normalised flux; infinite where the inverse variance is 0."""
+    given = spectrum.uncertainty
+    if given is None:
+        return None
+    if not isinstance(given, (StdDevUncertainty, VarianceUncertainty, InverseVariance)):
+        raise SpectrumError(
+            f"the uncertainty of {name} must be a StdDevUncertainty, VarianceUncertainty or InverseVariance, "
+            f"but is {type(given).__name__}"
+        )
+    with np.errstate(divide="ignore", invalid="ignore"):  # an inverse variance of 0 is a bad pixel
+        plain = type(given)(np.asarray(given.array, dtype=float), unit=given.unit).represent_as(StdDevUncertainty)
+    unit = spectrum.flux.unit if plain.unit is None else plain.unit
+    sigma = _numbers(f"the uncertainty of {name}", np.asarray(plain.array) * unit)
+    if sigma.shape != flux.shape:
+        raise SpectrumError(f"the uncertainty of {name} must have the shape {flux.shape}, but has {sigma.shape}")
+    return sigma
+
+
+def _errors_and_mask(
+    observed: _Stack, errors: ArrayLike | None, mask: ArrayLike | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Errors and mask of the observed spectra, from wherever they are given."""
+    flux, sigma = observed.flux, observed.sigma
+    if (errors is None) == (sigma is None):
+        what = "has no uncertainty, and errors is None" if sigma is None else "has an uncertainty, and errors is given"
+        raise SpectrumError(f"errors of the observed spectra must be given once, but observed {what}")
+    masks = [] if observed.mask is None else [observed.mask]
+    if mask is not None:
+        masks.append(_like("mask", mask, flux))
+    if errors is not None:
+        sigma = _numbers("errors", getattr(errors, "unmasked", errors))
+        if sigma.shape != flux.shape:
+            raise SpectrumError(f"errors must have the shape of observed, {flux.shape}, but has {sigma.shape}")
+        if getattr(errors, "mask", None) is not None:
+            masks.append(_like("the mask of errors", errors.mask, flux))
+    bad = np.zeros(flux.shape, dtype=bool)
+    for one in masks:
+        bad |= one
+    if bad.all():
+        raise SpectrumError("all pixels of observed are masked; mask must be True where a pixel is bad")
+    return sigma, bad
+
+
+def _check_synthetic(synthetic: _Stack, labels: LabelSet) -> None:
+    flux = synthetic.flux
+    spoilt = np.flatnonzero(~np.isfinite(flux).all(1))
+    if len(spoilt):
+        raise SpectrumError(
+            f"synthetic holds NaN or infinite values in {len(spoilt)} of {len(flux)} spectra, first in row "
+            f"{spoilt[0]}; leave those spectra and their labels out"
+        )
+    if synthetic.mask is not None and synthetic.mask.any():
+        raise SpectrumError("synthetic has masked pixels, but must be complete: networks and emulator see all of them")
+    if len(flux) <= 2 * len(labels):
+        raise SpectrumError(f"synthetic has {len(flux)} spectra, too few for {len(labels)} labels")
+    _check_normalised("synthetic", flux[:64])
+
+
+def _check_normalised(name: str, flux: np.ndarray) -> None:
+    fine = flux[np.isfinite(flux)]
+    if len(fine) and not NORMALISED[0] < (middle := np.median(fine)) < NORMALISED[1]:
+        raise SpectrumError(
+            f"{name} must be normalised flux, about 1 in the continuum, but its median is {middle:.3g}; divide both "
+            "domains by their continuum first, with one ContinuumRecipe"
+        )
+
+
+def _check_errors(sigma: np.ndarray, settings: TrainingSettings) -> None:
+    fine = sigma[np.isfinite(sigma) & (sigma > 0)]
+    if not len(fine):
+        raise SpectrumError("errors must be positive standard deviations, but no unmasked pixel has one")
+    if (middle := np.median(fine)) > settings.sigma_max:
+        raise SpectrumError(
+            f"errors must be those of the normalised flux, but their median is {middle:.3g}, above sigma_max = "
+            f"{settings.sigma_max:g} of the settings; divide them by the continuum, too, or raise sigma_max"
+        )
+
+
+def _check_numbers(n_trained: int, n_held: int, least: int) -> None:
+    if n_held < least or n_trained < LEAST_TRAINED:
+        raise SpectrumError(
+            f"of the observed spectra {n_trained} are to be trained on and {n_held} are held out, but {LEAST_TRAINED} "
+            f"and {least} are needed at least; give more spectra, or change held_out"
+        )
+
+
+# -- wavelengths and labels ----------------------------------------------------------------
+def _grid(wavelength: u.Quantity | WavelengthGrid | None, stacks: Mapping[str, _Stack]) -> WavelengthGrid:
+    """The grid of both domains, which must have the same pixels."""
+    known = {name: stack.wavelength for name, stack in stacks.items() if stack.wavelength is not None}
+    if wavelength is None:
+        if not known:
+            raise GridError(
+                "wavelength must be given, for example wavelength=np.linspace(1.51, 1.70, 7514) * u.um, "
+                "because neither synthetic nor observed is a Spectrum, which has its own"
+            )
+        wavelength = next(iter(known.values()))
+    grid = wavelength if isinstance(wavelength, WavelengthGrid) else grid_with_chips(wavelength)
+    for name, stack in stacks.items():
+        if stack.flux.shape[1] != grid.n_pixels:
+            raise GridError(f"{name} has {stack.flux.shape[1]} pixels, but there are {grid.n_pixels} wavelengths")
+    for name, own in known.items():
+        if not own.unit.is_equivalent(u.AA) or not np.allclose(
+            own.to_value(u.AA), grid.wavelength.value, rtol=SAME_WAVELENGTH, atol=0
+        ):
+            raise GridError(
+                f"the wavelengths of {name} are not those of the training, {grid!r}; both domains must be on the "
+                "same pixels: resample one of them"
+            )
+    return grid
+
+
+def _labels(labels: Mapping[str, u.Quantity] | Table, n_spectra: int) -> tuple[np.ndarray, LabelSet]:
+    """Labels (n_spectra, n_labels) in their units, and their names and ranges."""
+    if not isinstance(labels, (Mapping, Table)):
+        raise LabelError(
+            "labels must be a mapping of names to Quantities, or a table with a column per label, for example "
+            f"{{'teff': teff * u.K, 'logg': logg}}, but is a {type(labels).__name__}"
+        )
+    names = list(labels.keys())
+    for name in names:
+        shape, kind = np.shape(labels[name]), np.asarray(labels[name]).dtype.kind
+        if kind not in "fiu":
+            raise LabelError(f"label {name!r} holds no numbers; leave out of labels what is no label")
+        if shape != (n_spectra,):
+            raise LabelError(
+                f"label {name!r} must have a value for each of the {n_spectra} synthetic spectra, but has the "
+                f"shape {shape}"
+            )
+    # units and NaN are looked at by a set whose ranges do not matter yet
+    values = LabelSet(names, np.zeros(len(names)), np.ones(len(names))).to_array(labels)
+    lower, upper = values.min(0), values.max(0)
+    for name, low, high in zip(names, lower, upper, strict=True):
+        if low == high:
+            raise LabelError(f"label {name!r} is {low:g} for all synthetic spectra; leave it out, or let it vary")
+    return values, LabelSet(names, lower, upper)
+
+
+# -- the plan and its folder ---------------------------------------------------------------
+def _check_plan(plan: Plan) -> None:
+    for name in ("weight_anchors", "prior_rate"):
+        if getattr(plan.training, name):
+            raise ValueError(
+                f"{name} is {getattr(plan.training, name)}, but needs spectra that an emulator makes while the "
+                "networks are trained: write a configuration file, and use 'cyclestarnet train'"
+            )
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    """SHA-256 of arrays with their types and shapes."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _require_same_spectra(note: Path, given: dict[str, str]) -> None:
+    """A checkpoint in the folder must be of the same spectra, or it would go on with others unseen."""
+    if note.exists():
+        there = json.loads(note.read_text(encoding="utf-8"))
+        if different := [name for name, digest in given.items() if there.get(name) != digest]:
+            raise ValueError(
+                f"folder {note.parent} has a training on other spectra ({', '.join(different)}); use another folder, "
+                "or delete it to begin anew"
+            )
+        return
+    write_atomically(note, lambda path: path.write_text(json.dumps(given, indent=1), encoding="utf-8"))
