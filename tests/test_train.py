@@ -279,7 +279,7 @@ WRONG = {
     "no errors": (without_errors, SpectrumError, "errors of the observed spectra must be given once, .*no uncertainty"),
     "errors twice": (twice_errors, SpectrumError, "given once, but observed has an uncertainty, and errors is given"),
     "errors of another shape": (lambda d: {"errors": d["errors"][0]}, SpectrumError, "errors must have the shape of"),
-    "errors in per cent": (lambda d: {"errors": 100 * d["errors"]}, SpectrumError, "their median is 0.5, above sigma_m"),
+    "errors in per cent": (lambda d: {"errors": 100 * d["errors"]}, SpectrumError, "their median is 0.5, above"),
     "errors of 0": (lambda d: {"errors": 0 * d["errors"]}, SpectrumError, "errors must be positive standard dev"),
     "a float mask": (lambda d: {"mask": d["errors"]}, SpectrumError, "mask must be True where a pixel is bad"),
     "a mask of another shape": (lambda d: {"mask": np.zeros(9, bool)}, SpectrumError, r"\(415,\) for all stars, but"),

@@ -72,7 +72,7 @@ class SpectrumTable(Protocol):
 
 
 # -- one spectrum, whatever it comes from -----------------------------------------
-def _observed(settings: TrainingSettings, ignore: ArrayLike | None, n_pixels: int) -> Prepare:
+def observed_preparation(settings: TrainingSettings, ignore: ArrayLike | None, n_pixels: int) -> Prepare:
     """Preparation of observed spectra; one without a good pixel is not usable."""
     ignored = np.zeros(n_pixels, dtype=bool) if ignore is None else np.asarray(ignore, dtype=bool)
     if ignored.shape != (n_pixels,):
@@ -91,7 +91,7 @@ def _observed(settings: TrainingSettings, ignore: ArrayLike | None, n_pixels: in
     return prepare
 
 
-def _synthetic(settings: TrainingSettings, labels: np.ndarray | None) -> Prepare:
+def synthetic_preparation(settings: TrainingSettings, labels: np.ndarray | None) -> Prepare:
     """Preparation of stored synthetic spectra, whose labels are standardised already; all must be finite."""
 
     def prepare(rows, flux, sigma, mask):
@@ -118,7 +118,7 @@ def _label_scale(labels: ArrayLike) -> tuple[Tensor, Tensor]:
     return mean, torch.where(std > 0, std, 1.0)
 
 
-def _standard_labels(
+def standardised_labels(
     table: SpectrumTable, rows: np.ndarray, scale: LabelScale | None
 ) -> tuple[np.ndarray | None, tuple]:
     """All labels of a table, standardised by ``scale`` or by the mean and deviation of ``rows``, and the scale."""
@@ -131,7 +131,7 @@ def _standard_labels(
 
 
 # -- reading tables ---------------------------------------------------------------
-def _checked_rows(rows: ArrayLike | None, table: SpectrumTable) -> np.ndarray:
+def checked_rows(rows: ArrayLike | None, table: SpectrumTable) -> np.ndarray:
     """Row numbers, rising; None = all."""
     if table.n_spectra == 0:
         raise SpectrumError("there must be one spectrum or more, but there is none: flux has 0 rows")
@@ -152,7 +152,7 @@ def split_into_blocks(rows: np.ndarray, table: SpectrumTable) -> list[np.ndarray
     return [block for block in np.split(rows, edges) if len(block)]
 
 
-def _read_block(table: SpectrumTable, prepare: Prepare, rows: np.ndarray) -> tuple[np.ndarray, Arrays]:
+def read_block(table: SpectrumTable, prepare: Prepare, rows: np.ndarray) -> tuple[np.ndarray, Arrays]:
     """Prepare rows of one block; the file is read from the first to the last of them."""
     start, stop = int(rows[0]), int(rows[-1]) + 1
     inside = slice(None) if len(rows) == stop - start else rows - start  # no copy where all are wanted
@@ -160,12 +160,12 @@ def _read_block(table: SpectrumTable, prepare: Prepare, rows: np.ndarray) -> tup
     return prepare(rows, *(None if a is None else a[inside] for a in arrays))
 
 
-def _survey(table: SpectrumTable, prepare: Prepare, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Arrays]]:
+def survey(table: SpectrumTable, prepare: Prepare, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Arrays]]:
     """Go through a table once, block by block: usable rows, and what is drawn of them. Warn of the others."""
     dropped = []
     blocks = split_into_blocks(rows, table)
     for block in tqdm(blocks, desc="reading", delay=5, leave=False, disable=None):
-        usable, arrays = _read_block(table, prepare, block)
+        usable, arrays = read_block(table, prepare, block)
         dropped.extend(block[~usable].tolist())
         yield block[usable], arrays if usable.all() else tuple(a[usable] for a in arrays)
     if dropped:
@@ -182,7 +182,7 @@ def _collect(table: SpectrumTable, prepare: Prepare, rows: np.ndarray) -> tuple[
     """All that is usable in memory: the result and one block of the table."""
     collected: tuple[Tensor, ...] = ()
     n = 0
-    for block, arrays in _survey(table, prepare, rows):
+    for block, arrays in survey(table, prepare, rows):
         if not collected:
             collected = tuple(torch.empty((len(rows), a.shape[1])) for a in arrays)
         for whole, part in zip(collected, arrays, strict=True):
@@ -300,8 +300,8 @@ class ObservedSpectra(_Stateless):
         return source
 
     def _fill(self, table, settings, rows, ignore) -> None:
-        prepare = _observed(settings, ignore, table.n_pixels)
-        self.flux, self.weight = _collect(table, prepare, _checked_rows(rows, table))
+        prepare = observed_preparation(settings, ignore, table.n_pixels)
+        self.flux, self.weight = _collect(table, prepare, checked_rows(rows, table))
 
     def __len__(self) -> int:
         return len(self.flux)
@@ -379,9 +379,9 @@ class StoredSynthetic(_Stateless):
         return source
 
     def _fill(self, table, settings, rows, label_scale) -> None:
-        rows = _checked_rows(rows, table)
-        labels, (self.label_mean, self.label_std) = _standard_labels(table, rows, label_scale)
-        self.flux, self.labels = (*_collect(table, _synthetic(settings, labels), rows), None)[:2]
+        rows = checked_rows(rows, table)
+        labels, (self.label_mean, self.label_std) = standardised_labels(table, rows, label_scale)
+        self.flux, self.labels = (*_collect(table, synthetic_preparation(settings, labels), rows), None)[:2]
 
     def __len__(self) -> int:
         return len(self.flux)

@@ -17,13 +17,13 @@ from cyclestarnet.training.datasets import (
     LabelScale,
     Prepare,
     SpectrumTable,
-    _checked_rows,
-    _observed,
-    _read_block,
-    _standard_labels,
-    _survey,
-    _synthetic,
+    checked_rows,
+    observed_preparation,
+    read_block,
     split_into_blocks,
+    standardised_labels,
+    survey,
+    synthetic_preparation,
 )
 from cyclestarnet.training.settings import TrainingSettings
 
@@ -127,7 +127,7 @@ class _Reader:
         for block in blocks:
             if cancelled():
                 raise _Cancelled
-            _, arrays = _read_block(self._table, self._prepare, block)
+            _, arrays = read_block(self._table, self._prepare, block)
             window = window or tuple(np.empty((len(places), a.shape[1]), dtype=np.float32) for a in arrays)
             for whole, part in zip(window, arrays, strict=True):
                 whole[places[n : n + len(block)]] = part
@@ -143,7 +143,7 @@ class _Streamed:
     def _stream(self, table: SpectrumTable, prepare: Prepare, rows: np.ndarray, seed: int, window_rows: int) -> None:
         if window_rows < 1:
             raise ValueError(f"window_rows must be positive, but is {window_rows}")
-        usable = np.concatenate([block for block, _ in _survey(table, prepare, rows)])
+        usable = np.concatenate([block for block, _ in survey(table, prepare, rows)])
         per_window = max(round(window_rows / table.block_rows), 1)
         self._order = _Order(split_into_blocks(usable, table), per_window, (seed, self._domain))
         self._identity = {"seed": seed, "n_spectra": len(usable), "window": per_window, "block": table.block_rows}
@@ -264,8 +264,8 @@ class StreamedSpectra(_Streamed):
         ignore: ArrayLike | None = None,
         window_rows: int = 2048,
     ):
-        prepare = _observed(settings, ignore, table.n_pixels)
-        self._stream(table, prepare, _checked_rows(rows, table), settings.seed, window_rows)
+        prepare = observed_preparation(settings, ignore, table.n_pixels)
+        self._stream(table, prepare, checked_rows(rows, table), settings.seed, window_rows)
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """The next spectra (n, n_pixels) and their weights; ``generator`` is not used.
@@ -314,9 +314,9 @@ class StreamedSynthetic(_Streamed):
         label_scale: LabelScale | None = None,
         window_rows: int = 2048,
     ):
-        rows = _checked_rows(rows, table)
-        labels, (self.label_mean, self.label_std) = _standard_labels(table, rows, label_scale)
-        self._stream(table, _synthetic(settings, labels), rows, settings.seed, window_rows)
+        rows = checked_rows(rows, table)
+        labels, (self.label_mean, self.label_std) = standardised_labels(table, rows, label_scale)
+        self._stream(table, synthetic_preparation(settings, labels), rows, settings.seed, window_rows)
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor | None]:
         """The next spectra (n, n_pixels) and their standardised labels or None; ``generator`` is not used.
