@@ -193,7 +193,7 @@ class CalibratedModel(ModelParts):
         labels : sequence of str, optional
             Names in the order of the emulator. Default: the 25 of the paper.
             A ``"teff"`` in units of 1000 K becomes one in K.
-        template : `~cyclestarnet.networks.translation.NetworkSettings`, optional
+        template : `~cyclestarnet.NetworkSettings`, optional
             Pixels, strides, slope and ``latent_norm`` of the network. Default:
             the paper's.
 

@@ -53,7 +53,7 @@ def read_published_parts(
         Which pixels the network takes, and the scaling of its flux.
     labels : sequence of str, optional
         Names in the order of the emulator. Default: the 25 of the paper.
-    template : `~cyclestarnet.networks.translation.NetworkSettings`, optional
+    template : `~cyclestarnet.NetworkSettings`, optional
         Sizes that the file does not tell. Default: the paper's.
 
     Returns

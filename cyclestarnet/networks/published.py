@@ -60,7 +60,7 @@ class PublishedSpectra:
 
 PUBLISHED_SPECTRA = {"paper": PublishedSpectra(cut="red"), "repository": PublishedSpectra(cut="blue")}
 """Spectra of the two published trainings, by the names of the presets of
-`~cyclestarnet.training.settings.TrainingSettings`: as the paper has them, and as the authors' repository has them."""
+`~cyclestarnet.TrainingSettings`: as the paper has them, and as the authors' repository has them."""
 
 # The labels of the Kurucz emulator of S1 (Ting et al. 2019) in its order; the files do not hold them.
 PAYNE_LABELS = (
@@ -166,7 +166,7 @@ def read_published_checkpoint(path, *, template: NetworkSettings | None = None, 
     path : path-like
         A dictionary with the state dict ``cycle_model``; optimiser states and
         losses beside it are ignored. Read with ``weights_only``.
-    template : `~cyclestarnet.networks.translation.NetworkSettings`, optional
+    template : `~cyclestarnet.NetworkSettings`, optional
         Its number of pixels, strides (hence the number of layers), slope and
         ``latent_norm`` are used, its filters and kernels are not. Default:
         the paper's, which are the repository's as well. The critics of a file

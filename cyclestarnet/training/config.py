@@ -271,13 +271,13 @@ class Plan:
     ----------
     run : `RunConfig`
         Folder, name, seed and device.
-    training : `~cyclestarnet.training.settings.TrainingSettings`
+    training : `~cyclestarnet.TrainingSettings`
         Every number of the training.
     network : dict
-        Changes to the paper's `~cyclestarnet.networks.translation.NetworkSettings`, by name.
-    watch : `~cyclestarnet.training.watch.WatchSettings` or None
+        Changes to the paper's `~cyclestarnet.NetworkSettings`, by name.
+    watch : `~cyclestarnet.WatchSettings` or None
         How the run is watched. None: nobody watches.
-    emulator : `~cyclestarnet.networks.emulator.EmulatorSettings`
+    emulator : `~cyclestarnet.EmulatorSettings`
         For an emulator that the run trains itself.
     model : `ModelConfig`
         What becomes of the trained networks.
@@ -308,7 +308,7 @@ class Plan:
 
         Returns
         -------
-        `~cyclestarnet.networks.translation.NetworkSettings`
+        `~cyclestarnet.NetworkSettings`
 
         Raises
         ------
@@ -356,7 +356,7 @@ class Config(Plan):
 
         Returns
         -------
-        `~cyclestarnet.networks.translation.NetworkSettings`
+        `~cyclestarnet.NetworkSettings`
 
         Raises
         ------

@@ -48,7 +48,7 @@ def trained_emulator(
         Their names, and the range for the scaling of the emulator's inputs.
     folder : path
         Where the emulator is kept, as ``emulator.pt``.
-    settings : `~cyclestarnet.networks.emulator.EmulatorSettings`
+    settings : `~cyclestarnet.EmulatorSettings`
         Sizes and training of the emulator.
     n_spectra : int
         It is trained on so many spectra at most, drawn with the seed of the settings.

@@ -83,7 +83,7 @@ class Trainer:
         Default: ``"cpu"``.
     tensorboard : bool, optional
         Log to TensorBoard, too.
-    watch : `~cyclestarnet.training.watch.WatchSettings`, optional
+    watch : `~cyclestarnet.WatchSettings`, optional
         Watch the run, and keep the state of the best score in ``best.pt``. Needs ``held_out``.
     held_out : source of observed spectra, optional
         In memory, of stars that are not in ``observed``.
