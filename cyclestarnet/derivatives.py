@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import astropy.units as u
 import numpy as np
@@ -11,9 +12,11 @@ from astropy.table import QTable
 
 from cyclestarnet.exceptions import GridError, LabelError
 from cyclestarnet.grid import WavelengthGrid
-from cyclestarnet.labels import difference_unit
+from cyclestarnet.labels import LabelSet, difference_unit
 
-__all__ = ["DerivativeSpectra", "ensemble_derivatives"]
+__all__ = ["DerivativeSpectra", "ensemble_derivatives", "predictor_derivatives"]
+
+STARS_AT_ONCE = 32  # bounds the memory: a Jacobian has the derivatives by all labels, wanted or not
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -145,6 +148,91 @@ class DerivativeSpectra:
             f"<DerivativeSpectra with respect to {', '.join(self.names)}: {self.domain}, stars of shape {self.shape}, "
             f"{self.grid.n_pixels} pixels{'' if self.uncertainties is None else ', with uncertainties'}>"
         )
+
+
+class Differentiable(Protocol):
+    """What `predictor_derivatives` asks of a predictor: flux (n, n_pixels) and its Jacobian at labels (n, n_labels)."""
+
+    def jacobian(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+def predictor_derivatives(
+    predictors: Iterable[tuple[float, Differentiable]],
+    values: np.ndarray,
+    names: Sequence[str],
+    *,
+    label_set: LabelSet,
+    grid: WavelengthGrid,
+    domain: str = "synthetic",
+    meta: Mapping[str, Any] | None = None,
+) -> DerivativeSpectra:
+    """Derivative spectra of a predictor, or of a weighted sum of several.
+
+    Parameters
+    ----------
+    predictors : iterable of (float, predictor)
+        Weights and predictors, such as +1 for the observed and −1 for the
+        synthetic domain. A predictor has a method ``jacobian``, which gives the
+        flux (n, n_pixels) and its derivatives (n, n_labels, n_pixels) at labels
+        (n, n_labels), as those of `cyclestarnet.networks.predictor` have.
+    values : array, shape (..., n_labels)
+        Where derivatives are taken, in the units and order of the label set.
+    names : sequence of str
+        Labels to differentiate by.
+    label_set : `~cyclestarnet.LabelSet`
+        The labels that the predictors take.
+    grid : `~cyclestarnet.WavelengthGrid`
+        The predictors' pixels.
+    domain : {"observed", "synthetic", "difference"}, optional
+        What the sum is called. Default: ``"synthetic"``.
+    meta : mapping, optional
+        Kept with the derivatives.
+
+    Returns
+    -------
+    `DerivativeSpectra`
+        Of stars of shape (...).
+
+    Raises
+    ------
+    LabelError
+        If a name is not one of the label set.
+
+    Examples
+    --------
+    A predictor whose flux is 1 + 0.1 m_h in every pixel:
+
+    >>> import astropy.units as u
+    >>> import numpy as np
+    >>> from cyclestarnet import LabelSet, WavelengthGrid
+    >>> from cyclestarnet.derivatives import predictor_derivatives
+    >>> class Grey:
+    ...     def jacobian(self, labels):
+    ...         return 1 + 0.1 * labels * np.ones(3), np.full((len(labels), 1, 3), 0.1)
+    >>> labels = LabelSet(["m_h"], [-1], [1])
+    >>> grid = WavelengthGrid([1500, 1501, 1502] * u.nm)
+    >>> derivatives = predictor_derivatives([(1, Grey())], np.array([-0.5]), ["m_h"], label_set=labels, grid=grid)
+    >>> derivatives["m_h"]
+    <Quantity [0.1, 0.1, 0.1] 1 / dex>
+    """
+    chosen = [label_set.index(name) for name in names]
+    rows = values.reshape(-1, len(label_set))
+    flux, slopes = np.zeros((len(rows), len(grid))), np.zeros((len(chosen), len(rows), len(grid)))
+    for weight, predictor in predictors:
+        for k in range(0, len(rows), STARS_AT_ONCE):
+            part = slice(k, k + STARS_AT_ONCE)
+            found_flux, found_slopes = predictor.jacobian(rows[part])
+            flux[part] += weight * found_flux
+            slopes[:, part] += weight * found_slopes.swapaxes(0, 1)[chosen]
+    shape = (*values.shape[:-1], len(grid))
+    return DerivativeSpectra(
+        grid,
+        flux.reshape(shape),
+        {name: slope.reshape(shape) for name, slope in zip(names, slopes, strict=True)},
+        label_set.to_quantities(values),
+        domain=domain,
+        meta=dict(meta or {}),
+    )
 
 
 def require_one_star(derivatives, purpose):

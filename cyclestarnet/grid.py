@@ -15,6 +15,9 @@ from cyclestarnet.exceptions import GridError
 
 __all__ = ["WavelengthGrid", "air_to_vacuum", "apogee_grid"]
 
+SPEED_OF_LIGHT = 299792.458
+"""In km/s, for arrays without units."""
+
 # apStar files: vacuum, rest frame, log10(wavelength / Angstrom) = 4.179 + 6e-6 i.
 APSTAR_LOG10_START, APSTAR_LOG10_STEP, APSTAR_N_PIXELS = 4.179, 6e-6, 8575
 # Pixel ranges of the three detectors kept by ASPCAP (DR12).

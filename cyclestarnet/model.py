@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import astropy.units as u
-import numpy as np
 import torch
 from astropy.table import QTable
 
 from cyclestarnet.datasets import pretrained_file
-from cyclestarnet.derivatives import DerivativeSpectra
+from cyclestarnet.derivatives import predictor_derivatives
 from cyclestarnet.io.stars import star_sources
 from cyclestarnet.model_file import digest_of, load_parts, save_parts
-from cyclestarnet.networks.predictor import BATCH, Translator
+from cyclestarnet.networks.predictor import Translator
 from cyclestarnet.networks.translation import NetworkSettings
 from cyclestarnet.pipeline.fit import fit_one, fit_stars
 from cyclestarnet.pipeline.many import failed_row, fit_survey
@@ -467,23 +466,11 @@ class CalibratedModel(ModelParts):
         check_choice("domain", domain, (*DOMAINS, "difference"))
         values = self.labels.to_array(labels, check_range=True)
         names = self.labels.names if names is None else (names,) if isinstance(names, str) else tuple(names)
-        chosen = [self.labels.index(name) for name in names]
-        rows = values.reshape(-1, len(self.labels))
-        flux, slopes = np.zeros((len(rows), len(self.grid))), np.zeros((len(chosen), len(rows), len(self.grid)))
-        for part, sign in {"observed": 1, "synthetic": -1}.items() if domain == "difference" else [(domain, 1)]:
-            predictor = predictor_of(self, part, encode_split_latent(self, like))
-            for k in range(0, len(rows), BATCH):  # the derivatives by all labels are there for few stars only
-                found = predictor.jacobian(rows[k : k + BATCH])
-                flux[k : k + BATCH] += sign * found[0]
-                slopes[:, k : k + BATCH] += sign * found[1].swapaxes(0, 1)[chosen]
-        shape = (*values.shape[:-1], len(self.grid))
-        derivatives = DerivativeSpectra(
-            self.grid,
-            flux.reshape(shape),
-            {name: slope.reshape(shape) for name, slope in zip(names, slopes, strict=True)},
-            self.labels.to_quantities(values),
-            domain=domain,
-            meta={"model": self.name},
+        signs = {"observed": 1, "synthetic": -1} if domain == "difference" else {domain: 1}
+        split_latent = encode_split_latent(self, like)
+        predictors = [(sign, predictor_of(self, part, split_latent)) for part, sign in signs.items()]
+        derivatives = predictor_derivatives(
+            predictors, values, names, label_set=self.labels, grid=self.grid, domain=domain, meta={"model": self.name}
         )
         return derivatives.to_table() if derivatives.shape == () else derivatives
 

@@ -46,6 +46,7 @@ from scipy.ndimage import binary_dilation, gaussian_filter1d
 from cyclestarnet import CalibratedModel, GaussianPrior, read_apvisit
 from cyclestarnet.exceptions import CycleStarNetError
 from cyclestarnet.fitting.isochrones import IsochronePrior
+from cyclestarnet.grid import SPEED_OF_LIGHT
 from cyclestarnet.pipeline.fit import fit_stars, make_objective, prepare_stars
 from cyclestarnet.pipeline.options import FitOptions
 from cyclestarnet.pipeline.setup import FitSetup
@@ -57,7 +58,6 @@ log = logging.getLogger("fits")
 DOCS = Path(__file__).parents[1] / "docs"
 REPORTED = apogee_giants.REPORTED
 UNKNOWN = ("c_h", "n_h", "vmicro", "vbroad")  # of observed-like stars; other elements follow m_h and alpha_m
-SPEED_OF_LIGHT = 299792.458  # km/s
 
 N_STARTS = 1_000  # of the test and of the validation stars each
 N_TEST, N_COOL, N_TRANSLATED = 1_000, 200, 200

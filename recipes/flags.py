@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from cyclestarnet import CalibratedModel, FitFlag
+from cyclestarnet.grid import SPEED_OF_LIGHT
 from cyclestarnet.io import read
 from cyclestarnet.pipeline.fit import fit_stars
 from cyclestarnet.pipeline.options import FitOptions
@@ -32,7 +33,6 @@ from cyclestarnet.spectra import to_spectrum
 log = logging.getLogger("flags")
 
 TABLE = Path(__file__).parents[1] / "docs" / "tables" / "flags.rst"
-SPEED_OF_LIGHT = 299792.458  # km/s
 BATCH = 16
 
 MEANINGS = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cyclestarnet import GridError, LabelError, LabelSet, WavelengthGrid
-from cyclestarnet.derivatives import DerivativeSpectra, ensemble_derivatives
+from cyclestarnet.derivatives import DerivativeSpectra, ensemble_derivatives, predictor_derivatives
 from cyclestarnet.lines.features import find_features
 from cyclestarnet.networks.predictor import Translator
 from cyclestarnet.spectra import to_spectrum
@@ -47,6 +47,30 @@ def central_differences(model, labels, name, *, domain="observed", like=None):
     return (high - low) / (2 * step)
 
 
+# -- sums of predictors --------------------------------------------------------------------------
+@pytest.mark.parametrize("n_stars", [1, 32, 70])
+def test_weighted_predictors_sum_to_the_derivatives_of_their_weighted_flux(n_stars, rng):
+    """Flux that is linear in two labels, for any number of stars."""
+    first, second = rng.normal(size=(2, 2, 5))
+
+    class Linear:
+        def __init__(self, matrix):
+            self.matrix = matrix
+
+        def jacobian(self, labels):
+            return labels @ self.matrix, np.broadcast_to(self.matrix, (len(labels), *self.matrix.shape))
+
+    label_set, grid = LabelSet(["logg", "m_h"], [0, -1], [5, 1]), WavelengthGrid(np.arange(1500, 1505) * u.nm)
+    values = rng.uniform(0, 1, (n_stars, 2))
+    found = predictor_derivatives(
+        [(2.0, Linear(first)), (-0.5, Linear(second))], values, ["m_h", "logg"], label_set=label_set, grid=grid
+    )
+    matrix = 2 * first - 0.5 * second
+    np.testing.assert_allclose(found.flux, values @ matrix)
+    for name, row in (("logg", matrix[0]), ("m_h", matrix[1])):
+        np.testing.assert_allclose(found[name].value, np.tile(row, (n_stars, 1)))
+
+
 # -- values --------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", UNITS)
 @pytest.mark.parametrize("domain", DOMAINS[:2])
@@ -82,7 +106,7 @@ def test_many_stars_have_the_slopes_of_each(double, domain):
 
 def test_more_stars_than_fit_at_once_keep_their_order(double, monkeypatch):
     together = double.derivative_spectra(STARS)
-    monkeypatch.setattr("cyclestarnet.model.BATCH", 2)
+    monkeypatch.setattr("cyclestarnet.derivatives.STARS_AT_ONCE", 2)
     for name in UNITS:
         np.testing.assert_allclose(
             double.derivative_spectra(STARS)[name].value, together[name].value, rtol=0, atol=1e-12

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from cyclestarnet.grid import SPEED_OF_LIGHT
 from cyclestarnet.networks.clouds import LatentCloud
-from cyclestarnet.pipeline.diagnostics import SPEED_OF_LIGHT, ShiftSearch, continuum_misfit, line_shift, local_misfit
+from cyclestarnet.pipeline.diagnostics import ShiftSearch, continuum_misfit, line_shift, local_misfit
 from cyclestarnet.training.assembly import Residuals, misfits
 
 WAVELENGTH = 10 ** (4.18 + 6e-6 * np.arange(1500))

@@ -15,10 +15,10 @@ from cyclestarnet import FitResult, FitWarning, GaussianPrior, GridError, LabelE
 from cyclestarnet.fitting.priors import GaussianConstraints
 from cyclestarnet.fitting.solvers import levenberg_marquardt
 from cyclestarnet.networks.predictor import EmulatorPredictor
-from cyclestarnet.networks.shortcuts import Shortcuts
 from cyclestarnet.pipeline.fit import SOLVERS, fit_stars
 from cyclestarnet.pipeline.options import FitOptions
 from cyclestarnet.pipeline.setup import FitSetup
+from cyclestarnet.training.shortcuts import learn_shortcuts
 
 KM_S = u.km / u.s
 C = 299792.458  # km/s
@@ -35,7 +35,7 @@ def model(tiny_model):
 def quick(model):
     """The same with shortcuts."""
     parts = model.emulator, model.translator, model.prior, model.labels.lower, model.labels.upper
-    return replace(model, shortcuts=Shortcuts.learn(*parts, model.population.typical_split_latent))
+    return replace(model, shortcuts=learn_shortcuts(*parts, model.population.typical_split_latent))
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from tiny import TINY_NETWORK
 from cyclestarnet import CalibratedModel, GaussianPrior
 from cyclestarnet.networks.emulator import Emulator
 from cyclestarnet.networks.predictor import ObservedPredictor, Translator
-from cyclestarnet.networks.shortcuts import Shortcuts
 from cyclestarnet.networks.translation import TranslationNetwork
+from cyclestarnet.training.shortcuts import learn_shortcuts
 
 LOWER, UPPER = np.array([4000.0, 0.5, -1.0]), np.array([5500.0, 3.5, 0.5])
 PRIOR = GaussianPrior([4750, 2, -0.25], [[3e4, 40, 0], [40, 0.2, -0.02], [0, -0.02, 0.04]])
@@ -39,7 +39,7 @@ def linear():
     translator = FluxAsLatent(network, 0.9, 0.1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cyclestarnet.networks.predictor.has_fast_bfloat16", lambda device: False)
-        return emulator, translator, Shortcuts.learn(emulator, translator, PRIOR, LOWER, UPPER, SPLIT_LATENT)
+        return emulator, translator, learn_shortcuts(emulator, translator, PRIOR, LOWER, UPPER, SPLIT_LATENT)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_directions_whiten_the_prior(linear, rng):
 def shortcuts(tiny_model):
     labels = tiny_model.labels
     parts = tiny_model.emulator, tiny_model.translator, tiny_model.prior, labels.lower, labels.upper
-    return Shortcuts.learn(*parts, tiny_model.population.typical_split_latent)
+    return learn_shortcuts(*parts, tiny_model.population.typical_split_latent)
 
 
 def test_far_from_the_prior_slopes_are_those_of_its_edge(shortcuts, tiny_model):
@@ -112,7 +112,7 @@ def test_no_bit_depends_on_the_company(shortcuts, line_family, rng):
 def test_same_seed_same_shortcuts(linear):
     emulator, translator, _ = linear
     one, again, other = (
-        Shortcuts.learn(emulator, translator, PRIOR, LOWER, UPPER, SPLIT_LATENT, seed=seed) for seed in (1, 1, 2)
+        learn_shortcuts(emulator, translator, PRIOR, LOWER, UPPER, SPLIT_LATENT, seed=seed) for seed in (1, 1, 2)
     )
     for name, array in vars(one).items():
         np.testing.assert_array_equal(getattr(again, name), array)

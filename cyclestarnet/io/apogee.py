@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 import astropy.units as u
 import numpy as np
-from astropy.constants import c as SPEED_OF_LIGHT
+from astropy.constants import c
 from astropy.io import fits
 from astropy.nddata import StdDevUncertainty
 from astropy.nddata.bitmask import bitfield_to_boolean_mask
@@ -280,7 +280,7 @@ def read_apvisit(path, *, velocity=None, mask_bits=None):
                 "rest; give the velocity relative to the observatory: velocity=... * u.km / u.s"
             )
         velocity = value * u.km / u.s
-    wavelength = wavelength / (1 + (velocity / SPEED_OF_LIGHT).to_value(u.one))
+    wavelength = wavelength / (1 + (velocity / c).to_value(u.one))
     bits = bits.ravel()[order]
     meta = _meta(name, header, numbers, bits)
     meta |= {"snr": header.get("SNR"), "velocity": velocity}
@@ -311,7 +311,7 @@ def _checked_velocity(velocity):
         velocity = u.Quantity(velocity).to(u.km / u.s)
     except (u.UnitConversionError, TypeError):
         velocity = None
-    if velocity is None or not velocity.isscalar or not abs(velocity) < SPEED_OF_LIGHT:
+    if velocity is None or not velocity.isscalar or not abs(velocity) < c:
         raise ValueError("velocity must be one velocity below that of light, for example -67.5 * u.km / u.s")
     return velocity
 

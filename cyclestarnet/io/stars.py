@@ -16,7 +16,8 @@ import numpy as np
 from astropy.nddata import StdDevUncertainty
 
 from cyclestarnet.exceptions import FileFormatError, GridError, SpectrumError
-from cyclestarnet.io import TrainingSet, read
+from cyclestarnet.io.readers import read
+from cyclestarnet.io.training_set import TrainingSet
 from cyclestarnet.spectra import Spectrum
 
 __all__ = ["StarSource", "star_sources"]

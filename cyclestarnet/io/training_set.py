@@ -28,6 +28,7 @@ import numpy as np
 from astropy.table import QTable
 
 from cyclestarnet.exceptions import CycleStarNetError, CycleStarNetWarning, FileFormatError, GridError, SpectrumError
+from cyclestarnet.io.readers import read
 from cyclestarnet.progress import tqdm
 from cyclestarnet.spectra import SAME_WAVELENGTH, Spectrum, to_pixels
 
@@ -491,8 +492,6 @@ def _copy_other_splits(path, file, split, grid, overwrite):
 
 def _write_rows(file, spectra, grid, split, recipe, per_row, mask_bits, progress):
     """Write all spectra that can be used; return the table of the others."""
-    from cyclestarnet.io import read  # not at the top: that room imports this module
-
     shapes = {kind: ((grid.n_pixels,), "u1" if kind == "spectra_msk" else "f4") for kind in _PER_PIXEL}
     shapes |= {kind: (array.shape[1:], "f4") for kind, array in per_row.items()} | {"snr": ((), "f4")}
     datasets = {

@@ -18,10 +18,10 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from cyclestarnet.exceptions import GridError
+from cyclestarnet.grid import SPEED_OF_LIGHT
 
 __all__ = ["Kinematics"]
 
-SPEED_OF_LIGHT = 299792.458  # km/s
 REACH = 1000.0  # km/s; padding keeps what is moved less than this from coming back at the other end
 BLEND = 64  # pixels, at least, on which the padding passes from one edge's flux to the other's
 

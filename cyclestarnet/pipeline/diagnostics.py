@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cyclestarnet.grid import SPEED_OF_LIGHT
+
 __all__ = ["ShiftSearch", "continuum_misfit", "line_shift", "local_misfit"]
 
-SPEED_OF_LIGHT = 299792.458  # km/s
 WINDOW, STRETCH = 30, 200  # pixels: a wide line, and what no line fills
 
 

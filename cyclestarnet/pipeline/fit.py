@@ -18,6 +18,7 @@ from cyclestarnet.fitting.lbfgs import lbfgs
 from cyclestarnet.fitting.objective import Objective
 from cyclestarnet.fitting.optimum import Optimum
 from cyclestarnet.fitting.solvers import levenberg_marquardt
+from cyclestarnet.grid import SPEED_OF_LIGHT
 from cyclestarnet.networks.kinematics import Kinematics
 from cyclestarnet.networks.predictor import (
     EmulatorPredictor,
@@ -26,7 +27,7 @@ from cyclestarnet.networks.predictor import (
     ObservedPredictor,
 )
 from cyclestarnet.networks.threads import one_thread
-from cyclestarnet.pipeline.diagnostics import SPEED_OF_LIGHT, ShiftSearch
+from cyclestarnet.pipeline.diagnostics import ShiftSearch
 from cyclestarnet.pipeline.options import FitOptions
 from cyclestarnet.pipeline.parts import ModelParts
 from cyclestarnet.pipeline.report import make_result

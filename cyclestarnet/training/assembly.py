@@ -21,12 +21,12 @@ from cyclestarnet.fitting.priors import GaussianPrior
 from cyclestarnet.model import CalibratedModel
 from cyclestarnet.networks.clouds import LatentCloud, SplitLatentCloud
 from cyclestarnet.networks.predictor import EmulatorPredictor
-from cyclestarnet.networks.shortcuts import Shortcuts
 from cyclestarnet.noise import NoiseModel
 from cyclestarnet.pipeline.diagnostics import continuum_misfit, local_misfit
 from cyclestarnet.pipeline.parts import FlagLimits, Population
 from cyclestarnet.progress import tqdm
 from cyclestarnet.spectra import Spectrum
+from cyclestarnet.training.shortcuts import learn_shortcuts
 
 __all__ = [
     "Residuals",
@@ -121,7 +121,7 @@ def assemble_model(
         limits=FlagLimits(
             prior_distance=1.1 * float(np.quantile(np.sqrt(prior.distance2(pool) / len(labels)), 0.999))
         ),
-        shortcuts=Shortcuts.learn(emulator, translator, prior, labels.lower, labels.upper, typical),
+        shortcuts=learn_shortcuts(emulator, translator, prior, labels.lower, labels.upper, typical),
         provenance=dict(provenance or {}),
     )
     return learn_errors(model, validation, fit=fit or fit_residuals, progress=progress)
