@@ -1,4 +1,4 @@
-"""The losses (S1, Section 2.3): distances weighted by the errors, and the adversarial terms."""
+"""The losses (S1, Sections 3.2.3 to 3.2.6): distances weighted by the errors, and the adversarial terms."""
 
 from __future__ import annotations
 
@@ -22,43 +22,144 @@ UNDECIDED = {"cross_entropy": 0.0, "least_squares": 0.5}
 ADVERSARIAL = tuple(UNDECIDED)
 
 
-def distance(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Mean over *all* pixels of ((prediction - target) * weight)²; weight = mask / sigma, 0 for bad pixels."""
+def distance(prediction: Tensor, target: Tensor, weight: Tensor | float) -> Tensor:
+    """Mean squared difference in units of the error, over *all* pixels, bad ones included.
+
+    Parameters
+    ----------
+    prediction, target : tensor, shape (n, n_pixels)
+        Standardised spectra. All values must be finite, also where the weight is 0.
+    weight : tensor, shape (n, n_pixels), or float
+        Inverse error in the same units; 0 for bad pixels.
+
+    Returns
+    -------
+    tensor, shape ()
+        Mean of ((prediction - target) * weight)².
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cyclestarnet.training.losses import distance
+    >>> distance(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]]))
+    tensor(2.)
+    """
     return ((prediction - target) * weight).square().mean()
 
 
 def generator_loss(fake: Tensor, kind: str = "cross_entropy") -> Tensor:
-    """How far a critic's answers to fakes (n,) are from "true".
+    """How far a critic's answers to fakes are from "true".
 
-    Binary cross-entropy of logits in its non-saturating form (the paper's), or
-    squares (LSGAN, Mao et al. 2017), whose gradient does not fade where a
-    critic is sure.
+    Parameters
+    ----------
+    fake : tensor, shape (n,)
+        Answers to translated spectra: logits, or for least squares numbers that shall be 1.
+    kind : {"cross_entropy", "least_squares"}, optional
+        Binary cross-entropy in its non-saturating form (default, the paper's), or
+        squares (LSGAN, Mao et al. 2017), whose gradient does not fade where a
+        critic is sure.
+
+    Returns
+    -------
+    tensor, shape ()
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cyclestarnet.training.losses import generator_loss
+    >>> generator_loss(torch.zeros(4))  # a critic that cannot tell: ln 2
+    tensor(0.6931)
     """
     return (fake - 1).square().mean() if kind == "least_squares" else F.softplus(-fake).mean()
 
 
 def critic_loss(true: Tensor, fake: Tensor, kind: str = "cross_entropy") -> Tensor:
-    """How far a critic's answers (n,) are from right, summed over true and fake; see `generator_loss`."""
+    """How far a critic's answers are from right, summed over true spectra and fakes.
+
+    Parameters
+    ----------
+    true, fake : tensor, shape (n,)
+        Answers to spectra of the domain, and to translated ones.
+    kind : {"cross_entropy", "least_squares"}, optional
+        As for `generator_loss`.
+
+    Returns
+    -------
+    tensor, shape ()
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cyclestarnet.training.losses import critic_loss
+    >>> critic_loss(torch.zeros(4), torch.zeros(4))  # a critic that cannot tell: 2 ln 2
+    tensor(1.3863)
+    """
     if kind == "least_squares":
         return (true - 1).square().mean() + fake.square().mean()
     return F.softplus(-true).mean() + F.softplus(fake).mean()
 
 
 def gradient_penalty(critic: nn.Module, flux: Tensor, latent: Tensor) -> Tensor:
-    """R1 penalty (Mescheder et al. 2018): mean over spectra of half the squared gradient of a critic at true pairs.
+    """R1 penalty: mean over spectra of half the squared gradient of a critic at true pairs [1]_.
 
     It keeps a critic from becoming ever steeper around the data, where its
     gradient should vanish.
+
+    Parameters
+    ----------
+    critic : callable
+        Takes spectra and latents, and answers with a tensor of shape (n,) or (n, 1).
+    flux : tensor, shape (n, n_pixels)
+        Standardised spectra of the critic's domain.
+    latent : tensor, shape (n, filters, positions)
+        Their latents.
+
+    Returns
+    -------
+    tensor, shape ()
+        Differentiable in the weights of the critic.
+
+    References
+    ----------
+    .. [1] Mescheder et al. 2018, PMLR 80, 3481.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cyclestarnet.training.losses import gradient_penalty
+    >>> gradient_penalty(lambda flux, latent: 3 * flux[:, 0] + 4 * latent[:, 0, 0], torch.ones(2, 5), torch.ones(2, 1, 1))
+    tensor(12.5000)
     """
     pair = [tensor.detach().requires_grad_() for tensor in (flux, latent)]
-    gradients = torch.autograd.grad(critic(*pair).sum(), pair, create_graph=True)
-    return 0.5 * sum(gradient.square().flatten(1).sum(1).mean() for gradient in gradients)
+    of_flux, of_latent = torch.autograd.grad(critic(*pair).sum(), pair, create_graph=True)
+    return 0.5 * (of_flux.square().flatten(1).sum(1).mean() + of_latent.square().flatten(1).sum(1).mean())
 
 
 def energy_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Energy distance between two samples (n, d), per root dimension (Székely & Rizzo 2013); 0 if alike.
+    """Energy distance between two samples, per root dimension [1]_; 0 on average if they are alike.
 
     Beyond the paper: pulls the shared latents of both domains together within a batch.
+
+    Parameters
+    ----------
+    a, b : tensor, shapes (n_a, d) and (n_b, d)
+        Two samples, such as flattened latents. A single member has no distance within its sample.
+
+    Returns
+    -------
+    tensor, shape ()
+        May be negative, as any unbiased estimate of 0.
+
+    References
+    ----------
+    .. [1] Székely & Rizzo 2013, J. Stat. Plan. Inference 143, 1249.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cyclestarnet.training.losses import energy_distance
+    >>> energy_distance(torch.zeros(3, 4), torch.ones(3, 4))
+    tensor(2.)
     """
     n, m = len(a), len(b)
     between = torch.cdist(a, b).mean()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from cyclestarnet.networks.published import PUBLISHED_SPECTRA
 from cyclestarnet.noise import NoiseModel
@@ -13,6 +14,10 @@ __all__ = ["TrainingSettings"]
 
 SCHEDULES = ("steps", "cosine")
 
+POSITIVE = (
+    "n_iterations", "batch_size", "learning_rate", "critic_learning_rate", "step_factor", "flux_std",
+    "synthetic_sigma", "sigma_floor", "sigma_max", "micro_batches",
+)  # fmt: skip
 PAPER = PUBLISHED_SPECTRA["paper"]
 # What differs from the defaults, which are the paper's.
 PRESETS = {
@@ -32,10 +37,18 @@ class TrainingSettings:
     n_iterations, batch_size : int
         Iterations, and spectra per domain in each.
     learning_rate, critic_learning_rate : float
-        Of Adam, with ``betas``.
+        Learning rates of Adam, of the autoencoders and of the critics.
+    betas : (float, float)
+        Decay rates of Adam's running means of gradient and squared gradient, each in [0, 1).
     schedule : {"steps", "cosine"}
-        Times ``step_factor`` at each of ``steps``; or warm up over
-        ``warmup`` iterations, then a half cosine down to 2 %.
+        Factor on both learning rates: ``step_factor`` to the number of ``steps`` that have
+        passed; or a rise over ``warmup`` iterations, then a half cosine down to 2 %.
+    steps : list of int
+        Iterations at which the schedule "steps" lowers the learning rates.
+    step_factor : float
+        Factor on the learning rates at each of them.
+    warmup : int
+        Iterations over which the schedule "cosine" raises the learning rates.
     weight_synth, weight_obs, weight_adversarial : float
         λ of the reconstruction and cycle losses per domain and of the adversarial loss.
     weight_latent, weight_labels : float
@@ -58,12 +71,12 @@ class TrainingSettings:
         Learning rate of a shift of the synthetic labels, in standard deviations
         of their pool, that follows the adversarial and latent terms; 0 = off.
     gradient_clip : float or None
-        Largest norm of the autoencoders' gradient.
+        Largest norm of the autoencoders' gradient. None: any.
     average_decay : float
         Decay of the exponential moving average of the weights, which is what
         is kept in the end; 0 keeps the last weights.
     flux_mean, flux_std : float
-        Spectra are standardised by these scalars.
+        Normalised flux of both domains is standardised by these scalars.
     synthetic_sigma, sigma_floor, sigma_max : float
         Error of synthetic spectra, smallest error of observed ones, and the
         error above which an observed pixel does not count; see `~cyclestarnet.NoiseModel`.
@@ -77,6 +90,22 @@ class TrainingSettings:
         bounds the memory. The paper's terms do not change by it; the energy
         distance is then the mean of those within each part.
     seed : int
+        Of the first weights, of the choice of spectra and of the order of streamed ones.
+
+    Raises
+    ------
+    ValueError
+        If a value is impossible, or two do not fit each other. The message names them.
+
+    Examples
+    --------
+    >>> from cyclestarnet import TrainingSettings
+    >>> TrainingSettings().batch_size
+    8
+    >>> TrainingSettings(batch_size=0)
+    Traceback (most recent call last):
+        ...
+    ValueError: batch_size must be positive, but is 0
     """
 
     n_iterations: int = 350_000
@@ -111,12 +140,10 @@ class TrainingSettings:
     micro_batches: int = 1
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
         object.__setattr__(self, "steps", tuple(self.steps))
-        positive = ("n_iterations", "batch_size", "learning_rate", "critic_learning_rate", "step_factor", "flux_std")
-        positive += ("synthetic_sigma", "sigma_floor", "sigma_max", "micro_batches")
-        for name in positive:
+        for name in POSITIVE:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, but is {getattr(self, name)}")
         not_negative = [name for name in vars(self) if name.startswith("weight_")]
@@ -143,11 +170,11 @@ class TrainingSettings:
 
     @property
     def noise(self) -> NoiseModel:
-        """Which pixels of observed spectra count, and with what error."""
+        """Which pixels of observed spectra count, and with what error: a `~cyclestarnet.NoiseModel`."""
         return NoiseModel(self.sigma_floor, self.sigma_max, self.fill)
 
     @classmethod
-    def from_preset(cls, name: str, **changes) -> TrainingSettings:
+    def from_preset(cls, name: str, **changes: Any) -> TrainingSettings:
         """Return the settings of a published training, with changes.
 
         Both presets have the networks of ``NetworkSettings()``. The spectra
@@ -162,10 +189,14 @@ class TrainingSettings:
         **changes
             Any settings that shall have other values.
 
+        Returns
+        -------
+        `TrainingSettings`
+
         Raises
         ------
         ValueError
-            If there is no such preset.
+            If there is no such preset, or a change is impossible.
 
         Examples
         --------
@@ -186,7 +217,23 @@ class TrainingSettings:
         return cls(**(scaling | PRESETS[name] | changes))
 
     def rate_factor(self, iteration: int) -> float:
-        """Factor on both learning rates at an iteration (from 0)."""
+        """Factor of the schedule on both learning rates.
+
+        Parameters
+        ----------
+        iteration : int
+            Counted from 0.
+
+        Returns
+        -------
+        float
+
+        Examples
+        --------
+        >>> from cyclestarnet import TrainingSettings
+        >>> TrainingSettings().rate_factor(50_000)
+        0.7
+        """
         if self.schedule == "steps":
             return self.step_factor ** sum(iteration >= step for step in self.steps)
         if iteration < self.warmup:
@@ -195,5 +242,22 @@ class TrainingSettings:
         return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
     def adversarial_factor(self, iteration: int) -> float:
-        """Factor on λ of the adversarial loss at an iteration (from 0)."""
+        """Factor on λ of the adversarial loss, which rises over ``adversarial_ramp`` iterations.
+
+        Parameters
+        ----------
+        iteration : int
+            Counted from 0.
+
+        Returns
+        -------
+        float
+            From above 0 to 1.
+
+        Examples
+        --------
+        >>> from cyclestarnet import TrainingSettings
+        >>> TrainingSettings(adversarial_ramp=100).adversarial_factor(24)
+        0.25
+        """
         return min((iteration + 1) / self.adversarial_ramp, 1.0) if self.adversarial_ramp else 1.0

@@ -1,4 +1,4 @@
-"""The loss terms of both steps of an iteration (S1, Section 2.3), each sub-network run once for both domains."""
+"""The loss terms of both steps of an iteration (S1, Sections 3.2.3 to 3.2.6), by one pass of each sub-network."""
 
 from __future__ import annotations
 
@@ -16,11 +16,32 @@ from cyclestarnet.training.settings import TrainingSettings
 __all__ = ["Adaptation", "Transfers"]
 
 Terms = dict[str, Tensor]
+Maps = convolutions.ChannelMaps | convolutions.RowMaps
 
 
 @dataclass
 class Transfers:
-    """What the critic step needs from the autoencoder step, detached."""
+    """What the critic step needs from the autoencoder step, detached.
+
+    Parameters
+    ----------
+    true_synth, true_obs : tensor, shape (n, n_pixels)
+        Standardised spectra of both domains, as the autoencoders reconstruct them.
+    fake_synth, fake_obs : tensor, shape (n, n_pixels)
+        Spectra translated to either domain.
+    z_synth, z_obs : tensor, shape (n, shared_filters, positions)
+        Shared latents of both domains.
+    split_true, split_fake : tensor, shape (n, split_filters, positions), or None
+        Split latents of observed spectra, and of spectra translated to the observed
+        domain. None: the networks have no split latent.
+
+    Examples
+    --------
+    ::
+
+        terms, transfers = parts.autoencoder_terms(x_synth, x_obs, weight_obs)
+        transfers.fake_obs  # the synthetic spectra, translated
+    """
 
     true_synth: Tensor
     fake_synth: Tensor
@@ -37,11 +58,39 @@ class Adaptation(nn.Module):
 
     Parameters
     ----------
-    network_settings : `NetworkSettings`
-    settings : `TrainingSettings`
-        Their seed gives the first weights.
-    n_labels : int
-        Labels of the synthetic spectra; 0 if they are unknown.
+    network_settings : `~cyclestarnet.NetworkSettings`
+        Sizes of the networks.
+    settings : `~cyclestarnet.TrainingSettings`
+        Which terms there are, and how they are computed. The seed gives the first weights.
+    n_labels : int, optional
+        Labels of the synthetic spectra. Default: 0, they are unknown.
+
+    Attributes
+    ----------
+    network : `~cyclestarnet.networks.translation.TranslationNetwork`
+        Encoders and decoders.
+    critic_synth, critic_obs : `~cyclestarnet.networks.translation.Critic`
+        They tell true spectra of a domain from translated ones.
+    label_head : `torch.nn.Module` or None
+        Reads labels from shared latents, if ``weight_labels`` asks for it.
+    prior_shift : `torch.nn.Parameter`, shape (n_labels,), or None
+        Shift of the label prior in standard deviations of the pool, if ``prior_rate`` asks for it.
+
+    Raises
+    ------
+    ValueError
+        If the settings need labels, but there are none.
+
+    Examples
+    --------
+    >>> from cyclestarnet import NetworkSettings, TrainingSettings
+    >>> from cyclestarnet.training.terms import Adaptation
+    >>> layers = {"domain": ((4, 7, 4),), "shared": ((4, 7, 4),), "split": ((4, 7, 4),)}
+    >>> critics = {"critic_spectrum": ((4, 7, 4),), "critic_latent": ((4, 1, 1),)}
+    >>> sizes = NetworkSettings(n_pixels=79, shared_filters=3, split_filters=1, **layers, **critics)
+    >>> parts = Adaptation(sizes, TrainingSettings())
+    >>> sum(parameter.numel() for parameter in parts.critic_parameters())
+    286
     """
 
     def __init__(self, network_settings: NetworkSettings, settings: TrainingSettings, n_labels: int = 0):
@@ -70,29 +119,59 @@ class Adaptation(nn.Module):
         self.dtype = torch.bfloat16 if settings.mixed_precision else torch.float32
 
     def autoencoder_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the autoencoder step, but for the shift of the prior."""
+        """Parameters that the autoencoder step trains, but for the shift of the prior.
+
+        Examples
+        --------
+        ::
+
+            optimizer = torch.optim.Adam(parts.autoencoder_parameters(), 1e-4)
+        """
         return [*self.network.parameters(), *(self.label_head.parameters() if self.label_head else ())]
 
     def critic_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the critic step."""
+        """Parameters that the critic step trains.
+
+        Examples
+        --------
+        ::
+
+            optimizer = torch.optim.Adam(parts.critic_parameters(), 1e-4)
+        """
         return [*self.critic_synth.parameters(), *self.critic_obs.parameters()]
 
     # -- the autoencoder step --------------------------------------------------
-    def autoencoder_terms(self, x_synth: Tensor, x_obs: Tensor, weight_obs: Tensor, labels: Tensor | None = None):
+    def autoencoder_terms(
+        self, x_synth: Tensor, x_obs: Tensor, weight_obs: Tensor, labels: Tensor | None = None
+    ) -> tuple[Terms, Transfers]:
         """Unweighted loss terms of the autoencoder step, and what the critics need.
 
         Parameters
         ----------
-        x_synth, x_obs, weight_obs : tensor, shape (n, n_pixels)
-            Standardised spectra, and mask / sigma.
+        x_synth, x_obs : tensor, shape (n, n_pixels)
+            Standardised spectra of both domains; finite everywhere.
+        weight_obs : tensor, shape (n, n_pixels)
+            Inverse errors of ``x_obs`` in the same units; 0 for bad pixels.
         labels : tensor, shape (n, n_labels), optional
-            Standardised labels of ``x_synth``.
+            Standardised labels of ``x_synth``, which a label head needs.
 
         Returns
         -------
-        dict of tensor, `Transfers`
+        terms : dict of tensor, shape ()
+            ``rec_*``, ``cyc_*`` and ``gen_*`` of both domains, and ``latent``
+            and ``labels`` if the settings ask for them.
+        transfers : `Transfers`
+            For `critic_terms`.
+
+        Examples
+        --------
+        ::
+
+            terms, transfers = parts.autoencoder_terms(x_synth, x_obs, weight_obs)
+            (3 * terms["rec_synth"] + 9 * terms["rec_obs"]).backward()
         """
-        net, n, matrices = self.network, len(x_synth), {}
+        net, n = self.network, len(x_synth)
+        matrices: convolutions.Matrices = {}
         z, hidden_obs = self._encode(x_synth, x_obs, matrices)  # z of (synth, obs)
         z_split = convolutions.run(net.encoder_sp, hidden_obs, matrices) if net.has_split else None
         hidden = convolutions.run(net.decoder_sh, z.to(self.dtype), matrices)
@@ -130,8 +209,25 @@ class Adaptation(nn.Module):
         return terms, Transfers(*(None if tensor is None else tensor.detach() for tensor in kept))
 
     def warm_start_terms(self, x_synth: Tensor) -> Terms:
-        """Loss of the synthetic autoencoder alone."""
-        matrices = {}
+        """Loss of the synthetic autoencoder alone.
+
+        Parameters
+        ----------
+        x_synth : tensor, shape (n, n_pixels)
+            Standardised synthetic spectra.
+
+        Returns
+        -------
+        dict of tensor, shape ()
+            ``rec_synth`` only.
+
+        Examples
+        --------
+        ::
+
+            parts.warm_start_terms(x_synth)["rec_synth"].backward()
+        """
+        matrices: convolutions.Matrices = {}
         hidden = convolutions.run(self.network.encoder_synth, self._maps(x_synth), matrices)
         z = convolutions.run(self.network.encoder_sh, hidden, matrices).to(self.dtype)
         hidden = convolutions.run(self.network.decoder_sh, z, matrices)
@@ -141,7 +237,14 @@ class Adaptation(nn.Module):
         }
 
     def copy_synth_to_obs(self) -> None:
-        """Begin the observed branch as a copy of the synthetic one; what the split latent feeds stays as it is."""
+        """Begin the observed branch as a copy of the synthetic one; what the split latent feeds stays as it is.
+
+        Examples
+        --------
+        ::
+
+            parts.copy_synth_to_obs()  # after the warm start
+        """
         net = self.network
         with torch.no_grad():
             for source, copy in ((net.encoder_synth, net.encoder_obs), (net.decoder_synth, net.decoder_obs)):
@@ -149,8 +252,28 @@ class Adaptation(nn.Module):
                     place[: len(value)] = value
 
     def anchor_terms(self, x_synth: Tensor, x_obs: Tensor, weight_obs: Tensor) -> Terms:
-        """Distance between translated synthetic spectra and the observed ones of the same labels."""
-        net, n, matrices = self.network, len(x_synth), {}
+        """Distance between translated synthetic spectra and the observed ones of the same labels.
+
+        Parameters
+        ----------
+        x_synth, x_obs : tensor, shape (n, n_pixels)
+            Standardised spectra, row by row of the same labels.
+        weight_obs : tensor, shape (n, n_pixels)
+            Inverse errors of ``x_obs`` in the same units; 0 for bad pixels.
+
+        Returns
+        -------
+        dict of tensor, shape ()
+            ``anchors`` only.
+
+        Examples
+        --------
+        ::
+
+            parts.anchor_terms(x_synth, x_obs, weight_obs)["anchors"].backward()
+        """
+        net, n = self.network, len(x_synth)
+        matrices: convolutions.Matrices = {}
         z, hidden_obs = self._encode(x_synth, x_obs, matrices)
         hidden = convolutions.run(net.decoder_sh, z[:n].to(self.dtype), matrices)
         hidden_split = None
@@ -162,8 +285,27 @@ class Adaptation(nn.Module):
 
     # -- the critic step -------------------------------------------------------
     def critic_terms(self, t: Transfers) -> Terms:
-        """Losses of both critics and the fraction they get right, on detached tensors."""
-        n, kind, matrices = len(t.true_synth), self.settings.adversarial, {}
+        """Losses of both critics and the fraction they get right.
+
+        Parameters
+        ----------
+        t : `Transfers`
+            Of the autoencoder step, detached.
+
+        Returns
+        -------
+        dict of tensor, shape ()
+            ``critic_synth``, ``critic_obs``, ``critic_accuracy``, and ``penalty`` if the settings ask for it.
+
+        Examples
+        --------
+        ::
+
+            terms, transfers = parts.autoencoder_terms(x_synth, x_obs, weight_obs)
+            critic_terms = parts.critic_terms(transfers)
+        """
+        n, kind = len(t.true_synth), self.settings.adversarial
+        matrices: convolutions.Matrices = {}
         fluxes = torch.cat([t.true_synth, t.fake_synth]), torch.cat([t.true_obs, t.fake_obs])
         true_obs = _joined(t.z_obs, t.split_true)
         latents = torch.cat([t.z_synth, t.z_obs]), torch.cat([true_obs, _joined(t.z_synth, t.split_fake)])
@@ -184,16 +326,16 @@ class Adaptation(nn.Module):
         return terms
 
     # -- parts of both ---------------------------------------------------------
-    def _maps(self, spectra: Tensor):
+    def _maps(self, spectra: Tensor) -> Maps:
         return self.maps.from_spectra(spectra, self._stride, self.dtype)
 
-    def _encode(self, synth_like: Tensor, obs_like: Tensor, matrices: convolutions.Matrices):
+    def _encode(self, synth_like: Tensor, obs_like: Tensor, matrices: convolutions.Matrices) -> tuple[Maps, Maps]:
         """Shared latents of both domains, joined, and the hidden maps of the observed one."""
         hidden_synth = convolutions.run(self.network.encoder_synth, self._maps(synth_like), matrices)
         hidden_obs = convolutions.run(self.network.encoder_obs, self._maps(obs_like), matrices)
         return convolutions.run(self.network.encoder_sh, self.maps.join(hidden_synth, hidden_obs), matrices), hidden_obs
 
-    def _decode_obs(self, hidden, hidden_split, matrices: convolutions.Matrices) -> Tensor:
+    def _decode_obs(self, hidden: Maps, hidden_split: Maps | None, matrices: convolutions.Matrices) -> Tensor:
         both = hidden if hidden_split is None else hidden.beside(hidden_split)
         return convolutions.run(self.network.decoder_obs, both, matrices).spectra()
 

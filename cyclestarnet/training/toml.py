@@ -195,8 +195,8 @@ def _example_table(name, cls, values):
         lines += [*_comment(PRESET_DOC), f'preset = "{values["preset"]}"']
     said = None
     for own in fields(cls):
-        if (cls, own.name) == (NetworkSettings, "n_pixels"):
-            continue  # the data say it
+        if (cls, own.name) == (NetworkSettings, "n_pixels") or (own.name == "seed" and name != "run"):
+            continue  # the data say it, and [run] has one seed for all
         default = own.default if own.default_factory is MISSING else own.default_factory()
         if is_dataclass(default):
             nested.append(_example_table(f"{name}.{own.name}", type(default), {}))
@@ -206,7 +206,7 @@ def _example_table(name, cls, values):
             lines += _comment(said)
         if own.name in values:
             lines.append(f"{own.name} = {_toml(values[own.name])}")
-        elif own.name != "seed" or name == "run":
+        else:
             lines.append(f"#{own.name} = {_toml(default)}")
     return "\n".join([*lines, "", *nested])
 
