@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parents[1] / "docs"
+TUTORIALS = Path(__file__).parents[1] / "docs" / "tutorials"
 
 
 @pytest.mark.parametrize(("name", "stars"), [("tutorial", 5), ("lines_tutorial", 60)])
@@ -12,7 +12,7 @@ def test_tutorial_runs(name, stars, tmp_path, monkeypatch):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     monkeypatch.setenv("CYCLESTARNET_TUTORIAL_STARS", str(stars))
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-    notebook = nbformat.read(DOCS / f"{name}.ipynb", as_version=4)
+    notebook = nbformat.read(TUTORIALS / f"{name}.ipynb", as_version=4)
     done = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
     outputs = [output for cell in done.cells if cell.cell_type == "code" for output in cell.outputs]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
