@@ -7,16 +7,41 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import astropy.units as u
 
 __all__ = ["as_json", "write_atomically"]
 
 
-def write_atomically(path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then move it there in one step.
 
-    A crash or a full disk leaves the old file as it was.
+    A crash or a full disk leaves the old file as it was. Folders that are
+    missing are made.
+
+    Parameters
+    ----------
+    path : path-like
+        The file that is to be there in the end. An old one is replaced.
+    write : callable
+        Takes the `~pathlib.Path` of the temporary file, and writes it. What
+        it returns is ignored; what it raises is passed on.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written. The error names ``path``.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from cyclestarnet.files import write_atomically
+    >>> path = Path(tempfile.mkdtemp()) / "labels.txt"
+    >>> write_atomically(path, lambda temporary: temporary.write_text("teff logg"))
+    >>> path.read_text()
+    'teff logg'
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,12 +64,31 @@ def write_atomically(path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def as_json(options):
-    """Options of a fit as text, the same in every process."""
+def as_json(options: object) -> str:
+    """Write options of a fit as text that is the same in every process, to tell whether two runs are of the same.
+
+    Parameters
+    ----------
+    options : object
+        Plain values, mappings and sequences of them, quantities, arrays,
+        functions (known by name), or objects of those.
+
+    Returns
+    -------
+    str
+        JSON. It is made to be compared, not to be read back.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> from cyclestarnet.files import as_json
+    >>> as_json({"fixed": {"teff": 4500 * u.K}})
+    '{"fixed": {"teff": [4500.0, "K"]}}'
+    """
     return json.dumps(options, default=_jsonable)
 
 
-def _jsonable(value):
+def _jsonable(value: Any) -> object:
     """Stand-in of an option that JSON does not know, the same in every process."""
     if isinstance(value, u.Quantity):
         return [value.value.tolist(), str(value.unit)]

@@ -21,8 +21,26 @@ __all__ = ["load_arrays", "load_state", "save_arrays", "save_state"]
 FORMAT = "cyclestarnet-model-1"
 
 
-def save_state(state: dict, path) -> None:
-    """Save a training state of tensors and plain values; the previous one is kept as ``.previous``."""
+def save_state(state: dict, path: str | os.PathLike[str]) -> None:
+    """Save the state of a training; the one before is kept, as ``.previous``.
+
+    Parameters
+    ----------
+    state : dict
+        Tensors and plain values, also in dictionaries and lists.
+    path : path-like
+        File to write, atomically. If there is one, it is renamed: to
+        ``state.pt.previous`` for ``state.pt``.
+
+    Examples
+    --------
+    >>> import tempfile, torch
+    >>> from cyclestarnet.networks.checkpoint import load_state, save_state
+    >>> path = tempfile.mkdtemp() + "/state.pt"
+    >>> save_state({"weights": torch.ones(3), "iteration": 7}, path)
+    >>> load_state(path)
+    {'weights': tensor([1., 1., 1.]), 'iteration': 7}
+    """
     path = Path(path)
     if path.exists():
         previous = path.with_suffix(path.suffix + ".previous")
@@ -33,13 +51,39 @@ def save_state(state: dict, path) -> None:
     write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
-def load_state(path) -> dict:
+def load_state(path: str | os.PathLike[str]) -> dict:
     """Load a state of tensors and plain values; anything else in the file is refused.
+
+    Parameters
+    ----------
+    path : path-like
+        File that `save_state` wrote, or another of `torch.save`.
+
+    Returns
+    -------
+    dict
+        With its tensors in the memory of the processor.
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such file.
     ModelFileError
         If the file is damaged or holds code.
+
+    Examples
+    --------
+    A file that would build an object of any class is refused:
+
+    >>> import tempfile, torch
+    >>> from fractions import Fraction
+    >>> from cyclestarnet.networks.checkpoint import load_state
+    >>> path = tempfile.mkdtemp() + "/foreign.pt"
+    >>> torch.save({"half": Fraction(1, 2)}, path)
+    >>> load_state(path)
+    Traceback (most recent call last):
+        ...
+    cyclestarnet.exceptions.ModelFileError: ...foreign.pt is damaged or no file of plain weights: ...
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -49,22 +93,62 @@ def load_state(path) -> dict:
         raise ModelFileError(f"{path} is damaged or no file of plain weights: {error}") from error
 
 
-def save_arrays(arrays: dict[str, np.ndarray], metadata: dict, path) -> None:
-    """Write arrays and plain metadata to one safetensors file, atomically."""
+def save_arrays(arrays: dict[str, np.ndarray], metadata: dict, path: str | os.PathLike[str]) -> None:
+    """Write arrays and plain metadata to one safetensors file, atomically.
+
+    Parameters
+    ----------
+    arrays : dict of array
+        Arrays of numbers by name; NaN is kept.
+    metadata : dict
+        What JSON can hold.
+    path : path-like
+        File to write. An old one is replaced.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from cyclestarnet.networks.checkpoint import load_arrays, save_arrays
+    >>> path = tempfile.mkdtemp() + "/model.safetensors"
+    >>> save_arrays({"bias": np.zeros(2)}, {"name": "giants"}, path)
+    >>> load_arrays(path)
+    ({'bias': array([0., 0.])}, {'name': 'giants'})
+    """
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     header = {"format": FORMAT, "metadata": json.dumps(metadata)}
     header["sha256"] = _digest(contiguous, header["metadata"])
     write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata=header))
 
 
-def load_arrays(path) -> tuple[dict[str, np.ndarray], dict]:
+def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict]:
     """Read what `save_arrays` wrote.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+
+    Returns
+    -------
+    arrays : dict of array
+        By name.
+    metadata : dict
+        As it was saved.
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such file.
     ModelFileError
         If the file is truncated, no safetensors file, not one of ours, or
         was altered since it was written.
+
+    Examples
+    --------
+    ::
+
+        arrays, metadata = load_arrays("giants.safetensors")
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no model file {path}")
