@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from cyclestarnet.exceptions import GridError
 
-__all__ = ["Critic", "NetworkSettings", "TranslationNetwork"]
+__all__ = ["Critic", "NetworkSettings", "TranslationNetwork", "initialise"]
 
-Layers = tuple[tuple[int, int, int], ...]  # (filters, kernel, stride) of each layer
+Layers = tuple[tuple[int, int, int], ...]
+"""(filters, kernel, stride) of each layer."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,43 @@ class NetworkSettings:
     n_pixels : int
         Length of a spectrum. Only lengths that all strides fit are possible;
         others raise and name the nearest that fit.
-    domain, shared, split : tuple of (filters, kernel, stride)
-        Convolutions of the domain, shared and split encoders.
-    shared_filters, split_filters : int
-        Channels of the shared and of the split latent (``split_filters=0``: no split latent).
-    critic_spectrum, critic_latent : tuple of (filters, kernel, stride)
-        Convolutions of the critics.
+    domain : tuple of (filters, kernel, stride)
+        Convolutions that each domain's encoder begins with.
+    shared : tuple of (filters, kernel, stride)
+        Convolutions of the shared encoder, which follow those of either domain.
+    split : tuple of (filters, kernel, stride)
+        Convolutions of the split encoder, which follow those of the observed
+        domain. Their strides must lead to as many positions as those of ``shared``.
+    shared_filters : int
+        Channels of the shared latent.
+    split_filters : int
+        Channels of the split latent; 0: there is none.
+    critic_spectrum : tuple of (filters, kernel, stride)
+        Convolutions by which critics look at a spectrum.
+    critic_latent : tuple of (filters, kernel, stride)
+        Convolutions by which critics look at its latents.
     slope : float
-        Negative slope of the leaky ReLU.
+        Slope of the leaky ReLU at negative values.
     latent_norm : bool
         Normalise each latent channel over its positions (instance normalisation without affine).
+
+    Raises
+    ------
+    GridError
+        If the pixels do not fit the strides, or are too few for the critics.
+    ValueError
+        If a layer is no triple of positive integers or has gaps between its
+        kernels, or if the latents differ in length.
+
+    Examples
+    --------
+    >>> from cyclestarnet.networks import NetworkSettings
+    >>> NetworkSettings().latent_length
+    24
+    >>> NetworkSettings(7214)
+    Traceback (most recent call last):
+        ...
+    cyclestarnet.exceptions.GridError: 7214 pixels do not fit the strides of the network; the nearest lengths ...
     """
 
     n_pixels: int = 7167
@@ -55,7 +83,7 @@ class NetworkSettings:
     slope: float = 0.1
     latent_norm: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("domain", "shared", "split", "critic_spectrum", "critic_latent"):
             layers = tuple(tuple(int(v) for v in layer) for layer in getattr(self, name))
             if any(len(layer) != 3 or min(layer) < 1 or layer[1] < layer[2] for layer in layers):
@@ -105,7 +133,19 @@ class NetworkSettings:
             below, latent = length, latent + 1
 
     def to_dict(self) -> dict:
-        """Plain-data form, for files."""
+        """Return the settings as plain data, for files.
+
+        Returns
+        -------
+        dict
+            ``NetworkSettings(**settings.to_dict())`` equals ``settings``.
+
+        Examples
+        --------
+        >>> from cyclestarnet.networks import NetworkSettings
+        >>> NetworkSettings().to_dict()["shared_filters"]
+        25
+        """
         return asdict(self)
 
 
@@ -145,22 +185,56 @@ def _latent(n_in: int, n_out: int, norm: bool) -> list[nn.Module]:
 
 
 def initialise(module: nn.Module) -> None:
-    """Xavier-uniform weights and biases of 0.01, as in the paper's repository."""
+    """Set Xavier-uniform weights and biases of 0.01, as in the paper's repository.
+
+    Parameters
+    ----------
+    module : `torch.nn.Module`
+        Changed in place: its convolutions and linear layers. Weights are drawn
+        from torch's global generator.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cyclestarnet.networks.translation import initialise
+    >>> layer = torch.nn.Linear(3, 1)
+    >>> initialise(layer)
+    >>> layer.bias.item()  # doctest: +ELLIPSIS
+    0.00999...
+    """
     for part in module.modules():
         if isinstance(part, nn.Conv1d | nn.ConvTranspose1d | nn.Linear):
             nn.init.xavier_uniform_(part.weight)
-            nn.init.constant_(part.bias, 0.01)
+            if part.bias is not None:
+                nn.init.constant_(part.bias, 0.01)
 
 
 class TranslationNetwork(nn.Module):
-    """Encoders and decoders of both domains (S1, Fig. 2 and Section 2).
+    """Encoders and decoders of both domains (S1, Fig. 2 and Table A1).
 
-    The methods take standardised spectra (batch, n_pixels); latents are
-    (batch, filters, latent_length).
+    The methods take and give standardised spectra (n, n_pixels); latents are
+    (n, filters, latent_length). All are tensors in the precision and on the
+    device of the weights, and differentiable. A NaN in a spectrum makes all
+    of its results NaN, but not those of other spectra.
 
     Parameters
     ----------
     settings : `NetworkSettings`
+        Sizes. The weights are drawn from torch's global generator.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cyclestarnet.networks import NetworkSettings, TranslationNetwork
+    >>> layers = {"domain": [(4, 7, 4)], "shared": [(8, 7, 2)], "split": [(4, 7, 2)], "critic_spectrum": [(4, 7, 4)]}
+    >>> settings = NetworkSettings(103, **layers)
+    >>> network = TranslationNetwork(settings)
+    >>> observed = torch.randn(2, 103)
+    >>> shared_latent, split_latent = network.encode_obs(observed)
+    >>> shared_latent.shape, split_latent.shape
+    (torch.Size([2, 25, 10]), torch.Size([2, 4, 10]))
+    >>> torch.equal(network.obs_to_synth(observed), network.decode_synth(shared_latent))
+    True
     """
 
     def __init__(self, settings: NetworkSettings):
@@ -192,31 +266,139 @@ class TranslationNetwork(nn.Module):
         return self.settings.split_filters > 0
 
     def encode_synth(self, flux: Tensor) -> Tensor:
-        """Shared latent of synthetic spectra."""
+        """Shared latents of synthetic spectra.
+
+        Parameters
+        ----------
+        flux : Tensor, shape (n, n_pixels)
+            Standardised synthetic flux.
+
+        Returns
+        -------
+        Tensor, shape (n, shared_filters, latent_length)
+
+        Examples
+        --------
+        ::
+
+            shared_latent = network.encode_synth(synthetic)
+        """
         return self.encoder_sh(self.encoder_synth(flux[:, None]))
 
     def encode_obs(self, flux: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Shared and split latents of observed spectra."""
+        """Shared and split latents of observed spectra.
+
+        Parameters
+        ----------
+        flux : Tensor, shape (n, n_pixels)
+            Standardised observed flux.
+
+        Returns
+        -------
+        Tensor, shape (n, shared_filters, latent_length)
+            What both domains have in common: the labels, in whatever form.
+        Tensor, shape (n, split_filters, latent_length), or None
+            What observed spectra have besides, such as the line-spread
+            function. None of networks without a split latent.
+
+        Examples
+        --------
+        ::
+
+            shared_latent, split_latent = network.encode_obs(observed)
+        """
         hidden = self.encoder_obs(flux[:, None])
         return self.encoder_sh(hidden), self.encoder_sp(hidden) if self.has_split else None
 
-    def decode_synth(self, z_shared: Tensor) -> Tensor:
-        """Synthetic spectra of shared latents."""
-        return self.decoder_synth(self.decoder_sh(z_shared))[:, 0]
+    def decode_synth(self, shared_latent: Tensor) -> Tensor:
+        """Synthetic spectra of shared latents.
 
-    def decode_obs(self, z_shared: Tensor, z_split: Tensor | None) -> Tensor:
-        """Observed spectra of shared and split latents."""
-        hidden = self.decoder_sh(z_shared)
+        Parameters
+        ----------
+        shared_latent : Tensor, shape (n, shared_filters, latent_length)
+            Of spectra of either domain.
+
+        Returns
+        -------
+        Tensor, shape (n, n_pixels)
+            Standardised flux.
+
+        Examples
+        --------
+        ::
+
+            reconstruction = network.decode_synth(network.encode_synth(synthetic))
+        """
+        return self.decoder_synth(self.decoder_sh(shared_latent))[:, 0]
+
+    def decode_obs(self, shared_latent: Tensor, split_latent: Tensor | None) -> Tensor:
+        """Observed spectra of shared and split latents.
+
+        Parameters
+        ----------
+        shared_latent : Tensor, shape (n, shared_filters, latent_length)
+            Of spectra of either domain.
+        split_latent : Tensor, shape (n, split_filters, latent_length), or None
+            Of observed spectra. Networks without a split latent do not look at it.
+
+        Returns
+        -------
+        Tensor, shape (n, n_pixels)
+            Standardised flux.
+
+        Examples
+        --------
+        ::
+
+            reconstruction = network.decode_obs(*network.encode_obs(observed))
+        """
+        hidden = self.decoder_sh(shared_latent)
         if self.has_split:
-            hidden = torch.cat([hidden, self.decoder_sp(z_split)], dim=1)
+            hidden = torch.cat([hidden, self.decoder_sp(split_latent)], dim=1)
         return self.decoder_obs(hidden)[:, 0]
 
-    def synth_to_obs(self, flux: Tensor, z_split: Tensor | None) -> Tensor:
-        """Translate synthetic spectra with the split latents of observed ones."""
-        return self.decode_obs(self.encode_synth(flux), z_split)
+    def synth_to_obs(self, flux: Tensor, split_latent: Tensor | None) -> Tensor:
+        """Translate synthetic spectra with the split latents of observed ones.
+
+        Parameters
+        ----------
+        flux : Tensor, shape (n, n_pixels)
+            Standardised synthetic flux.
+        split_latent : Tensor, shape (n, split_filters, latent_length), or None
+            As in `decode_obs`, one for each spectrum.
+
+        Returns
+        -------
+        Tensor, shape (n, n_pixels)
+            Standardised observed flux.
+
+        Examples
+        --------
+        ::
+
+            translated = network.synth_to_obs(synthetic, network.encode_obs(observed)[1])
+        """
+        return self.decode_obs(self.encode_synth(flux), split_latent)
 
     def obs_to_synth(self, flux: Tensor) -> Tensor:
-        """Translate observed spectra."""
+        """Translate observed spectra.
+
+        Parameters
+        ----------
+        flux : Tensor, shape (n, n_pixels)
+            Standardised observed flux.
+
+        Returns
+        -------
+        Tensor, shape (n, n_pixels)
+            Standardised synthetic flux.
+
+        Examples
+        --------
+        ::
+
+            translated = network.obs_to_synth(observed)
+        """
         return self.decode_synth(self.encode_obs(flux)[0])
 
 
@@ -226,8 +408,19 @@ class Critic(nn.Module):
     Parameters
     ----------
     settings : `NetworkSettings`
+        Sizes. The weights are drawn from torch's global generator.
     n_latent : int
         Channels of the latent: shared filters, and split filters in the observed domain.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cyclestarnet.networks import Critic, NetworkSettings
+    >>> layers = {"domain": [(4, 7, 4)], "shared": [(8, 7, 2)], "split": [(4, 7, 2)], "critic_spectrum": [(4, 7, 4)]}
+    >>> settings = NetworkSettings(103, **layers)
+    >>> critic = Critic(settings, settings.shared_filters)
+    >>> critic(torch.randn(2, 103), torch.randn(2, 25, 10)).shape
+    torch.Size([2])
     """
 
     def __init__(self, settings: NetworkSettings, n_latent: int):
@@ -241,7 +434,27 @@ class Critic(nn.Module):
         initialise(self)
 
     def forward(self, flux: Tensor, latent: Tensor) -> Tensor:
-        """Logits (batch,) that spectra (batch, n_pixels) and latents (batch, n_latent, positions) are true."""
+        """Logits that spectra and latents are those of a reconstruction, not of a transfer.
+
+        Parameters
+        ----------
+        flux : Tensor, shape (n, n_pixels)
+            Standardised.
+        latent : Tensor, shape (n, n_latent, latent_length)
+            Of the same spectra: the shared latent, joined with the split one
+            in the observed domain.
+
+        Returns
+        -------
+        Tensor, shape (n,)
+            Positive for what looks like a reconstruction.
+
+        Examples
+        --------
+        ::
+
+            probability = torch.sigmoid(critic(flux, latent))
+        """
         x = self.discriminator_x(flux[:, None]).flatten(1)
         z = self.discriminator_z(latent).flatten(1)
         return self.fc(torch.cat([x, z], dim=1))[:, 0]
