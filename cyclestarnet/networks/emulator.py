@@ -9,11 +9,13 @@ that the emulator is the paper's single network from labels to all pixels.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from cyclestarnet.progress import tqdm
@@ -22,7 +24,11 @@ __all__ = ["Emulator", "EmulatorSettings", "train_emulator"]
 
 log = logging.getLogger(__name__)
 
-ACTIVATIONS = {"leaky_relu": lambda: nn.LeakyReLU(0.01), "silu": nn.SiLU, "sigmoid": nn.Sigmoid}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "leaky_relu": lambda: nn.LeakyReLU(0.01),
+    "silu": nn.SiLU,
+    "sigmoid": nn.Sigmoid,
+}
 
 
 class Emulator(nn.Module):
@@ -30,31 +36,58 @@ class Emulator(nn.Module):
 
     Parameters
     ----------
-    lower, upper : array_like, shape (n_labels,)
-        Labels are scaled to ``(labels - lower) / (upper - lower) - 0.5`` inside.
+    lower : array_like, shape (n_labels,)
+        Labels at the lower end of the training range, in their units. Inside,
+        they are scaled to ``(labels - lower) / (upper - lower) - 0.5``.
+    upper : array_like, shape (n_labels,)
+        Labels at the upper end.
     n_pixels : int
         Number of output pixels.
-    hidden : sequence of int
-        Units of the hidden layers. The paper has (300, 300).
-    activation : {"leaky_relu", "silu", "sigmoid"}
+    hidden : sequence of int, optional
+        Units of the hidden layers. Default: (300, 300), those of the paper.
+    activation : {"leaky_relu", "silu", "sigmoid"}, optional
         The Payne's published files use leaky ReLU (slope 0.01) or, the oldest,
-        sigmoids. SiLU has continuous derivatives, which fits and derivative
-        spectra profit from.
+        sigmoids. SiLU, the default, has continuous derivatives, which fits and
+        derivative spectra profit from.
+
+    Raises
+    ------
+    ValueError
+        If there is no such activation.
 
     References
     ----------
     Ting et al. 2019, ApJ 879, 69, Section 3.2.
+
+    Examples
+    --------
+    Its weights are random until it is trained:
+
+    >>> import torch
+    >>> from cyclestarnet.networks import Emulator
+    >>> emulator = Emulator(lower=[3500, 0], upper=[6000, 4], n_pixels=100, hidden=(16,))
+    >>> emulator(torch.tensor([[4500.0, 2.0], [5000.0, 3.0]])).shape
+    torch.Size([2, 100])
     """
 
-    def __init__(self, lower, upper, n_pixels: int, hidden=(300, 300), activation: str = "silu"):
+    lower: Tensor
+    upper: Tensor
+
+    def __init__(
+        self,
+        lower: ArrayLike | Tensor,
+        upper: ArrayLike | Tensor,
+        n_pixels: int,
+        hidden: Sequence[int] = (300, 300),
+        activation: str = "silu",
+    ):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, but got {activation!r}")
-        lower, upper = (torch.tensor(np.asarray(a), dtype=torch.float64) for a in (lower, upper))
-        self.register_buffer("lower", lower.to(torch.float32))
-        self.register_buffer("upper", upper.to(torch.float32))
+        for name, bound in (("lower", lower), ("upper", upper)):
+            self.register_buffer(name, torch.tensor(np.asarray(bound), dtype=torch.float64).to(torch.float32))
         self.hidden, self.activation = tuple(int(n) for n in hidden), activation
-        sizes = (len(lower), *self.hidden)
+        sizes = (len(self.lower), *self.hidden)
         layers: list[nn.Module] = []
         for n_in, n_out in pairwise(sizes):
             layers += [nn.Linear(n_in, n_out), ACTIVATIONS[activation]()]
@@ -62,20 +95,74 @@ class Emulator(nn.Module):
 
     @property
     def n_labels(self) -> int:
+        """Number of labels that it takes."""
         return len(self.lower)
 
     @property
     def n_pixels(self) -> int:
-        return self.layers[-1].out_features
+        """Number of pixels of the flux."""
+        return len(self.layers[-1].get_parameter("bias"))
 
     def forward(self, labels: Tensor) -> Tensor:
-        """Return the flux (..., n_pixels) of labels (..., n_labels) in their own units."""
+        """Flux of labels; called as ``emulator(labels)``.
+
+        Parameters
+        ----------
+        labels : Tensor, shape (..., n_labels)
+            In their own units, in the precision of the weights. Nothing stops
+            at the ends of the range, beyond which the flux is a guess.
+
+        Returns
+        -------
+        Tensor, shape (..., n_pixels)
+            Normalised flux.
+
+        Examples
+        --------
+        ::
+
+            flux = emulator(torch.tensor([4500.0, 2.0]))
+        """
         return self.layers((labels - self.lower) / (self.upper - self.lower) - 0.5)
 
 
 @dataclass(frozen=True)
 class EmulatorSettings:
-    """Settings of `train_emulator`; every number is checked on construction."""
+    """Settings of `train_emulator`; every number is checked on construction.
+
+    Parameters
+    ----------
+    hidden : tuple of int
+        Units of the hidden layers.
+    activation : {"leaky_relu", "silu", "sigmoid"}
+        See `Emulator`.
+    n_components : int
+        Principal components of the flux that the network learns; no more than
+        there are spectra or pixels.
+    batch_size : int
+        Spectra per step.
+    learning_rate : float
+        Of Adam, at the start. It falls as a cosine to a thousandth.
+    n_epochs : int
+        How often all spectra are seen.
+    patience : int
+        Epochs without a smaller validation error after which training stops.
+    validation_fraction : float
+        Part of the spectra, at least one, that is held back to choose the best epoch.
+    seed : int
+        Of the weights, of the choice of validation spectra and of their order.
+
+    Raises
+    ------
+    ValueError
+        If a number is impossible, or there is no such activation.
+
+    Examples
+    --------
+    >>> from cyclestarnet.networks import EmulatorSettings
+    >>> EmulatorSettings(hidden=(100, 100), n_epochs=1000, patience=200).learning_rate
+    0.002
+    """
 
     hidden: tuple[int, ...] = (300, 300)
     activation: str = "silu"
@@ -87,7 +174,7 @@ class EmulatorSettings:
     validation_fraction: float = 0.05
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("n_components", "batch_size", "n_epochs", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, but is {getattr(self, name)}")
@@ -98,28 +185,40 @@ class EmulatorSettings:
 
 
 def train_emulator(
-    labels, flux, *, lower=None, upper=None, settings=None, progress=True
+    labels: ArrayLike,
+    flux: ArrayLike,
+    *,
+    lower: ArrayLike | None = None,
+    upper: ArrayLike | None = None,
+    settings: EmulatorSettings | None = None,
+    progress: bool = True,
 ) -> tuple[Emulator, list[dict]]:
     """Train an emulator on a grid of synthetic spectra.
 
     Parameters
     ----------
-    labels : array, shape (n, n_labels)
-        Labels in their own units.
-    flux : array, shape (n, n_pixels)
-        Continuum-normalised flux.
-    lower, upper : array, optional
-        Range for the scaling of labels. Default: that of ``labels``.
+    labels : array_like, shape (n, n_labels)
+        Labels in their own units; finite.
+    flux : array_like, shape (n, n_pixels)
+        Continuum-normalised flux; finite. It is kept in float32.
+    lower : array_like, shape (n_labels,), optional
+        Labels at the lower end of the range by which they are scaled.
+        Default: the smallest of ``labels``.
+    upper : array_like, shape (n_labels,), optional
+        Labels at the upper end. Default: the largest of ``labels``.
     settings : `EmulatorSettings`, optional
+        Sizes and steps. Default: ``EmulatorSettings()``.
     progress : bool, optional
-        Show a progress bar.
+        Show a progress bar. Default: True.
 
     Returns
     -------
     emulator : `Emulator`
-        With the weights of the epoch that had the smallest validation loss.
+        With the weights of the epoch that had the smallest validation error;
+        in evaluation mode, without gradients.
     history : list of dict
-        ``epoch``, ``training`` and ``validation`` (mean absolute error of the flux).
+        Every tenth epoch: ``epoch``, ``training`` (mean square of the scaled
+        components, summed) and ``validation`` (mean absolute error of the flux).
 
     Raises
     ------
@@ -127,21 +226,22 @@ def train_emulator(
         If shapes differ, a value is not finite, or a label does not vary and has no range.
     FloatingPointError
         If the training diverges.
+
+    Examples
+    --------
+    One line whose depth is the label:
+
+    >>> import numpy as np
+    >>> from cyclestarnet.networks import EmulatorSettings, train_emulator
+    >>> depth = np.linspace(0, 0.5, 40)
+    >>> flux = 1 - depth[:, None] * np.exp(-0.5 * np.arange(-5, 6) ** 2)
+    >>> settings = EmulatorSettings(hidden=(8,), n_epochs=20)
+    >>> emulator, history = train_emulator(depth[:, None], flux, settings=settings, progress=False)
+    >>> emulator.n_pixels, [entry["epoch"] for entry in history]
+    (11, [10, 20])
     """
     settings = settings or EmulatorSettings()
-    labels, flux = np.asarray(labels, dtype=np.float64), np.asarray(flux, dtype=np.float32)
-    if labels.ndim != 2 or flux.ndim != 2 or len(labels) != len(flux):
-        raise ValueError(
-            f"labels and flux must be (n, n_labels) and (n, n_pixels), but are {labels.shape}, {flux.shape}"
-        )
-    if not (np.all(np.isfinite(labels)) and np.all(np.isfinite(flux))):
-        raise ValueError("labels and flux must be finite")
-    if len(labels) < 2:
-        raise ValueError(f"training needs 2 spectra or more, but got {len(labels)}")
-    lower = labels.min(0) if lower is None else np.asarray(lower, dtype=np.float64)
-    upper = labels.max(0) if upper is None else np.asarray(upper, dtype=np.float64)
-    if lower.shape != labels.shape[1:] or upper.shape != labels.shape[1:] or not np.all(lower < upper):
-        raise ValueError(f"every label needs a range, lower < upper, but these are {lower} and {upper}")
+    labels, flux, lower, upper = _checked(labels, flux, lower, upper)
 
     order = np.random.default_rng(settings.seed).permutation(len(labels))
     n_validation = max(1, round(settings.validation_fraction * len(labels)))
@@ -170,7 +270,8 @@ def train_emulator(
             predicted = (reduced(inputs[held]) * scale) @ basis.T + torch.from_numpy(mean)
         return (predicted - torch.from_numpy(flux[held])).abs().mean().item()
 
-    best, best_epoch, best_state, history = np.inf, 0, None, []
+    best, best_epoch, best_state = np.inf, 0, None
+    history: list[dict] = []
     bar = tqdm(range(settings.n_epochs), desc="emulator", disable=not progress)
     for epoch in bar:
         total = 0.0
@@ -196,6 +297,26 @@ def train_emulator(
         raise FloatingPointError("the emulator's loss is not finite; lower the learning_rate")
     reduced.load_state_dict(best_state)
     return _unfold(reduced, basis * scale, torch.from_numpy(mean)), history
+
+
+def _checked(
+    labels: ArrayLike, flux: ArrayLike, lower: ArrayLike | None, upper: ArrayLike | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Arrays of a grid and the range of its labels, or an error that says what is wrong."""
+    labels, flux = np.asarray(labels, dtype=np.float64), np.asarray(flux, dtype=np.float32)
+    if labels.ndim != 2 or flux.ndim != 2 or len(labels) != len(flux):
+        raise ValueError(
+            f"labels and flux must be (n, n_labels) and (n, n_pixels), but are {labels.shape}, {flux.shape}"
+        )
+    if not (np.all(np.isfinite(labels)) and np.all(np.isfinite(flux))):
+        raise ValueError("labels and flux must be finite")
+    if len(labels) < 2:
+        raise ValueError(f"training needs 2 spectra or more, but got {len(labels)}")
+    lower = labels.min(0) if lower is None else np.asarray(lower, dtype=np.float64)
+    upper = labels.max(0) if upper is None else np.asarray(upper, dtype=np.float64)
+    if lower.shape != labels.shape[1:] or upper.shape != labels.shape[1:] or not np.all(lower < upper):
+        raise ValueError(f"every label needs a range, lower < upper, but these are {lower} and {upper}")
+    return labels, flux, lower, upper
 
 
 def _unfold(reduced: Emulator, basis: Tensor, mean: Tensor) -> Emulator:

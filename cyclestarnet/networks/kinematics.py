@@ -37,7 +37,7 @@ class Kinematics:
     Parameters
     ----------
     wavelength : array, shape (n_pixels,)
-        Angstrom; evenly spaced in its logarithm on each chip.
+        In any unit of length; evenly spaced in its logarithm on each chip.
     chips : sequence of (int, int)
         Half-open pixel ranges that tile the pixels, as
         `~cyclestarnet.WavelengthGrid` has them.
@@ -86,6 +86,16 @@ class Kinematics:
         ------
         ValueError
             If the size of a velocity and 5 times its broadening make more than 1000 km/s.
+
+        Examples
+        --------
+        >>> import numpy as np, torch
+        >>> from cyclestarnet.networks import Kinematics
+        >>> kinematics = Kinematics(15000 * np.exp(1e-5 * np.arange(300)), [(0, 150), (150, 300)])
+        >>> flux = torch.rand(2, 300)
+        >>> at_rest = kinematics.apply(flux, torch.zeros(2), torch.zeros(2))
+        >>> torch.allclose(at_rest, flux, atol=1e-5)
+        True
         """
         _check_reach(velocity, broadening)
         return torch.cat(
@@ -98,9 +108,12 @@ class Kinematics:
         Parameters
         ----------
         flux : Tensor, shape (n, n_pixels)
+            As in `apply`.
         slopes : Tensor, shape (n, n_labels, n_pixels)
-            ∂flux/∂labels.
-        velocity, broadening : Tensor, shape (n,)
+            ∂flux/∂labels at rest.
+        velocity : Tensor, shape (n,)
+            As in `apply`.
+        broadening : Tensor, shape (n,)
             As in `apply`.
 
         Returns
@@ -113,6 +126,16 @@ class Kinematics:
         ------
         ValueError
             As in `apply`.
+
+        Examples
+        --------
+        >>> import numpy as np, torch
+        >>> from cyclestarnet.networks import Kinematics
+        >>> kinematics = Kinematics(15000 * np.exp(1e-5 * np.arange(300)), [(0, 300)])
+        >>> flux, slopes = torch.rand(1, 300), torch.rand(1, 4, 300)
+        >>> moved, moved_slopes = kinematics.linearise(flux, slopes, torch.tensor([30.0]), torch.tensor([6.0]))
+        >>> moved_slopes.shape
+        torch.Size([1, 6, 300])
         """
         _check_reach(velocity, broadening)
         both = torch.cat([flux[:, None], slopes], dim=1)  # the operation is linear: derivatives pass as flux does
