@@ -25,11 +25,12 @@ from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.labels import LabelSet
 from cyclestarnet.spectra import SAME_WAVELENGTH, Spectrum, check_frame
 from cyclestarnet.training.config import Plan
-from cyclestarnet.training.datasets import ArrayTable, ObservedSpectra, StoredSynthetic
+from cyclestarnet.training.datasets import ObservedSpectra, StoredSynthetic
 from cyclestarnet.training.domains import Domains, Stars, grid_with_chips
 from cyclestarnet.training.emulators import trained_emulator
 from cyclestarnet.training.inputs import emulator_error, least_held_out
 from cyclestarnet.training.settings import TrainingSettings
+from cyclestarnet.training.tables import ArrayTable
 
 __all__ = ["domains_of_arrays", "held_out_rows"]
 
@@ -161,7 +162,7 @@ def held_out_rows(n_stars: int, fraction: float, seed: int) -> np.ndarray:
     --------
     >>> from cyclestarnet.training.arrays import held_out_rows
     >>> held_out_rows(40, 0.1, seed=0)
-    array([ 0, 14, 21, 33])
+    array([ 9, 23, 29, 35])
     """
     if not 0 < fraction < 1:
         raise ValueError(f"held_out must be a fraction between 0 and 1, but is {fraction}")
@@ -191,15 +192,14 @@ def _rows(name: str, flux: np.ndarray) -> np.ndarray:
 
 def _numbers(name: str, given: ArrayLike) -> np.ndarray:
     """Dimensionless numbers, without a copy where there need not be one."""
-    if isinstance(given, u.Quantity):
-        try:
-            given = given.to_value(u.dimensionless_unscaled)
-        except u.UnitConversionError:
-            raise SpectrumError(
-                f"{name} has the unit '{given.unit}', but must be normalised, without a unit; divide both domains by "
-                "their continuum first, with one ContinuumRecipe"
-            ) from None
-    array = np.asarray(given)
+    unit = given.unit if isinstance(given, u.Quantity) else u.dimensionless_unscaled
+    try:
+        array = np.asarray(given.to_value(u.dimensionless_unscaled) if isinstance(given, u.Quantity) else given)
+    except u.UnitConversionError:
+        raise SpectrumError(
+            f"{name} has the unit '{unit}', but must be normalised, without a unit; divide both domains by "
+            "their continuum first, with one ContinuumRecipe"
+        ) from None
     if array.dtype.kind not in "fiu":
         raise SpectrumError(
             f"{name} must be an array of numbers, or one Spectrum with a row per star, but is a "
@@ -245,21 +245,18 @@ def _errors_and_mask(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Errors and mask of the observed spectra, from wherever they are given."""
     flux, sigma = observed.flux, observed.sigma
-    if (errors is None) == (sigma is None):
-        what = "has no uncertainty, and errors is None" if sigma is None else "has an uncertainty, and errors is given"
-        raise SpectrumError(f"errors of the observed spectra must be given once, but observed {what}")
-    masks = [] if observed.mask is None else [observed.mask]
-    if mask is not None:
-        masks.append(_like("mask", mask, flux))
-    if errors is not None:
+    bad = np.zeros(flux.shape, dtype=bool)
+    masks = {"the mask of observed": observed.mask, "mask": mask, "the mask of errors": getattr(errors, "mask", None)}
+    for name, given in masks.items():
+        if given is not None:
+            bad |= _like(name, given, flux)
+    if sigma is None and errors is not None:
         sigma = _numbers("errors", getattr(errors, "unmasked", errors))
         if sigma.shape != flux.shape:
             raise SpectrumError(f"errors must have the shape of observed, {flux.shape}, but has {sigma.shape}")
-        if getattr(errors, "mask", None) is not None:
-            masks.append(_like("the mask of errors", errors.mask, flux))
-    bad = np.zeros(flux.shape, dtype=bool)
-    for one in masks:
-        bad |= one
+    elif sigma is None or errors is not None:
+        what = "has no uncertainty, and errors is None" if sigma is None else "has an uncertainty, and errors is given"
+        raise SpectrumError(f"errors of the observed spectra must be given once, but observed {what}")
     if bad.all():
         raise SpectrumError("all pixels of observed are masked; mask must be True where a pixel is bad")
     return sigma, bad
@@ -341,7 +338,7 @@ def _labels(labels: Mapping[str, u.Quantity] | Table, n_spectra: int) -> tuple[n
             "labels must be a mapping of names to Quantities, or a table with a column per label, for example "
             f"{{'teff': teff * u.K, 'logg': logg}}, but is a {type(labels).__name__}"
         )
-    names = list(labels.keys())
+    names = tuple(labels.keys())
     for name in names:
         shape, kind = np.shape(labels[name]), np.asarray(labels[name]).dtype.kind
         if kind not in "fiu":
@@ -389,4 +386,9 @@ def _require_same_spectra(note: Path, given: dict[str, str]) -> None:
                 "or delete it to begin anew"
             )
         return
-    write_atomically(note, lambda path: path.write_text(json.dumps(given, indent=1), encoding="utf-8"))
+    text = json.dumps(given, indent=1).encode()
+
+    def write(path: Path) -> None:
+        path.write_bytes(text)
+
+    write_atomically(note, write)

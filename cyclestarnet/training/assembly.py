@@ -118,9 +118,7 @@ def assemble_model(
             split_latents=None if split is None else SplitLatentCloud.from_latents(split),
             typical_split_latent=typical,
         ),
-        limits=FlagLimits(
-            prior_distance=1.1 * float(np.quantile(np.sqrt(prior.distance2(pool) / len(labels)), 0.999))
-        ),
+        limits=FlagLimits(prior_distance=1.1 * float(np.quantile(np.sqrt(prior.distance2(pool) / len(labels)), 0.999))),
         shortcuts=learn_shortcuts(emulator, translator, prior, labels.lower, labels.upper, typical),
         provenance=dict(provenance or {}),
     )

@@ -7,8 +7,9 @@ new setting anywhere in the package is a new key here by itself.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -45,13 +46,20 @@ class RunConfig:
     folder : path
         For checkpoints and logs. A run that finds its checkpoint here goes on from it.
     name : str
-        Of the model.
+        Of the model: letters, digits, "-", "_" and ".".
     seed : int
         Of everything random; [training] and [emulator] may have seeds of their own.
     threads : int or None
         Of the CPU. None: as many as PyTorch takes.
     device : str
         "cpu", "cuda" or "cuda:N": where the networks are trained.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from cyclestarnet.training.config import RunConfig
+    >>> RunConfig(Path("run")).name
+    'model'
     """
 
     folder: Path
@@ -60,7 +68,7 @@ class RunConfig:
     threads: int | None = None
     device: str = "cpu"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+", self.name):
             raise ValueError(f"name must consist of letters, digits, '-', '_' and '.', but is {self.name!r}")
         if self.threads is not None and self.threads < 1:
@@ -89,6 +97,13 @@ class ObservedConfig:
         for weight_anchors of [training]; same split.
     selection : table
         Which spectra are good enough.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from cyclestarnet.training.config import ObservedConfig
+    >>> ObservedConfig(Path("observed.h5")).validation
+    'val'
     """
 
     path: File
@@ -99,7 +114,7 @@ class ObservedConfig:
     anchors: File | None = None
     selection: Selection = field(default_factory=Selection)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.pixels is not None and not 0 <= self.pixels[0] < self.pixels[1]:
             raise ValueError(f"pixels must be [first, end], 0 or more and rising, but is {list(self.pixels)}")
         if self.split == self.validation:
@@ -131,6 +146,13 @@ class SyntheticConfig:
         How many labels are drawn from ranges.
     n_emulator : int
         An emulator is trained on so many spectra at most.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from cyclestarnet.training.config import SyntheticConfig
+    >>> SyntheticConfig(emulator=Path("PAYNE.pth.tar"), labels={"teff": (4000, 5000)}).file.name
+    'PAYNE.pth.tar'
     """
 
     path: File | None = None
@@ -141,7 +163,14 @@ class SyntheticConfig:
     n_drawn: int = 20_000
     n_emulator: int = 20_000
 
-    def __post_init__(self):
+    @property
+    def file(self) -> Path:
+        """The file that the synthetic spectra come from, or that of the emulator which makes them."""
+        path = self.path or self.emulator
+        assert path is not None  # or the configuration was refused
+        return path
+
+    def __post_init__(self) -> None:
         if self.path is None and self.emulator is None:
             raise ValueError("path or emulator must say where synthetic spectra come from, but neither is there")
         if self.path is None and self.labels is None:
@@ -166,6 +195,12 @@ class LabelConfig:
         Range in which the model is valid. None: that of the emulator or of the labels in the file.
     combinations : table
         Labels reported besides, as sums of the others: m_h = { fe_h = 1.0 }.
+
+    Examples
+    --------
+    >>> from cyclestarnet.training.config import LabelConfig
+    >>> LabelConfig(("teff", "fe_h"), lower=(4000, -1), upper=(5000, 0.5), combinations={"m_h": {"fe_h": 1.0}}).names
+    ('teff', 'fe_h')
     """
 
     names: tuple[str, ...] | None = None
@@ -173,7 +208,7 @@ class LabelConfig:
     upper: tuple[float, ...] | None = None
     combinations: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("lower", "upper"):
             values = getattr(self, name)
             if values is not None and (self.names is None or len(values) != len(self.names)):
@@ -204,6 +239,12 @@ class ModelConfig:
         Store weights in half precision.
     provenance : table
         Texts for the model card.
+
+    Examples
+    --------
+    >>> from cyclestarnet.training.config import ModelConfig
+    >>> ModelConfig(n_validation=200).weights
+    'best'
     """
 
     path: Path | None = None
@@ -215,7 +256,7 @@ class ModelConfig:
     half: bool = False
     provenance: dict[str, str] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, least in (("n_validation", 3), ("n_cloud", 8), ("degree", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be {least} or more, but is {getattr(self, name)}")
@@ -233,19 +274,42 @@ class LogConfig:
         Iterations between rows of losses.csv, and between checkpoints.
     tensorboard : bool
         Log for TensorBoard as well (needs the extra "training").
+
+    Examples
+    --------
+    >>> from cyclestarnet.training.config import LogConfig
+    >>> LogConfig(every=10).checkpoint_every
+    500
     """
 
     every: int = 50
     checkpoint_every: int = 500
     tensorboard: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, but is {getattr(self, name)}")
 
 
-def require_different(values):
+def require_different(values: Sequence[float]) -> bool:
+    """Whether there are values, and no two of them are the same.
+
+    Parameters
+    ----------
+    values : sequence of float
+        Such as seeds or fractions of a study.
+
+    Returns
+    -------
+    bool
+
+    Examples
+    --------
+    >>> from cyclestarnet.training.config import require_different
+    >>> require_different((0.0, 0.3)), require_different((1, 1)), require_different(())
+    (True, False, False)
+    """
     return 0 < len(values) == len(set(values))
 
 
@@ -283,6 +347,16 @@ class Plan:
         What becomes of the trained networks.
     log : `LogConfig`
         What is written down on the way.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from cyclestarnet import EmulatorSettings, TrainingSettings
+    >>> from cyclestarnet.training.config import LogConfig, ModelConfig, Plan, RunConfig
+    >>> run = RunConfig(Path("run"), name="giants")
+    >>> plan = Plan(run, TrainingSettings(), {"split_filters": 1}, None, EmulatorSettings(), ModelConfig(), LogConfig())
+    >>> plan.model_path.as_posix()
+    'run/giants.safetensors'
     """
 
     run: RunConfig
@@ -316,6 +390,12 @@ class Plan:
             If the strides do not fit that number, or ``network`` has another ``n_pixels``.
         ValueError
             If a size is impossible.
+
+        Examples
+        --------
+        ::
+
+            sizes = plan.network_settings(grid.n_pixels)
         """
         given = self.network.get("n_pixels", n_pixels)
         if given != n_pixels:
@@ -339,6 +419,13 @@ class Config(Plan):
         Where the synthetic spectra come from.
     labels : `LabelConfig`
         What those files do not tell of their labels.
+
+    Examples
+    --------
+    ::
+
+        config = read_config("mine.toml")
+        print(config.synthetic.file, config.training.n_iterations)
     """
 
     path: Path
@@ -362,6 +449,12 @@ class Config(Plan):
         ------
         ConfigError
             If the strides do not fit that number, or the file says another.
+
+        Examples
+        --------
+        ::
+
+            sizes = read_config("mine.toml").network_settings(7167)
         """
         try:
             return super().network_settings(n_pixels)
@@ -370,7 +463,7 @@ class Config(Plan):
 
 
 # -- reading -------------------------------------------------------------------------------
-def read_config(path) -> Config:
+def read_config(path: str | os.PathLike) -> Config:
     """Read and check the file of a training.
 
     Parameters
@@ -390,6 +483,13 @@ def read_config(path) -> Config:
         If it is no TOML, has an unknown table or key, lacks one that is
         needed, a value does not fit, or a file that it names is not there.
         The message says which.
+
+    Examples
+    --------
+    ::
+
+        config = read_config("mine.toml")
+        print(config.training.n_iterations, config.model_path)
     """
     path, parts = read_tables(path, TABLES)
     try:
@@ -399,7 +499,9 @@ def read_config(path) -> Config:
     return Config(path=path, **parts)
 
 
-def _check_together(training, observed, synthetic, **_):
+def _check_together(
+    training: TrainingSettings, observed: ObservedConfig, synthetic: SyntheticConfig, **_: object
+) -> None:
     """Check what no table can know alone."""
     if bool(training.weight_anchors) != (observed.anchors is not None):
         given = f"[training] weight_anchors is {training.weight_anchors}, but [observed] anchors is"
@@ -428,6 +530,11 @@ HEADER = """\
 
 def example_config() -> str:
     """Return a configuration file with all keys, their defaults, and what they mean.
+
+    Returns
+    -------
+    str
+        A text to save as a ``.toml`` file and to edit.
 
     Examples
     --------

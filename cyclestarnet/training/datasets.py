@@ -3,14 +3,14 @@
 Every source does what `Source` says. Observed ones hold a spectrum and its
 weight per pixel (standardised inverse error, 0 = bad), synthetic ones a
 spectrum and its labels. Sets that fit into memory are drawn from at random;
-those that do not are streamed from their file in a shuffled order.
+those that do not are streamed from their file in a shuffled order
+(`cyclestarnet.training.streams`).
 """
 
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Protocol, Self
 
 import numpy as np
@@ -18,166 +18,172 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from cyclestarnet.exceptions import CycleStarNetWarning, SpectrumError
-from cyclestarnet.progress import tqdm
 from cyclestarnet.training.settings import TrainingSettings
+from cyclestarnet.training.tables import (
+    ArrayTable,
+    LabelScale,
+    Prepare,
+    SpectrumTable,
+    checked_rows,
+    label_scale,
+    observed_preparation,
+    standardised_labels,
+    survey,
+    synthetic_preparation,
+)
 
 __all__ = [
-    "ArrayTable",
+    "ObservedSource",
     "ObservedSpectra",
     "Source",
-    "SpectrumTable",
     "StoredSynthetic",
+    "SyntheticSource",
     "SyntheticSpectra",
-    "split_into_blocks",
 ]
 
-Arrays = tuple[np.ndarray, ...]
-LabelScale = tuple[ArrayLike, ArrayLike]  # mean, standard deviation
-# Row numbers, flux, sigma, mask -> which rows are usable, and what is drawn of them.
-Prepare = Callable[[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None], tuple[np.ndarray, Arrays]]
+Device = torch.device | str
 
 
 class Source(Protocol):
-    """What a trainer asks of its data."""
+    """What a trainer asks of its data, whatever their domain.
+
+    Examples
+    --------
+    ::
+
+        source.to("cuda")
+        state = source.state_dict()  # goes into a checkpoint
+        source.load_state_dict(state)  # and the next draw is the one that came then
+    """
 
     def __len__(self) -> int: ...
 
-    def draw(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor | None]:
-        """Spectra (n, n_pixels), standardised, and their weights (observed) or labels or None (synthetic).
+    def state_dict(self) -> dict:
+        """What the next draw depends on besides the generator, in plain values.
 
-        The generator is one of the CPU, wherever the spectra are.
+        Examples
+        --------
+        ::
+
+            state = source.state_dict()
         """
 
-    def state_dict(self) -> dict:
-        """What the next draw depends on besides the generator, in plain values."""
-
     def load_state_dict(self, state: dict) -> None:
-        """Go to where ``state`` was taken."""
+        """Go to where a state was taken.
 
-    def to(self, device) -> Self:
-        """Let `draw` give tensors on a device; returns the source itself."""
+        Parameters
+        ----------
+        state : dict
+            Of `state_dict`.
 
+        Examples
+        --------
+        ::
 
-class SpectrumTable(Protocol):
-    """Rows of spectra that are read block by block, for example a `~cyclestarnet.io.TrainingSet`."""
+            source.load_state_dict(state)
+        """
 
-    n_spectra: int
-    n_pixels: int
-    block_rows: int
-    labels: np.ndarray | None
+    def to(self, device: Device) -> Self:
+        """Let `draw` give tensors on a device.
 
-    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """Flux, sigma and mask (True = bad) of neighbouring rows; the last two are None for synthetic spectra."""
+        Parameters
+        ----------
+        device : `torch.device` or str
+            Where they shall be.
 
+        Returns
+        -------
+        `Source`
+            Itself.
 
-# -- one spectrum, whatever it comes from -----------------------------------------
-def observed_preparation(settings: TrainingSettings, ignore: ArrayLike | None, n_pixels: int) -> Prepare:
-    """Preparation of observed spectra; one without a good pixel is not usable."""
-    ignored = np.zeros(n_pixels, dtype=bool) if ignore is None else np.asarray(ignore, dtype=bool)
-    if ignored.shape != (n_pixels,):
-        raise ValueError(f"ignore must have the shape ({n_pixels},), True = ignore the pixel, but has {ignored.shape}")
-    noise = settings.noise
+        Examples
+        --------
+        ::
 
-    def prepare(rows, flux, sigma, mask):
-        if sigma is None:
-            raise SpectrumError("observed spectra need errors and masks; open the file with domain='observed'")
-        used = noise.used_pixels(flux, sigma, mask) & ~ignored
-        flux = np.where(ignored, np.nan, flux)  # what is ignored is not seen either, whatever fills it
-        weight = settings.flux_std / noise.data_sigma(sigma, used)
-        filled = _standardised(noise.filled_flux(flux, used), settings)
-        return used.any(1), (filled, weight.astype(np.float32, copy=False))
-
-    return prepare
+            source.to("cuda")
+        """
 
 
-def synthetic_preparation(settings: TrainingSettings, labels: np.ndarray | None) -> Prepare:
-    """Preparation of stored synthetic spectra, whose labels are standardised already; all must be finite."""
+class ObservedSource(Source, Protocol):
+    """A `Source` of observed spectra.
 
-    def prepare(rows, flux, sigma, mask):
-        usable = np.isfinite(flux).all(1)
-        drawn = (_standardised(np.where(usable[:, None], flux, 1.0), settings),)
-        if labels is not None:
-            usable &= np.isfinite(labels[rows]).all(1)
-            drawn += (labels[rows],)
-        return usable, drawn
+    Examples
+    --------
+    ::
 
-    return prepare
+        flux, weight = source.draw(8, generator)
+    """
 
+    def draw(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Draw spectra.
 
-def _standardised(flux: np.ndarray, settings: TrainingSettings) -> np.ndarray:
-    return ((flux - settings.flux_mean) / settings.flux_std).astype(np.float32, copy=False)
+        Parameters
+        ----------
+        n : int
+            How many.
+        generator : `torch.Generator`, optional
+            One of the CPU, wherever the spectra are. Streams have an order and do not use it.
 
+        Returns
+        -------
+        flux, weight : tensor, shape (n, n_pixels), float32
+            Standardised spectra, and the inverse of their errors, 0 for bad pixels.
 
-def _label_scale(labels: ArrayLike) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each label, 1 where it is the same for all."""
-    labels = torch.as_tensor(labels, dtype=torch.float32)
-    labels = labels[torch.isfinite(labels).all(1)]
-    mean = labels.mean(0)
-    std = labels.std(0) if len(labels) > 1 else torch.zeros_like(mean)
-    return mean, torch.where(std > 0, std, 1.0)
+        Examples
+        --------
+        ::
 
-
-def standardised_labels(
-    table: SpectrumTable, rows: np.ndarray, scale: LabelScale | None
-) -> tuple[np.ndarray | None, tuple]:
-    """All labels of a table, standardised by ``scale`` or by the mean and deviation of ``rows``, and the scale."""
-    labels = table.labels
-    if labels is None:
-        return None, (None, None)
-    labels = torch.as_tensor(np.asarray(labels, dtype=np.float32))
-    mean, std = (torch.as_tensor(a, dtype=torch.float32) for a in scale) if scale else _label_scale(labels[rows])
-    return ((labels - mean) / std).numpy(), (mean, std)
+            flux, weight = source.draw(8, torch.Generator().manual_seed(0))
+        """
 
 
-# -- reading tables ---------------------------------------------------------------
-def checked_rows(rows: ArrayLike | None, table: SpectrumTable) -> np.ndarray:
-    """Row numbers, rising; None = all."""
-    if table.n_spectra == 0:
-        raise SpectrumError("there must be one spectrum or more, but there is none: flux has 0 rows")
-    if rows is None:
-        return np.arange(table.n_spectra)
-    rows = np.asarray(rows)
-    if rows.ndim != 1 or rows.dtype.kind not in "iu":
-        raise ValueError(f"rows must be row numbers, shape (n,), but are {rows.dtype} of shape {rows.shape}")
-    unique = np.unique(rows)
-    if len(unique) != len(rows) or len(rows) == 0 or unique[0] < 0 or unique[-1] >= table.n_spectra:
-        raise ValueError(f"rows must be different numbers from 0 to {table.n_spectra - 1}, one or more of them")
-    return unique
+class SyntheticSource(Source, Protocol):
+    """A `Source` of synthetic spectra.
+
+    Attributes
+    ----------
+    label_mean, label_std : tensor, shape (n_labels,), or None
+        What labels are standardised by; None if there are none.
+
+    Examples
+    --------
+    ::
+
+        flux, labels = source.draw(8, generator)
+    """
+
+    @property
+    def label_mean(self) -> Tensor | None: ...
+
+    @property
+    def label_std(self) -> Tensor | None: ...
+
+    def draw(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor | None]:
+        """Draw spectra.
+
+        Parameters
+        ----------
+        n : int
+            How many.
+        generator : `torch.Generator`, optional
+            One of the CPU, wherever the spectra are. Streams have an order and do not use it.
+
+        Returns
+        -------
+        flux : tensor, shape (n, n_pixels), float32
+            Standardised spectra.
+        labels : tensor, shape (n, n_labels), float32, or None
+            Their standardised labels, if there are any.
+
+        Examples
+        --------
+        ::
+
+            flux, labels = source.draw(8, torch.Generator().manual_seed(0))
+        """
 
 
-def split_into_blocks(rows: np.ndarray, table: SpectrumTable) -> list[np.ndarray]:
-    """Rising row numbers of a table, split into those that are read together; no block is empty."""
-    edges = np.searchsorted(rows, np.arange(table.block_rows, table.n_spectra, table.block_rows))
-    return [block for block in np.split(rows, edges) if len(block)]
-
-
-def read_block(table: SpectrumTable, prepare: Prepare, rows: np.ndarray) -> tuple[np.ndarray, Arrays]:
-    """Prepare rows of one block; the file is read from the first to the last of them."""
-    start, stop = int(rows[0]), int(rows[-1]) + 1
-    inside = slice(None) if len(rows) == stop - start else rows - start  # no copy where all are wanted
-    arrays = table.read(start, stop)
-    return prepare(rows, *(None if a is None else a[inside] for a in arrays))
-
-
-def survey(table: SpectrumTable, prepare: Prepare, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Arrays]]:
-    """Go through a table once, block by block: usable rows, and what is drawn of them. Warn of the others."""
-    dropped = []
-    blocks = split_into_blocks(rows, table)
-    for block in tqdm(blocks, desc="reading", delay=5, leave=False, disable=None):
-        usable, arrays = read_block(table, prepare, block)
-        dropped.extend(block[~usable].tolist())
-        yield block[usable], arrays if usable.all() else tuple(a[usable] for a in arrays)
-    if dropped:
-        why = "have no good pixel, or values that are not finite"
-        if len(dropped) == len(rows):
-            check = "check flux and labels, or of observed spectra mask, errors and sigma_max"
-            raise SpectrumError(f"all {len(rows)} spectra of {table!r} {why}; {check}")
-        names = ", ".join(map(str, dropped[:10])) + (", ..." if len(dropped) > 10 else "")
-        message = f"{len(dropped)} of {len(rows)} spectra of {table!r} {why}, and are left out: rows {names}"
-        warnings.warn(message, CycleStarNetWarning, stacklevel=2)
-
-
+# -- in memory ---------------------------------------------------------------------
 def _collect(table: SpectrumTable, prepare: Prepare, rows: np.ndarray) -> tuple[Tensor, ...]:
     """All that is usable in memory: the result and one block of the table."""
     collected: tuple[Tensor, ...] = ()
@@ -191,27 +197,6 @@ def _collect(table: SpectrumTable, prepare: Prepare, rows: np.ndarray) -> tuple[
     return tuple(whole[:n] for whole in collected)
 
 
-class ArrayTable:
-    """Arrays as a `SpectrumTable`."""
-
-    block_rows = 256
-
-    def __init__(self, flux: ArrayLike, sigma: ArrayLike | None = None, mask: ArrayLike | None = None, labels=None):
-        self._arrays = tuple(None if a is None else np.asarray(a) for a in (flux, sigma, mask))
-        self.n_spectra, self.n_pixels = self._arrays[0].shape
-        self.labels = labels
-
-    def read(self, start: int, stop: int) -> tuple[np.ndarray | None, ...]:
-        part = (None if a is None else a[start:stop] for a in self._arrays)
-        with np.errstate(over="ignore"):  # what is too large for float32 turns infinite, which is a bad pixel
-            types = (np.float32, np.float32, bool)
-            return tuple(None if a is None else a.astype(t) for a, t in zip(part, types, strict=True))
-
-    def __repr__(self) -> str:
-        return f"{self.n_spectra} arrays"
-
-
-# -- in memory ----------------------------------------------------------------------
 class _Stateless:
     """A source whose draws depend on the generator alone."""
 
@@ -240,13 +225,15 @@ class ObservedSpectra(_Stateless):
         bad, and so are those with an error of 0 or less, or above ``sigma_max``.
     mask : array of bool, shape (n, n_pixels)
         True = bad pixel.
-    settings : `TrainingSettings`
+    settings : `~cyclestarnet.TrainingSettings`
+        Which pixels count, and how flux is standardised.
     ignore : array of bool, shape (n_pixels,), optional
         True = pixel that is bad in every spectrum.
 
     Attributes
     ----------
     flux, weight : tensor, shape (n, n_pixels), float32
+        Standardised flux, and the inverse of its error, 0 for bad pixels.
 
     Raises
     ------
@@ -254,6 +241,18 @@ class ObservedSpectra(_Stateless):
         If the shapes differ.
     SpectrumError
         If no spectrum has a good pixel.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet import TrainingSettings
+    >>> from cyclestarnet.training.datasets import ObservedSpectra
+    >>> settings = TrainingSettings(flux_mean=0.9, flux_std=0.1)
+    >>> flux = np.array([[0.8, 0.9], [0.9, np.nan]])
+    >>> observed = ObservedSpectra(flux, np.full((2, 2), 0.02), np.zeros((2, 2), bool), settings)
+    >>> observed.weight
+    tensor([[5., 5.],
+            [5., 0.]])
     """
 
     def __init__(
@@ -283,23 +282,37 @@ class ObservedSpectra(_Stateless):
 
         Parameters
         ----------
-        table : `SpectrumTable`
+        table : `~cyclestarnet.training.tables.SpectrumTable`
             For example a `~cyclestarnet.io.TrainingSet`.
-        settings : `TrainingSettings`
+        settings : `~cyclestarnet.TrainingSettings`
+            Which pixels count, and how flux is standardised.
         rows : array of int, optional
             Rows to use, for example ``table.rows(Selection())``. Default: all.
         ignore : array of bool, shape (n_pixels,), optional
-            True = pixel that is bad in every spectrum.
+            True = pixel that is bad in every spectrum. Default: there is none.
 
         Returns
         -------
         `ObservedSpectra`
+
+        Raises
+        ------
+        SpectrumError
+            If no spectrum has a good pixel.
+
+        Examples
+        --------
+        ::
+
+            observed = ObservedSpectra.from_table(TrainingSet("observed.h5"), TrainingSettings())
         """
         source = cls.__new__(cls)
         source._fill(table, settings, rows, ignore)
         return source
 
-    def _fill(self, table, settings, rows, ignore) -> None:
+    def _fill(
+        self, table: SpectrumTable, settings: TrainingSettings, rows: ArrayLike | None, ignore: ArrayLike | None
+    ) -> None:
         prepare = observed_preparation(settings, ignore, table.n_pixels)
         self.flux, self.weight = _collect(table, prepare, checked_rows(rows, table))
 
@@ -312,17 +325,70 @@ class ObservedSpectra(_Stateless):
         return self.flux.shape[1]
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Random spectra (n, n_pixels) and their weights."""
+        """Draw random spectra, the same one perhaps twice.
+
+        Parameters
+        ----------
+        n : int
+            How many.
+        generator : `torch.Generator`, optional
+            One of the CPU. Default: that of torch.
+
+        Returns
+        -------
+        flux, weight : tensor, shape (n, n_pixels)
+            Standardised spectra, and the inverse of their errors, 0 for bad pixels.
+
+        Examples
+        --------
+        ::
+
+            flux, weight = observed.draw(8, torch.Generator().manual_seed(0))
+        """
         rows = torch.randint(len(self), (n,), generator=generator).to(self.flux.device)
         return self.flux[rows], self.weight[rows]
 
     def rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Given spectra (n, n_pixels) and their weights."""
+        """Give certain spectra.
+
+        Parameters
+        ----------
+        rows : tensor of int, shape (n,)
+            Their numbers among those that could be used.
+
+        Returns
+        -------
+        flux, weight : tensor, shape (n, n_pixels)
+            As of `draw`.
+
+        Examples
+        --------
+        ::
+
+            flux, weight = observed.rows(torch.arange(3))
+        """
         rows = rows.to(self.flux.device)
         return self.flux[rows], self.weight[rows]
 
-    def to(self, device) -> ObservedSpectra:
-        """Move all spectra to a device."""
+    def to(self, device: Device) -> ObservedSpectra:
+        """Move all spectra to a device.
+
+        Parameters
+        ----------
+        device : `torch.device` or str
+            Where they shall be.
+
+        Returns
+        -------
+        `ObservedSpectra`
+            Itself.
+
+        Examples
+        --------
+        ::
+
+            observed.to("cuda")
+        """
         self.flux, self.weight = self.flux.to(device), self.weight.to(device)
         return self
 
@@ -338,7 +404,9 @@ class StoredSynthetic(_Stateless):
     flux : array, shape (n, n_pixels)
         Normalised flux. Errors are not needed: the settings give one for all.
     labels : array, shape (n, n_labels), or None
-    settings : `TrainingSettings`
+        Labels in any units; None: they are not known.
+    settings : `~cyclestarnet.TrainingSettings`
+        How flux is standardised.
     label_scale : (array, array), optional
         Mean and standard deviation to standardise the labels by, for example
         those of the training set for a validation set. Default: of ``labels``.
@@ -346,9 +414,27 @@ class StoredSynthetic(_Stateless):
     Attributes
     ----------
     flux : tensor, shape (n, n_pixels), float32
+        Standardised.
     labels : tensor, shape (n, n_labels), float32, or None
         Standardised.
     label_mean, label_std : tensor, shape (n_labels,), or None
+        What labels were standardised by.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit each other.
+    SpectrumError
+        If no spectrum is finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet import TrainingSettings
+    >>> from cyclestarnet.training.datasets import StoredSynthetic
+    >>> synthetic = StoredSynthetic(np.ones((3, 5)), [[4000.0], [5000.0], [6000.0]], TrainingSettings())
+    >>> synthetic.labels[:, 0], synthetic.label_mean
+    (tensor([-1.,  0.,  1.]), tensor([5000.]))
     """
 
     def __init__(
@@ -359,10 +445,12 @@ class StoredSynthetic(_Stateless):
         *,
         label_scale: LabelScale | None = None,
     ):
-        if np.ndim(flux) != 2 or (labels is not None and (np.ndim(labels) != 2 or len(labels) != len(flux))):
-            shapes = [None if a is None else tuple(np.shape(a)) for a in (flux, labels)]
+        shapes = [None if a is None else np.shape(a) for a in (flux, labels)]
+        if np.ndim(flux) != 2 or (
+            labels is not None and (np.ndim(labels) != 2 or np.shape(labels)[0] != np.shape(flux)[0])
+        ):
             raise ValueError(f"flux must be (n, n_pixels) and labels (n, n_labels), but they have the shapes {shapes}")
-        self._fill(ArrayTable(flux, labels=labels), settings, None, label_scale)
+        self._fill(ArrayTable(flux, labels=None if labels is None else np.asarray(labels)), settings, None, label_scale)
 
     @classmethod
     def from_table(
@@ -373,15 +461,46 @@ class StoredSynthetic(_Stateless):
         rows: ArrayLike | None = None,
         label_scale: LabelScale | None = None,
     ) -> StoredSynthetic:
-        """Read a file into memory, in blocks; see `ObservedSpectra.from_table`."""
+        """Read a file into memory, in blocks; see `ObservedSpectra.from_table`.
+
+        Parameters
+        ----------
+        table : `~cyclestarnet.training.tables.SpectrumTable`
+            For example a `~cyclestarnet.io.TrainingSet` with ``domain="synthetic"``.
+        settings : `~cyclestarnet.TrainingSettings`
+            How flux is standardised.
+        rows : array of int, optional
+            Rows to use. Default: all.
+        label_scale : (array, array), optional
+            Mean and standard deviation to standardise the labels by. Default: those of ``rows``.
+
+        Returns
+        -------
+        `StoredSynthetic`
+
+        Raises
+        ------
+        SpectrumError
+            If no spectrum is finite.
+
+        Examples
+        --------
+        ::
+
+            table = TrainingSet("synthetic.h5", domain="synthetic")
+            synthetic = StoredSynthetic.from_table(table, TrainingSettings())
+        """
         source = cls.__new__(cls)
         source._fill(table, settings, rows, label_scale)
         return source
 
-    def _fill(self, table, settings, rows, label_scale) -> None:
-        rows = checked_rows(rows, table)
-        labels, (self.label_mean, self.label_std) = standardised_labels(table, rows, label_scale)
-        self.flux, self.labels = (*_collect(table, synthetic_preparation(settings, labels), rows), None)[:2]
+    def _fill(
+        self, table: SpectrumTable, settings: TrainingSettings, rows: ArrayLike | None, scale: LabelScale | None
+    ) -> None:
+        chosen = checked_rows(rows, table)
+        labels, (self.label_mean, self.label_std) = standardised_labels(table, chosen, scale)
+        self.flux, *found = _collect(table, synthetic_preparation(settings, labels), chosen)
+        self.labels: Tensor | None = found[0] if found else None
 
     def __len__(self) -> int:
         return len(self.flux)
@@ -392,12 +511,68 @@ class StoredSynthetic(_Stateless):
         return self.flux.shape[1]
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor | None]:
-        """Random spectra (n, n_pixels) and their standardised labels or None."""
+        """Draw random spectra, the same one perhaps twice.
+
+        Parameters
+        ----------
+        n : int
+            How many.
+        generator : `torch.Generator`, optional
+            One of the CPU. Default: that of torch.
+
+        Returns
+        -------
+        flux : tensor, shape (n, n_pixels)
+            Standardised spectra.
+        labels : tensor, shape (n, n_labels), or None
+            Their standardised labels, if there are any.
+
+        Examples
+        --------
+        ::
+
+            flux, labels = synthetic.draw(8, torch.Generator().manual_seed(0))
+        """
         rows = torch.randint(len(self), (n,), generator=generator).to(self.flux.device)
         return self.flux[rows], None if self.labels is None else self.labels[rows]
 
-    def to(self, device) -> StoredSynthetic:
-        """Move all spectra to a device."""
+    def to(self, device: Device) -> StoredSynthetic:
+        """Move all spectra and labels to a device.
+
+        Parameters
+        ----------
+        device : `torch.device` or str
+            Where they shall be.
+
+        Returns
+        -------
+        `StoredSynthetic`
+            Itself.
+
+        Examples
+        --------
+        ::
+
+            synthetic.to("cuda")
+        """
+        """Move all spectra to a device.
+
+        Parameters
+        ----------
+        device : `torch.device` or str
+            Where they shall be.
+
+        Returns
+        -------
+        `ObservedSpectra`
+            Itself.
+
+        Examples
+        --------
+        ::
+
+            observed.to("cuda")
+        """
         self.flux = self.flux.to(device)
         for name in ("labels", "label_mean", "label_std"):
             tensor = getattr(self, name)
@@ -413,8 +588,9 @@ class SyntheticSpectra(_Stateless):
     emulator : callable
         Labels (n, n_labels) to normalised flux (n, n_pixels), on the device of the labels.
     label_pool : array, shape (n_pool, n_labels)
-        Labels to draw from.
-    settings : `TrainingSettings`
+        Labels to draw from, in the units of the emulator; finite.
+    settings : `~cyclestarnet.TrainingSettings`
+        How flux is standardised.
     weights : array, shape (n_pool,), optional
         Relative probabilities of the pool's rows: importance sampling, for
         example towards the labels of the observed stars. Default: all equal.
@@ -429,6 +605,18 @@ class SyntheticSpectra(_Stateless):
     ValueError
         If the pool is no finite table, or the weights are negative, not
         finite, all zero, or of another number.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cyclestarnet import TrainingSettings
+    >>> from cyclestarnet.training.datasets import SyntheticSpectra
+    >>> def emulator(labels):
+    ...     return 1 - 1e-4 * labels.expand(-1, 5)
+    >>> synthetic = SyntheticSpectra(emulator, [[4000.0], [5000.0], [6000.0]], TrainingSettings())
+    >>> flux, labels = synthetic.draw(4, torch.Generator().manual_seed(0))
+    >>> flux.shape, labels.unique()
+    (torch.Size([4, 5]), tensor([-1.,  1.]))
     """
 
     def __init__(
@@ -444,7 +632,7 @@ class SyntheticSpectra(_Stateless):
         shape = tuple(self.label_pool.shape)
         if len(shape) != 2 or 0 in shape or not torch.isfinite(self.label_pool).all():
             raise ValueError(f"label_pool must be finite, of shape (n_pool, n_labels), but has {shape}, or NaNs")
-        self.label_mean, self.label_std = _label_scale(self.label_pool)
+        self.label_mean, self.label_std = label_scale(self.label_pool)
         self.weights = None
         if weights is not None:
             self.weights = torch.as_tensor(weights, dtype=torch.float64)  # sums of many float32 drift
@@ -459,7 +647,28 @@ class SyntheticSpectra(_Stateless):
         return len(self.label_pool)
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Random standardised spectra (n, n_pixels) and their labels, standardised by the pool."""
+        """Draw labels from the pool, and make their spectra.
+
+        Parameters
+        ----------
+        n : int
+            How many.
+        generator : `torch.Generator`, optional
+            One of the CPU. Default: that of torch.
+
+        Returns
+        -------
+        flux : tensor, shape (n, n_pixels)
+            Standardised spectra, without gradients.
+        labels : tensor, shape (n, n_labels)
+            Their labels, standardised by the pool.
+
+        Examples
+        --------
+        ::
+
+            flux, labels = synthetic.draw(8, torch.Generator().manual_seed(0))
+        """
         if self.weights is None:
             rows = torch.randint(len(self), (n,), generator=generator)
         else:
@@ -470,17 +679,48 @@ class SyntheticSpectra(_Stateless):
             return self.render(standardised), standardised
 
     def render(self, labels: Tensor) -> Tensor:
-        """Standardised spectra (n, n_pixels) of standardised labels (n, n_labels), differentiable."""
+        """Make spectra of given labels, differentiable.
+
+        Parameters
+        ----------
+        labels : tensor, shape (n, n_labels)
+            Standardised by the pool.
+
+        Returns
+        -------
+        tensor, shape (n, n_pixels)
+            Standardised spectra.
+
+        Examples
+        --------
+        ::
+
+            flux = synthetic.render(torch.zeros(1, 3))  # at the mean labels of the pool
+        """
         flux = self.emulator(self.label_mean + labels * self.label_std)
         return (flux - self.settings.flux_mean) / self.settings.flux_std
 
-    def to(self, device) -> SyntheticSpectra:
-        """Draw on a device: with a copy of the emulator there, if it is a module."""
+    def to(self, device: Device) -> SyntheticSpectra:
+        """Draw on a device: with a copy of the emulator there, if it is a module.
+
+        Parameters
+        ----------
+        device : `torch.device` or str
+            Where spectra shall be made.
+
+        Returns
+        -------
+        `SyntheticSpectra`
+            Itself.
+
+        Examples
+        --------
+        ::
+
+            synthetic.to("cuda")
+        """
         if isinstance(self.emulator, nn.Module):
             self.emulator = copy.deepcopy(self.emulator).to(device)
         for name in ("label_pool", "label_mean", "label_std"):
             setattr(self, name, getattr(self, name).to(device))
         return self
-
-
-# -- streamed -------------------------------------------------------------------------

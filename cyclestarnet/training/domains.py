@@ -18,7 +18,8 @@ from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.labels import LabelSet
 from cyclestarnet.networks.emulator import Emulator
 from cyclestarnet.spectra import Spectrum, to_spectrum
-from cyclestarnet.training.datasets import Source, SpectrumTable, split_into_blocks
+from cyclestarnet.training.datasets import ObservedSource, SyntheticSource
+from cyclestarnet.training.tables import SpectrumTable, split_into_blocks
 from cyclestarnet.training.trainer import Anchors
 
 __all__ = ["Domains", "Stars", "grid_with_chips"]
@@ -32,7 +33,7 @@ class Stars:
 
     Parameters
     ----------
-    table : `~cyclestarnet.training.datasets.SpectrumTable`
+    table : `~cyclestarnet.training.tables.SpectrumTable`
         Where the spectra are, for example a `~cyclestarnet.io.TrainingSet`.
     rows : array of int, shape (n_stars,)
         Their row numbers, rising.
@@ -40,7 +41,7 @@ class Stars:
     Examples
     --------
     >>> import numpy as np
-    >>> from cyclestarnet.training.datasets import ArrayTable
+    >>> from cyclestarnet.training.tables import ArrayTable
     >>> from cyclestarnet.training.domains import Stars
     >>> flux = np.ones((100, 7))
     >>> stars = Stars(ArrayTable(flux, 0.01 * flux, flux == 0), np.arange(50, 100))
@@ -109,7 +110,8 @@ class Domains:
     label_pool : array, shape (n_pool, n_labels), float64
         Labels of the synthetic training spectra, in the order and units of
         ``labels``: the label prior of the model.
-    synthetic, observed : `~cyclestarnet.training.datasets.Source`
+    synthetic : `~cyclestarnet.training.datasets.SyntheticSource`
+    observed : `~cyclestarnet.training.datasets.ObservedSource`
         The spectra that are trained on, standardised.
     stars : `Stars`
         The observed spectra of ``observed``, as they were before that.
@@ -129,8 +131,8 @@ class Domains:
     labels: LabelSet
     emulator: Emulator
     label_pool: np.ndarray
-    synthetic: Source
-    observed: Source
+    synthetic: SyntheticSource
+    observed: ObservedSource
     stars: Stars
     held_out: Stars
     recipe: ContinuumRecipe | None = None

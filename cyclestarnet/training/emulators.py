@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from cyclestarnet.model import CalibratedModel
 from cyclestarnet.networks.checkpoint import load_state, save_state
 from cyclestarnet.networks.emulator import Emulator, EmulatorSettings, train_emulator
 from cyclestarnet.networks.published import read_payne_checkpoint, read_payne_npz
-from cyclestarnet.training.datasets import SpectrumTable
+from cyclestarnet.training.tables import SpectrumTable
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def trained_emulator(
 
     Parameters
     ----------
-    table : `~cyclestarnet.training.datasets.SpectrumTable`
+    table : `~cyclestarnet.training.tables.SpectrumTable`
         Synthetic spectra. Those that are not finite are left out.
     values : array, shape (table.n_spectra, n_labels)
         Their labels, in the order and units of ``labels``; rows with NaN are left out.
@@ -117,23 +118,38 @@ def trained_emulator(
     return emulator, best
 
 
-def save_emulator(emulator: Emulator, labels: LabelSet, path, **notes) -> None:
+def save_emulator(emulator: Emulator, labels: LabelSet, path: str | os.PathLike, **notes: object) -> None:
     """Write an emulator and its labels to a file, atomically.
 
     Parameters
     ----------
     emulator : `~cyclestarnet.networks.emulator.Emulator`
+        Any emulator, trained here or read from a public file.
     labels : `~cyclestarnet.LabelSet`
+        Names and range of the labels that it takes, in its order.
     path : path-like
-        Ending in ``.pt``.
+        File to write, ending in ``.pt``.
     **notes
         Plain values that are kept with it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from cyclestarnet import LabelSet
+    >>> from cyclestarnet.networks.emulator import Emulator
+    >>> from cyclestarnet.training.emulators import load_emulator, save_emulator
+    >>> labels = LabelSet(["teff", "logg"], [3500, 0], [6000, 4])
+    >>> path = tempfile.mkdtemp() + "/emulator.pt"
+    >>> save_emulator(Emulator(labels.lower, labels.upper, 50, (8,)), labels, path)
+    >>> emulator, known = load_emulator(path)
+    >>> emulator.n_pixels, known
+    (50, <LabelSet teff, logg>)
     """
     shape = {"hidden": list(emulator.hidden), "activation": emulator.activation}
     save_state({"emulator": emulator.state_dict(), "labels": labels.to_dict(), **shape, **notes}, path)
 
 
-def load_emulator(path, *, grid: WavelengthGrid | None = None):
+def load_emulator(path: str | os.PathLike, *, grid: WavelengthGrid | None = None) -> tuple[Emulator, LabelSet | None]:
     """Read an emulator from any of the files that hold one.
 
     Parameters
@@ -147,8 +163,9 @@ def load_emulator(path, *, grid: WavelengthGrid | None = None):
     Returns
     -------
     emulator : `~cyclestarnet.networks.emulator.Emulator`
+        In evaluation mode, without gradients.
     labels : `~cyclestarnet.LabelSet` or None
-        None for files that do not name their labels.
+        Names and range of its labels. None for files that do not name them.
 
     Raises
     ------
@@ -156,6 +173,13 @@ def load_emulator(path, *, grid: WavelengthGrid | None = None):
         If the file is damaged or holds no emulator.
     GridError
         If it is for other wavelengths.
+
+    Examples
+    --------
+    ::
+
+        emulator, labels = load_emulator("run/emulator.pt")
+        emulator, _ = load_emulator("PAYNE.pth.tar")
     """
     path = Path(path)
     if path.suffix == ".npz":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -13,6 +14,7 @@ import h5py
 import numpy as np
 import torch
 from astropy.table import Table
+from numpy.typing import ArrayLike
 
 from cyclestarnet.continuum import ContinuumRecipe
 from cyclestarnet.exceptions import CycleStarNetError, FileFormatError, GridError, LabelError, SpectrumError
@@ -23,7 +25,7 @@ from cyclestarnet.networks.emulator import Emulator
 from cyclestarnet.networks.published import PAYNE_LABELS, adapt_emulator
 from cyclestarnet.training.assembly import LEAST_STARS
 from cyclestarnet.training.config import Config, Plan
-from cyclestarnet.training.datasets import ObservedSpectra, Source, StoredSynthetic, SyntheticSpectra
+from cyclestarnet.training.datasets import ObservedSpectra, StoredSynthetic, SyntheticSource, SyntheticSpectra
 from cyclestarnet.training.domains import Domains, Stars, grid_with_chips
 from cyclestarnet.training.emulators import load_emulator, trained_emulator
 from cyclestarnet.training.streams import StreamedSpectra, StreamedSynthetic
@@ -86,9 +88,9 @@ def read_domains(config: Config, *, progress: bool = True) -> Domains:
     anchors = None
     if own.anchors is not None:
         with blamed(config, "observed", "anchors"):
-            anchors = _anchors(own.anchors, own.split, labels, grid, n_file, pixels, settings)
+            anchors = _anchors(own.anchors, config, labels, grid, n_file, pixels)
     provenance = {
-        "synthetic domain": f"{(config.synthetic.path or config.synthetic.emulator).name}, {len(pool)} rows of labels",
+        "synthetic domain": f"{config.synthetic.file.name}, {len(pool)} rows of labels",
         "emulator": about,
         "observed domain": f"{own.path.name}, {len(observed)} spectra",
     }
@@ -96,12 +98,44 @@ def read_domains(config: Config, *, progress: bool = True) -> Domains:
 
 
 def least_held_out(plan: Plan) -> int:
-    """Fewest observed spectra that must be held out: what the model's errors, and the scores of a watch, need."""
+    """Fewest observed spectra that must be held out: what the model's errors, and the scores of a watch, need.
+
+    Parameters
+    ----------
+    plan : `~cyclestarnet.training.config.Plan`
+        How a training shall go.
+
+    Returns
+    -------
+    int
+
+    Examples
+    --------
+    ::
+
+        assert len(held_out.rows) >= least_held_out(plan)
+    """
     return LEAST_STARS if plan.watch is None else LEAST_HELD_OUT
 
 
 def emulator_error(error: float) -> str:
-    """What a model card says of an emulator that the run has trained itself."""
+    """What a model card says of an emulator that the run has trained itself.
+
+    Parameters
+    ----------
+    error : float
+        Its mean absolute error in normalised flux.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> from cyclestarnet.training.inputs import emulator_error
+    >>> emulator_error(0.00123)
+    'trained on the synthetic domain, mean absolute error 0.00123 on spectra held out'
+    """
     return f"trained on the synthetic domain, mean absolute error {error:.5f} on spectra held out"
 
 
@@ -123,20 +157,22 @@ def _grid_of(path: Path, n_file: int, pixels: slice) -> WavelengthGrid:
     return grid_with_chips(np.asarray(wavelength, dtype=float)[pixels] * u.AA)
 
 
-def _anchors(path, split, labels, grid, n_file, pixels, settings) -> Anchors:
+def _anchors(path: Path, config: Config, labels: LabelSet, grid: WavelengthGrid, n_file: int, pixels: slice) -> Anchors:
     """Observed spectra of known labels."""
+    split = config.observed.split
     table = TrainingSet(path, split=split, pixels=_cut(path, split, "observed", grid, n_file, pixels), grid=grid)
-    if table.labels is None:
+    values = table.labels
+    if values is None:
         raise FileFormatError(f"{path} has no dataset 'labels {split}'")
     if table.label_names not in (None, labels.names):
         raise LabelError(f"the labels of {path} are {table.label_names}, but must be {labels.names}")
-    labels.check_range(table.labels)
-    return Anchors(ObservedSpectra.from_table(table, settings), torch.as_tensor(table.labels))
+    labels.check_range(values)
+    return Anchors(ObservedSpectra.from_table(table, config.training), torch.as_tensor(values))
 
 
 def _synthetic_domain(
     config: Config, grid: WavelengthGrid, n_file: int, pixels: slice, progress: bool
-) -> tuple[Source, Emulator, LabelSet, np.ndarray, str]:
+) -> tuple[SyntheticSource, Emulator, LabelSet, np.ndarray, str]:
     """Source of synthetic spectra, emulator, label set, label pool, and what the model card says of the emulator."""
     given, settings, table = config.synthetic, config.training, None
     if given.path is not None:
@@ -154,6 +190,7 @@ def _synthetic_domain(
             labels, emulator = _labels_of_emulator(config, emulator, known, table)
         about = "that of the synthetic domain" if given.path is None else given.emulator.name
     else:
+        assert table is not None  # one of both is there, or the configuration was refused
         with blamed(config, "labels"):
             labels, values = _labels_of_file(config, table)
         with blamed(config, "emulator"):
@@ -163,6 +200,7 @@ def _synthetic_domain(
         with blamed(config, "synthetic", "labels"):
             pool = _pool(given.labels, labels, given.n_drawn, config.run.seed)
         return SyntheticSpectra(emulator, pool, settings), emulator, labels, pool, about
+    assert table is not None  # labels are there without it, or the configuration was refused
     with blamed(config, "synthetic", "path"):
         values = _values(table, labels.names)
         inside = _inside(values, labels)
@@ -182,13 +220,13 @@ def _emulator_of_file(
     )  # fmt: skip
 
 
-def _cut(path, split, domain, grid: WavelengthGrid, n_file: int, pixels: slice) -> slice:
+def _cut(path: Path, split: str, domain: str, grid: WavelengthGrid, n_file: int, pixels: slice) -> slice:
     """The part of a file's pixels that is on the grid: all, or the same as of the observed file."""
     n = TrainingSet(path, split=split, domain=domain).n_pixels
     return pixels if n == n_file and n != grid.n_pixels else slice(None)
 
 
-def _names(config: Config, n_labels: int, *candidates):
+def _names(config: Config, n_labels: int, *candidates: tuple[str, ...] | None) -> tuple[str, ...]:
     """Names of labels: those of the configuration, or of the first that knows them."""
     for names in (config.labels.names, *candidates, PAYNE_LABELS if n_labels == len(PAYNE_LABELS) else None):
         if names is not None:
@@ -198,7 +236,9 @@ def _names(config: Config, n_labels: int, *candidates):
     raise LabelError(f"names of the {n_labels} labels must be given: no file has them")
 
 
-def _labels_of_emulator(config: Config, emulator: Emulator, known: LabelSet | None, table: TrainingSet | None):
+def _labels_of_emulator(
+    config: Config, emulator: Emulator, known: LabelSet | None, table: TrainingSet | None
+) -> tuple[LabelSet, Emulator]:
     """Label set of an emulator, and the emulator with ``teff`` in K."""
     names = _names(config, emulator.n_labels, known.names if known else None, table.label_names if table else None)
     if known and names != known.names:
@@ -209,7 +249,7 @@ def _labels_of_emulator(config: Config, emulator: Emulator, known: LabelSet | No
     return _label_set(config, names, lower, upper, known.combinations if known else {}), emulator
 
 
-def _labels_of_file(config: Config, table: TrainingSet):
+def _labels_of_file(config: Config, table: TrainingSet) -> tuple[LabelSet, np.ndarray]:
     """Label set of a file of synthetic spectra, and its labels, ``teff`` in K."""
     values = _values(table)
     names = _names(config, values.shape[1], table.label_names)
@@ -217,12 +257,12 @@ def _labels_of_file(config: Config, table: TrainingSet):
     return _label_set(config, names, np.nanmin(values, axis=0), np.nanmax(values, axis=0), {}), values
 
 
-def _values(table: TrainingSet, names=None):
+def _values(table: TrainingSet, names: tuple[str, ...] | None = None) -> np.ndarray:
     """Labels of a file, float64: as they are there, or in the order of ``names`` and with ``teff`` in K."""
-    values, own = table.labels, table.label_names
-    if values is None:
+    given, own = table.labels, table.label_names
+    if given is None:
         raise FileFormatError(f"{table.path} has no dataset 'labels {table.split}', which a synthetic domain needs")
-    values = values.astype(float)
+    values = given.astype(float)
     if names is None:
         return values
     if len(names) != values.shape[1] or (own is not None and sorted(own) != sorted(names)):
@@ -233,19 +273,25 @@ def _values(table: TrainingSet, names=None):
     return values * kelvin_scale(names, values)
 
 
-def _label_set(config: Config, names, lower, upper, combinations) -> LabelSet:
+def _label_set(
+    config: Config,
+    names: tuple[str, ...],
+    lower: np.ndarray,
+    upper: np.ndarray,
+    combinations: Mapping[str, Mapping[str, float]],
+) -> LabelSet:
     own = config.labels
     return LabelSet(
         names,
-        lower if own.lower is None else own.lower,
-        upper if own.upper is None else own.upper,
+        lower if own.lower is None else np.array(own.lower),
+        upper if own.upper is None else np.array(own.upper),
         own.combinations or combinations,
     )
 
 
-def _inside(values, labels: LabelSet):
+def _inside(values: np.ndarray, labels: LabelSet) -> np.ndarray:
     """Which rows of labels are finite and within the range."""
-    inside = ((values >= labels.lower) & (values <= labels.upper)).all(1)
+    inside = np.all((values >= labels.lower) & (values <= labels.upper), axis=1)
     if not inside.any():
         with np.errstate(all="ignore"):
             found = [f"{n} {a:g} to {b:g}" for n, a, b in zip(labels, values.min(0), values.max(0), strict=True)]
@@ -255,7 +301,7 @@ def _inside(values, labels: LabelSet):
     return inside
 
 
-def _pool(given, labels: LabelSet, n_drawn: int, seed: int):
+def _pool(given: Path | Mapping[str, tuple[float, float]], labels: LabelSet, n_drawn: int, seed: int) -> np.ndarray:
     """Labels from a file, or drawn from ranges."""
     if not isinstance(given, Mapping):
         values = read_labels(given, labels)
@@ -268,7 +314,7 @@ def _pool(given, labels: LabelSet, n_drawn: int, seed: int):
     return np.random.default_rng([seed, 1]).uniform(lower, upper, (n_drawn, len(labels)))
 
 
-def read_labels(path, labels: LabelSet):
+def read_labels(path: str | os.PathLike, labels: LabelSet) -> np.ndarray:
     """Read rows of labels from a file.
 
     Parameters
@@ -277,8 +323,9 @@ def read_labels(path, labels: LabelSet):
         A table with a column per label (``.ecsv``, ``.fits``, ``.csv``, ...;
         columns without unit are in that of the label), ``.npz`` with an array
         per label or one array (n, n_labels) named ``labels`` or ``pool``, or
-        HDF5 with a dataset ``labels train``.
+        HDF5 with a dataset ``labels train``. A ``teff`` in units of 1000 K becomes one in K.
     labels : `~cyclestarnet.LabelSet`
+        The labels to look for. Other columns are left alone.
 
     Returns
     -------
@@ -291,6 +338,18 @@ def read_labels(path, labels: LabelSet):
         If a label is missing, or there is another number of them.
     FileFormatError
         If the file cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from astropy.table import Table
+    >>> from cyclestarnet import LabelSet
+    >>> from cyclestarnet.training.inputs import read_labels
+    >>> path = tempfile.mkdtemp() + "/labels.csv"
+    >>> Table({"star": ["a", "b"], "logg": [2.0, 1.0], "teff": [4.5, 4.2]}).write(path)
+    >>> read_labels(path, LabelSet(["teff", "logg"], [3500, 0], [6000, 4]))
+    array([[4.5e+03, 2.0e+00],
+           [4.2e+03, 1.0e+00]])
     """
     path = Path(path)
     if path.suffix in (".h5", ".hdf5"):
@@ -318,15 +377,15 @@ def read_labels(path, labels: LabelSet):
     return np.asarray(whole, dtype=float) * kelvin_scale(labels.names, whole)
 
 
-def _columns(columns, labels: LabelSet, path):
+def _columns(columns: Mapping[str, ArrayLike], labels: LabelSet, path: Path) -> np.ndarray:
     missing = [name for name in labels if name not in columns]
     if missing:
         raise LabelError(f"{path} lacks the labels {', '.join(missing)}; it has {', '.join(columns)}")
-    values = [
+    plain = [
         labels.value(name, columns[name]) if getattr(columns[name], "unit", None) is not None else columns[name]
         for name in labels
     ]
-    values = np.stack([np.asarray(column, dtype=float) for column in values], axis=1)
+    values = np.stack([np.asarray(column, dtype=float) for column in plain], axis=1)
     return values * kelvin_scale(labels.names, values)
 
 
@@ -351,8 +410,30 @@ def _recipe(config: Config, grid: WavelengthGrid) -> ContinuumRecipe | None:
 
 
 @contextmanager
-def blamed(config: Config, table: str, key: str = ""):
-    """Say with an error of a file which part of the configuration named it."""
+def blamed(config: Config, table: str, key: str = "") -> Iterator[None]:
+    """Say with an error of a file which part of the configuration named it.
+
+    Parameters
+    ----------
+    config : `~cyclestarnet.training.config.Config`
+        The configuration.
+    table : str
+        Its table.
+    key : str, optional
+        The key in it. Default: the table as a whole.
+
+    Raises
+    ------
+    ConfigError
+        In place of other errors within the block.
+
+    Examples
+    --------
+    ::
+
+        with blamed(config, "observed", "path"):
+            table = TrainingSet(config.observed.path)
+    """
     try:
         yield
     except ConfigError:

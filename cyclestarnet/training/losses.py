@@ -127,7 +127,9 @@ def gradient_penalty(critic: nn.Module, flux: Tensor, latent: Tensor) -> Tensor:
     --------
     >>> import torch
     >>> from cyclestarnet.training.losses import gradient_penalty
-    >>> gradient_penalty(lambda flux, latent: 3 * flux[:, 0] + 4 * latent[:, 0, 0], torch.ones(2, 5), torch.ones(2, 1, 1))
+    >>> def critic(flux, latent):
+    ...     return 3 * flux[:, 0] + 4 * latent[:, 0, 0]
+    >>> gradient_penalty(critic, torch.ones(2, 5), torch.ones(2, 1, 1))
     tensor(12.5000)
     """
     pair = [tensor.detach().requires_grad_() for tensor in (flux, latent)]

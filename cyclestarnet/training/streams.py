@@ -12,7 +12,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from cyclestarnet.training.datasets import (
+from cyclestarnet.training.settings import TrainingSettings
+from cyclestarnet.training.tables import (
     Arrays,
     LabelScale,
     Prepare,
@@ -25,7 +26,6 @@ from cyclestarnet.training.datasets import (
     survey,
     synthetic_preparation,
 )
-from cyclestarnet.training.settings import TrainingSettings
 
 __all__ = ["StreamedSpectra", "StreamedSynthetic"]
 
@@ -74,7 +74,9 @@ class _ReadAhead(threading.Thread):
     def __init__(self, load: Callable[[Callable[[], bool]], Arrays], number: int):
         super().__init__(daemon=True, name=f"window {number}")
         self.number, self.cancelled = number, False
-        self._load, self._arrays, self._error = load, None, None
+        self._load = load
+        self._arrays: Arrays | None = None
+        self._error: Exception | None = None
 
     def run(self) -> None:
         try:
@@ -102,11 +104,11 @@ class _Reader:
         if self._current is None or self._current[0] != number:
             if self._ahead is None or self._ahead.number != number:
                 self.stop()
-                self._start(number)
+                self._ahead = self._started(number)
             ahead, self._ahead = self._ahead, None
             arrays = ahead.result()
             self._current = (number, self._load(number) if arrays is None else arrays)
-            self._start(number + 1)
+            self._ahead = self._started(number + 1)
         return self._current[1]
 
     def stop(self) -> None:
@@ -116,9 +118,10 @@ class _Reader:
             ahead.cancelled = True
             ahead.join(timeout=10)
 
-    def _start(self, number: int) -> None:
-        self._ahead = _ReadAhead(lambda cancelled: self._load(number, cancelled), number)
-        self._ahead.start()
+    def _started(self, number: int) -> _ReadAhead:
+        ahead = _ReadAhead(lambda cancelled: self._load(number, cancelled), number)
+        ahead.start()
+        return ahead
 
     def _load(self, number: int, cancelled: Callable[[], bool] = lambda: False) -> Arrays:
         blocks, places = self._order.window(number)
@@ -188,7 +191,7 @@ class _Streamed:
             raise ValueError(f"the state is that of another stream of spectra: {found}, but here {here}")
         self._position = state["position"]
 
-    def to(self, device) -> Self:
+    def to(self, device: torch.device | str) -> Self:
         """Let `draw` move its batches to a device."""
         self._device = torch.device(device)
         return self
@@ -200,7 +203,7 @@ class _Streamed:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
@@ -219,9 +222,10 @@ class StreamedSpectra(_Streamed):
 
     Parameters
     ----------
-    table : `SpectrumTable`
+    table : `~cyclestarnet.training.tables.SpectrumTable`
         For example a `~cyclestarnet.io.TrainingSet`.
-    settings : `TrainingSettings`
+    settings : `~cyclestarnet.TrainingSettings`
+        Which pixels count, how flux is standardised, and the seed of the order.
     rows : array of int, optional
         Rows to use, for example ``table.rows(Selection())``. Default: all.
     ignore : array of bool, shape (n_pixels,), optional
@@ -268,12 +272,30 @@ class StreamedSpectra(_Streamed):
         self._stream(table, prepare, checked_rows(rows, table), settings.seed, window_rows)
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """The next spectra (n, n_pixels) and their weights; ``generator`` is not used.
+        """Give the next spectra.
+
+        Parameters
+        ----------
+        n : int
+            How many.
+        generator : `torch.Generator`, optional
+            Not used: the order is that of the stream.
+
+        Returns
+        -------
+        flux, weight : tensor, shape (n, n_pixels), float32
+            Standardised spectra, and the inverse of their errors, 0 for bad pixels.
 
         Raises
         ------
         OSError
             If the file cannot be read any more. The position stays as it was.
+
+        Examples
+        --------
+        ::
+
+            flux, weight = source.draw(8)
         """
         flux, weight = self._take(n)
         return flux, weight
@@ -286,21 +308,35 @@ class StreamedSynthetic(_Streamed):
 
     Parameters
     ----------
-    table : `SpectrumTable`
+    table : `~cyclestarnet.training.tables.SpectrumTable`
         For example a `~cyclestarnet.io.TrainingSet` with ``domain="synthetic"``.
-    settings : `TrainingSettings`
+    settings : `~cyclestarnet.TrainingSettings`
+        How flux is standardised, and the seed of the order.
     rows : array of int, optional
         Rows to use. Default: all.
     label_scale : (array, array), optional
         Mean and standard deviation to standardise the labels by. Default: of
         the labels of ``rows``.
     window_rows : int, optional
-        Spectra of a window, rounded to whole blocks.
+        Spectra of a window, rounded to whole blocks. Default: 2048.
 
     Attributes
     ----------
     label_mean, label_std : tensor, shape (n_labels,), or None
-        None if the table has no labels.
+        What labels are standardised by. None if the table has no labels.
+
+    Raises
+    ------
+    SpectrumError
+        If no spectrum is finite.
+
+    Examples
+    --------
+    ::
+
+        table = TrainingSet("synthetic.h5", domain="synthetic")
+        with StreamedSynthetic(table, TrainingSettings()) as source:
+            flux, labels = source.draw(8)
     """
 
     _domain = 1
@@ -314,17 +350,37 @@ class StreamedSynthetic(_Streamed):
         label_scale: LabelScale | None = None,
         window_rows: int = 2048,
     ):
-        rows = checked_rows(rows, table)
-        labels, (self.label_mean, self.label_std) = standardised_labels(table, rows, label_scale)
-        self._stream(table, synthetic_preparation(settings, labels), rows, settings.seed, window_rows)
+        chosen = checked_rows(rows, table)
+        labels, (self.label_mean, self.label_std) = standardised_labels(table, chosen, label_scale)
+        self._stream(table, synthetic_preparation(settings, labels), chosen, settings.seed, window_rows)
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor | None]:
-        """The next spectra (n, n_pixels) and their standardised labels or None; ``generator`` is not used.
+        """Give the next spectra.
+
+        Parameters
+        ----------
+        n : int
+            How many.
+        generator : `torch.Generator`, optional
+            Not used: the order is that of the stream.
+
+        Returns
+        -------
+        flux : tensor, shape (n, n_pixels), float32
+            Standardised spectra.
+        labels : tensor, shape (n, n_labels), float32, or None
+            Their standardised labels, if there are any.
 
         Raises
         ------
         OSError
             If the file cannot be read any more. The position stays as it was.
+
+        Examples
+        --------
+        ::
+
+            flux, labels = source.draw(8)
         """
         flux, *labels = self._take(n)
         return flux, labels[0] if labels else None
