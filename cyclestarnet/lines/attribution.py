@@ -84,7 +84,7 @@ class _Regression:
         return coefficients[own], np.linalg.inv(normal)[own, own]
 
 
-def _names(labels):
+def element_names(labels):
     """Elements among the labels, such as "Mg"."""
     return [name.removesuffix("_h").capitalize() for name in elements_of(labels)]
 
@@ -159,7 +159,7 @@ def attribute(differences, peaks):
     some 0.3 per dex, all others some 0.02. So lines of slopes below some 0.05 per dex are given to no
     element with confidence, however precise their slopes are.
     """
-    absorbers = _absorbers(_names(differences.labels))
+    absorbers = _absorbers(element_names(differences.labels))
     regression = _Regression.on(differences.values, differences.labels) if len(peaks) else None
     found = [], [], []
     for peak in peaks:

@@ -78,7 +78,7 @@ def model_differences(model, *, labels=None, n=1_000, seed=0, progress=True):
     -------
     `FluxDifferences`
     """
-    labels = _label_sets(model, labels, n, seed)
+    labels = label_sets(model, labels, n, seed)
     parts, total = [], np.zeros(model.grid.n_pixels)
     for start in tqdm(range(0, len(labels), ROWS), desc="differences", disable=not progress):
         where = model.labels.to_quantities(labels[start : start + ROWS])
@@ -89,7 +89,7 @@ def model_differences(model, *, labels=None, n=1_000, seed=0, progress=True):
     return FluxDifferences(model.grid, model.labels, np.asarray(labels), np.concatenate(parts), synthetic=mean)
 
 
-def _label_sets(model, labels, n, seed):
+def label_sets(model, labels, n, seed):
     """Labels (n, n_labels) as they were given, or draws from the model's prior."""
     if labels is None:
         if n < 1:
@@ -104,7 +104,7 @@ def _label_sets(model, labels, n, seed):
     return labels
 
 
-def _several(argument, given):
+def as_list(argument, given):
     """One model or several, as a list."""
     models = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
     for model in models:
@@ -116,7 +116,7 @@ def _several(argument, given):
     return models
 
 
-def _require_rows(spectra):
+def require_rows(spectra):
     if not hasattr(spectra, "flux") or np.ndim(spectra.flux) != 2:
         shape = np.shape(spectra.flux) if hasattr(spectra, "flux") else f"a {type(spectra).__name__}"
         raise SpectrumError(
@@ -152,7 +152,7 @@ def star_differences(model, spectra, *, ignore=None, space="emulator", progress=
     SpectrumError
         If none could, or the spectra are one.
     """
-    _require_rows(spectra)
+    require_rows(spectra)
     table = model.fit_many(spectra, space=space, ignore=ignore, progress=progress)
     values = np.column_stack([np.asarray(table[name].value, dtype=float) for name in model.labels])
     fitted = np.isfinite(values).all(1) & np.asarray(table["success"])

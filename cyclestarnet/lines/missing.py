@@ -26,8 +26,8 @@ from scipy.signal import find_peaks, peak_widths
 from cyclestarnet.derivatives import require_alike
 from cyclestarnet.files import write_atomically
 from cyclestarnet.grid import WavelengthGrid
-from cyclestarnet.lines.attribution import CORE, _names, attribute
-from cyclestarnet.lines.differences import _label_sets, _require_rows, _several, model_differences, star_differences
+from cyclestarnet.lines.attribution import CORE, attribute, element_names
+from cyclestarnet.lines.differences import as_list, label_sets, model_differences, require_rows, star_differences
 from cyclestarnet.lines.features import elements_of
 
 __all__ = ["MissingLines", "dip_centre", "find_missing_lines", "with_elements"]
@@ -259,17 +259,17 @@ def find_missing_lines(model, *, labels=None, stars=None, null=(), fdr=0.05, n=1
     >>> lines.table["wavelength"].unit, lines.table.meta["elements"][:3]
     (Unit("Angstrom"), ['C', 'N', 'O'])
     """
-    models, null = _several("model", model), _several("null", null)
+    models, null = as_list("model", model), as_list("null", null)
     if not models:
         raise ValueError("model must be a trained model or several, but is empty")
     if not 0 <= fdr <= 1:
         raise ValueError(f"fdr is a share, from 0 to 1 (5 % is 0.05), but is {fdr}")
     if stars is not None:
-        _require_rows(stars)
+        require_rows(stars)
     first = models[0]
     require_alike(first, [*models[1:], *null])
     elements_of(first.labels)  # or an exception, before anything takes time
-    grid, labels = first.grid, _label_sets(first, labels, n, seed)
+    grid, labels = first.grid, label_sets(first, labels, n, seed)
     several = [model_differences(one, labels=labels, progress=progress) for one in models]
     members = [one.flux for one in several]
     own = replace(several[0], flux=np.mean(members, axis=0))
@@ -319,7 +319,7 @@ def with_elements(lines, differences):
     -------
     `MissingLines`
     """
-    names = np.array(_names(differences.labels))
+    names = np.array(element_names(differences.labels))
     slopes, probabilities, sets = attribute(differences, lines.table["peak"])
     table = lines.table.copy()
     element = names[probabilities.argmax(1)] if len(table) else np.zeros(0, dtype=names.dtype)

@@ -9,18 +9,19 @@ import numpy as np
 
 from cyclestarnet.exceptions import GridError
 from cyclestarnet.lines.features import K_GIANT
-from cyclestarnet.plotting.results import (
+from cyclestarnet.plotting.axes import (
+    DOMAIN_STYLES,
     NEUTRAL,
+    OTHERS,
     SHADE,
-    _pyplot,
-    difference_of,
-    draw_derivatives,
     element_style,
+    mark_guess,
     pixels_of,
     plain_log_ticks,
+    pyplot,
     with_gaps,
 )
-from cyclestarnet.plotting.training import DOMAIN_STYLES, OTHERS, _guess
+from cyclestarnet.plotting.results import difference_of, draw_derivatives
 
 __all__ = ["plot_error_map", "plot_missing_lines", "plot_precision_recall", "plot_recovery", "plot_recovery_error"]
 
@@ -200,7 +201,7 @@ def plot_missing_lines(lines, *, window=None, labels=True, truth=None, axes=None
     else:
         ranges = [pixels_of(grid, window)[:2]]
     if axes is None:
-        _, axes = _pyplot().subplots(
+        _, axes = pyplot().subplots(
             len(ranges), 1, figsize=(13, 1.3 + 2.6 * len(ranges)), sharey=True, squeeze=False, layout="constrained"
         )
     axes = list(np.ravel(axes))
@@ -273,7 +274,7 @@ def plot_precision_recall(score, *, ax=None):
         text = f"FDR {FALSE_DISCOVERIES}: recall {here[0]:.2f}, precision {here[1]:.2f}"
         ax.plot(*here, "o", color=color, mec="black", ms=8, ls="none", label=text)
         ax.legend(frameon=False, loc="lower left")
-    _guess(ax, 1 - FALSE_DISCOVERIES, f"what FDR {FALSE_DISCOVERIES} promises", below=True)
+    mark_guess(ax, 1 - FALSE_DISCOVERIES, f"what FDR {FALSE_DISCOVERIES} promises", below=True)
     ax.set(xlim=(0, 1.02), ylim=(0, 1.02))
     ax.set(
         xlabel="recall: fraction of known lines that are found",
@@ -285,7 +286,7 @@ def plot_precision_recall(score, *, ax=None):
 
 # -- inside --------------------------------------------------------------------------------
 def _axis(ax, figsize):
-    return _pyplot().subplots(figsize=figsize, layout="constrained")[1] if ax is None else ax
+    return pyplot().subplots(figsize=figsize, layout="constrained")[1] if ax is None else ax
 
 
 def _tidy(ax):

@@ -9,30 +9,21 @@ import astropy.units as u
 import numpy as np
 
 from cyclestarnet.exceptions import GridError
+from cyclestarnet.plotting.axes import (
+    DOMAIN_STYLES,
+    NEUTRAL,
+    SHADE,
+    element_style,
+    pixels_of,
+    pyplot,
+    with_gaps,
+)
 
 __all__ = ["plot_derivatives", "plot_fit", "plot_posterior"]
 
-# Okabe and Ito's colours, which all kinds of colour vision tell apart.
-DOMAIN_STYLES = {"synth": ("synthetic", "#0072B2"), "obs": ("observed", "#D55E00")}
-NEUTRAL, SHADE = "0.25", "0.88"
-# All kinds of colour vision tell the six colours apart, and marks tell apart the elements of one colour.
-ELEMENT_COLORS = ("#117733", "#AA3377", "#E69F00", "#56B4E9", "#332288", "#000000")
-ELEMENT_MARKS = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
-ELEMENTS = (
-    *("Fe", "Mg", "Si", "C", "O", "N"),
-    *("Al", "Ca", "Ni", "Mn", "K", "Ti"),
-    *("Cr", "S", "V", "Co", "Na", "Ce"),
-    *("P", "Cu", "Nd", "Yb", "Rb", "Ge"),
-)
 N_STEEPEST = 5  # elements shown, unless they are chosen
 
 
-def _pyplot():
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install cyclestarnet[matplotlib]") from error
-    return pyplot
 
 
 def plot_fit(result, axes=None, *, window=None):
@@ -50,7 +41,7 @@ def plot_fit(result, axes=None, *, window=None):
     -------
     `~matplotlib.figure.Figure`
     """
-    plt = _pyplot()
+    plt = pyplot()
     wavelength = result.spectrum.spectral_axis.to_value(u.AA)
     ranges = [window] if window is not None else None
     if ranges is None:
@@ -110,7 +101,7 @@ def plot_posterior(posterior, names):
     -------
     `~matplotlib.figure.Figure`
     """
-    _pyplot()
+    pyplot()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # it imports ArviZ, which announces changes of its own
@@ -194,7 +185,7 @@ def draw_derivatives(panels, styles, *, steepest, names, window, features, axes)
     names, window, features, axes
         As for `plot_derivatives`.
     """
-    plt = _pyplot()
+    plt = pyplot()
     _require_alike(panels)
     reference = next(iter(panels.values()))
     grid = reference.grid
@@ -260,26 +251,10 @@ def _require_alike(panels):
             raise GridError(f"{text} must have the grid of {first}, {grid!r}, but has {derivatives.grid!r}")
 
 
-def element_style(element):
-    """Colour, line style and marker of an element, the same in all figures; rare elements share those of others."""
-    k = ELEMENTS.index(element) if element in ELEMENTS else sum(map(ord, element))
-    linestyle, marker = ELEMENT_MARKS[k // len(ELEMENT_COLORS) % len(ELEMENT_MARKS)]
-    return ELEMENT_COLORS[k % len(ELEMENT_COLORS)], linestyle, marker
 
 
-def pixels_of(grid, window):
-    """Both ends of a window [Angstrom], or those of the grid, and which pixels lie in it."""
-    wavelength = grid.wavelength.to_value(u.AA)
-    low, high = wavelength[[0, -1]] if window is None else [u.Quantity(edge).to_value(u.AA) for edge in window]
-    show = (wavelength >= low) & (wavelength <= high)
-    if not show.any():
-        raise GridError(f"window {low:g} to {high:g} Angstrom holds no pixel of {grid!r}")
-    return low, high, show
 
 
-def with_gaps(grid, array, show=True):
-    """Pixels with NaN in between where one chip ends, so that no line bridges chips, and where they are not shown."""
-    return np.insert(np.where(show, array, np.nan), [start for start, _ in grid.chips[1:]], np.nan)
 
 
 def _steepest_elements(several, show, n):
@@ -292,12 +267,5 @@ def _steepest_elements(several, show, n):
     return [name for name in elements if name in chosen]
 
 
-def plain_log_ticks(ax):
-    """Write 1, 2, 5, 10, ... at a logarithmic axis."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.yaxis.set_minor_formatter(NullFormatter())
 
 

@@ -7,11 +7,17 @@ from itertools import cycle
 
 import numpy as np
 
-from cyclestarnet.plotting.results import DOMAIN_STYLES, NEUTRAL, _pyplot, plain_log_ticks
+from cyclestarnet.plotting.axes import (
+    DOMAIN_STYLES,
+    NEUTRAL,
+    OTHERS,
+    mark_guess,
+    plain_log_ticks,
+    pyplot,
+)
 
 __all__ = ["plot_training"]
 
-OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GUESS = {"cross_entropy": np.log(2), "least_squares": 0.25}  # what a critic's guess costs, per adversarial loss
 USUAL_TERMS = {"iteration", "critic_accuracy"} | {
     f"{kind}_{domain}" for kind in ("rec", "cyc", "gen", "critic") for domain in DOMAIN_STYLES
@@ -59,7 +65,7 @@ def plot_training(run, *, scores=None, weights=None, axes=None):
     >>> axes = plot_training("run")  # doctest: +SKIP
     >>> axes[0].figure.savefig("progress.png")  # doctest: +SKIP
     """
-    plt, adversarial = _pyplot(), "cross_entropy"
+    plt, adversarial = pyplot(), "cross_entropy"
     if not isinstance(run, Mapping):
         from cyclestarnet.training.logs import read_run
 
@@ -168,24 +174,17 @@ def _adversarial_panel(ax, table, weight, guess):
         _curve(ax, table, f"gen_{domain}", factor=weight, color=color, label=f"generator, {name}")
         _curve(ax, table, f"critic_{domain}", factor=weight, color=color, label=f"critic, {name}", linestyle="--")
     # A critic's loss is the sum of two, over true and fake spectra.
-    _guess(ax, weight * guess, "generator, if critics guess")
-    _guess(ax, 2 * weight * guess, "critic that guesses")
+    mark_guess(ax, weight * guess, "generator, if critics guess")
+    mark_guess(ax, 2 * weight * guess, "critic that guesses")
     _log_scale(ax)
     ax.set_ylabel("loss" if weight == 1 else f"λ × loss, λ = {weight:g}")
 
 
-def _guess(ax, value, text, *, below=False):
-    """Dotted line of judges that can only guess."""
-    ax.axhline(value, color=NEUTRAL, lw=1, ls=":", zorder=1)
-    ax.annotate(
-        text, (1, value), (0, -8 if below else 2), xycoords=("axes fraction", "data"), textcoords="offset points",
-        ha="right", fontsize=7, color=NEUTRAL,
-    )  # fmt: skip
 
 
 def _accuracy_panel(ax, table):
     _curve(ax, table, "critic_accuracy", color=NEUTRAL, label=None)
-    _guess(ax, 0.5, "guess", below=True)
+    mark_guess(ax, 0.5, "guess", below=True)
     ax.set(ylim=(0.4, 1.01), ylabel="fraction judged right")
 
 
@@ -209,7 +208,7 @@ def _score_panels(scores):
 
 def _judges_panel(ax, scores, names):
     _columns_panel(ax, scores, names, "fraction judged right")
-    _guess(ax, 0.5, "guess", below=True)
+    mark_guess(ax, 0.5, "guess", below=True)
     ax.set_yscale("linear")
     ax.set_ylim(0.4, 1.01)
 
