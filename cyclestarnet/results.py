@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import astropy.units as u
@@ -305,49 +306,6 @@ def _summary(labels, errors, fixed=()):
     return Table(rows=rows, names=["label", "value", "uncertainty", "unit"])
 
 
-def autocorrelation_time(chain):
-    """Integrated autocorrelation time of an ensemble's chain.
-
-    Deviations are from the mean of all walkers, so that walkers that stay
-    apart count as correlated.
-
-    Parameters
-    ----------
-    chain : array, shape (n_steps, n_walkers, k)
-        Positions of the walkers.
-
-    Returns
-    -------
-    array, shape (k,)
-        In steps; NaN if the chain is shorter than five of them, or all walkers stand still.
-
-    References
-    ----------
-    .. [1] Sokal 1997, Monte Carlo methods in statistical mechanics, Section 3.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from cyclestarnet.results import autocorrelation_time
-    >>> white = np.random.default_rng(1).normal(size=(4000, 4, 1))
-    >>> autocorrelation_time(white).round()
-    array([1.])
-    """
-    n = len(chain)
-    tau = np.full(chain.shape[2], np.nan)
-    for k in range(chain.shape[2]) if n else ():
-        deviation = chain[..., k] - chain[..., k].mean()
-        power = np.abs(np.fft.rfft(deviation, 2 * n, axis=0)) ** 2  # padded, so that the ends do not meet
-        covariance = np.fft.irfft(power.mean(axis=1), 2 * n)[:n]
-        if not covariance[0] > 0:
-            continue
-        summed = 2 * np.cumsum(covariance) / covariance[0] - 1
-        windows = np.flatnonzero(np.arange(n) >= 5 * summed)
-        if windows.size:
-            tau[k] = summed[windows[0]]
-    return tau
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Posterior:
     """Samples of the posterior of one star's labels.
@@ -382,6 +340,9 @@ class Posterior:
         Of the walker that moved least; 0 if one got stuck where it started.
     n_nan : int
         Positions at which the posterior was not a number; they count as impossible.
+    label_autocorrelation_time : mapping of str to float
+        In steps, of the draws of each label and combination, at least ``thin``;
+        NaN or missing if the chain is too short to tell.
 
     Examples
     --------
@@ -403,6 +364,7 @@ class Posterior:
     thin: int = 1
     lowest_acceptance: float = np.nan
     n_nan: int = 0
+    label_autocorrelation_time: Mapping[str, float] = field(default_factory=dict)
 
     def __len__(self):
         return len(self.samples)
@@ -510,9 +472,9 @@ class Posterior:
             low, high = self.interval(name)
             values = (self.labels[name].value, low.value, high.value)
             digits = _digits(error.value)
-            tau = np.maximum(autocorrelation_time(self.chain(name).value.T[..., None])[0], 1)  # of draws
+            tau = self.label_autocorrelation_time.get(name, np.nan)
             unit = str(self._column(name).unit)
-            rows.append((name, *(f"{v:.{digits}f}" for v in values), unit, tau * self.thin, len(self) / tau))
+            rows.append((name, *(f"{v:.{digits}f}" for v in values), unit, tau, len(self) * self.thin / tau))
         table = Table(rows=rows, names=["label", "median", "p16", "p84", "unit", "tau", "n_effective"])
         table["tau"].format = table["n_effective"].format = ".0f"
         return table

@@ -29,7 +29,8 @@ def posterior():
         }
     )
     return Posterior(
-        samples, 0.4, np.array([40.0, 30.0]), True, ("teff", "logg"), 5000, n_walkers=N_WALKERS, thin=20
+        samples, 0.4, np.array([40.0, 30.0]), True, ("teff", "logg"), 5000, n_walkers=N_WALKERS, thin=20,
+        label_autocorrelation_time={"teff": 20.0, "logg": 40.0},
     )  # fmt: skip
 
 
@@ -75,19 +76,16 @@ def test_summary_has_a_row_per_label(posterior):
     np.testing.assert_allclose([float(row[n]) for n in ("median", "p16", "p84")], [-0.5, -0.52, -0.48], atol=0.002)
 
 
-def test_independent_draws_are_all_effective(posterior):
-    summary = posterior.summary()
-    np.testing.assert_allclose(summary["tau"], 20, rtol=0.1)
-    np.testing.assert_allclose(summary["n_effective"], len(posterior), rtol=0.1)
+def test_samples_count_once_in_an_autocorrelation_time(posterior):
+    """Draws that are one autocorrelation time apart are all effective, of twice that time only half of them."""
+    teff, logg, _ = posterior.summary()
+    assert (teff["tau"], logg["tau"]) == (20, 40)
+    assert (teff["n_effective"], logg["n_effective"]) == (len(posterior), len(posterior) / 2)
 
 
-def test_repeated_draws_count_once():
-    """Each draw five times: an autocorrelation time of five draws of 10 steps."""
-    draws = np.repeat(np.random.default_rng(1).normal(size=(4000, 4)), 5, axis=0)
-    samples = QTable({"mg_h": draws.ravel() * u.dex, "log_posterior": np.zeros(draws.size)})
-    row = Posterior(samples, 0.2, np.array([5.0]), True, ("mg_h",), 20000, n_walkers=4, thin=10).summary()[0]
-    assert row["tau"] == pytest.approx(50, rel=0.1)
-    assert row["n_effective"] == pytest.approx(16000, rel=0.1)
+def test_autocorrelation_time_that_nobody_knows_is_not_shown(posterior):
+    row = posterior.summary()[2]
+    assert np.isnan([row["tau"], row["n_effective"]]).all()
 
 
 @pytest.mark.parametrize("method", ["__repr__", "_repr_html_"])

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from cyclestarnet.exceptions import FileFormatError
+from cyclestarnet.fitting.chains import Chain, autocorrelation_time
 from cyclestarnet.fitting.sampling import sample_posterior
-from cyclestarnet.results import autocorrelation_time
+from cyclestarnet.pipeline.chains import ChainFile
 
 emcee = pytest.importorskip("emcee")
 
@@ -44,13 +45,12 @@ def sample_one(log_posterior=standard, **options):
 
 
 def n_independent(chain):
-    return chain["n_walkers"] * chain["n_steps"] / chain["autocorrelation_time"].max()
+    return chain.n_walkers * chain.n_steps / chain.autocorrelation_time.max()
 
 
 def assert_equal(first, second):
-    assert first.keys() == second.keys()
-    for name in first:
-        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+    for name, value in vars(first).items():
+        np.testing.assert_array_equal(value, getattr(second, name), err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -61,23 +61,23 @@ def long_chain():
 
 # -- the right distribution ----------------------------------------------------------------
 def test_mean_is_that_of_the_posterior(long_chain):
-    deviation = (long_chain["samples"].mean(0) - MEAN) / SIZE
+    deviation = (long_chain.samples.mean(0) - MEAN) / SIZE
     assert (np.abs(deviation) < 4 / np.sqrt(n_independent(long_chain))).all()
 
 
 def test_covariance_is_that_of_the_posterior(long_chain):
-    difference = (np.cov(long_chain["samples"].T) - COVARIANCE) / np.outer(SIZE, SIZE)
+    difference = (np.cov(long_chain.samples.T) - COVARIANCE) / np.outer(SIZE, SIZE)
     assert (np.abs(difference) < 4 * np.sqrt(2 / n_independent(long_chain))).all()
 
 
 def test_log_posterior_belongs_to_the_samples(long_chain):
-    assert long_chain["thin"] > 1
-    np.testing.assert_allclose(long_chain["log_posterior"], gaussian(long_chain["samples"]), rtol=1e-9, atol=1e-9)
+    assert long_chain.thin > 1
+    np.testing.assert_allclose(long_chain.log_posterior, gaussian(long_chain.samples), rtol=1e-9, atol=1e-9)
 
 
 def assert_half_normal(chain):
     """Mean and variance of |x| of a standard normal x."""
-    x, error = chain["samples"][:, 0], 4 / np.sqrt(n_independent(chain))
+    x, error = chain.samples[:, 0], 4 / np.sqrt(n_independent(chain))
     assert x.min() >= 0
     assert x.mean() == pytest.approx(np.sqrt(2 / np.pi), abs=error)
     assert x.var() == pytest.approx(1 - 2 / np.pi, abs=error)
@@ -86,14 +86,14 @@ def assert_half_normal(chain):
 def test_gaussian_that_is_cut_at_a_bound():
     chain = sample_one(lower=[0.0])
     assert_half_normal(chain)
-    assert chain["n_nan"] == 0
+    assert chain.n_nan == 0
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_positions_without_a_density_count_as_impossible(value):
     chain = sample_one(lambda x: np.where(x[:, 0] < 0, value, standard(x)))
     assert_half_normal(chain)
-    assert chain["n_nan"] > 100
+    assert chain.n_nan > 100
 
 
 def test_density_is_asked_only_inside_the_bounds():
@@ -108,31 +108,31 @@ def test_density_is_asked_only_inside_the_bounds():
 def test_burn_in_is_left_out():
     """Walkers that start 30 sigma away, and end in the right place."""
     chain = sample(centre=MEAN - 30 * SIZE, lower=MEAN - 40 * SIZE, upper=MEAN + 40 * SIZE, max_steps=2000)
-    assert (np.abs(chain["samples"] - MEAN) < 5 * SIZE).all()
+    assert (np.abs(chain.samples - MEAN) < 5 * SIZE).all()
 
 
 # -- convergence ------------------------------------------------------------------------------
 def test_sampling_stops_at_50_autocorrelation_times(long_chain):
-    assert long_chain["converged"]
-    assert 50 * long_chain["autocorrelation_time"].max() < long_chain["n_steps"] < 6000
-    assert 0.1 < long_chain["lowest_acceptance"] < long_chain["acceptance_fraction"] < 0.5
+    assert long_chain.converged
+    assert 50 * long_chain.autocorrelation_time.max() < long_chain.n_steps < 6000
+    assert 0.1 < long_chain.lowest_acceptance < long_chain.acceptance_fraction < 0.5
 
 
 def test_too_short_a_chain_is_not_converged():
     chain = sample(max_steps=200)
-    assert not chain["converged"]
-    assert chain["n_steps"] == 200
+    assert not chain.converged
+    assert chain.n_steps == 200
 
 
 def test_autocorrelation_time_of_very_few_steps_is_not_known():
-    assert np.isnan(sample(max_steps=5)["autocorrelation_time"]).all()
+    assert np.isnan(sample(max_steps=5).autocorrelation_time).all()
 
 
 def test_two_islands_never_converge():
     """Walkers of either island mix well among themselves: only their distance from the others tells."""
     islands = sample_one(lambda x: -0.5 * ((np.abs(x[:, 0]) - 6) / 0.02) ** 2, max_steps=1500, n_walkers=12)
-    assert 0 < (islands["samples"] < 0).mean() < 1
-    assert not islands["converged"]
+    assert 0 < (islands.samples < 0).mean() < 1
+    assert not islands.converged
 
 
 def test_walker_that_never_moves_is_noticed(caplog):
@@ -144,7 +144,7 @@ def test_walker_that_never_moves_is_noticed(caplog):
         return standard(x) + 1e9 * ((np.arange(len(x)) == 0) & (len(calls) == 1))
 
     chain = sample_one(one_stuck, max_steps=2000)
-    assert (chain["lowest_acceptance"], chain["converged"]) == (0, False)
+    assert (chain.lowest_acceptance, chain.converged) == (0, False)
     assert "1 of 8 walkers never moved" in caplog.text
 
 
@@ -159,6 +159,20 @@ def test_autocorrelation_time_of_an_autoregressive_chain(rng, a):
 
 def test_autocorrelation_time_of_standing_walkers_is_not_known():
     assert np.isnan(autocorrelation_time(np.ones((100, 4, 2)))).all()
+
+
+def test_autocorrelation_time_of_derived_numbers_is_in_steps():
+    """Draws that are 10 steps apart, each five times in a row: 50 steps."""
+    draws = np.repeat(np.random.default_rng(1).normal(size=(4000, 4)), 5, axis=0)
+    chain = Chain(draws.reshape(-1, 1), np.zeros(draws.size), 0.2, np.ones(1), True, 200_000, 10, 4, 0.2, 0)
+    assert chain.autocorrelation_time_of(draws.ravel()) == pytest.approx(50, rel=0.1)
+
+
+def test_autocorrelation_time_of_derived_numbers_is_at_least_the_step_between_draws():
+    """Numbers that alternate would have a shorter one."""
+    draws = np.random.default_rng(1).normal(size=(2000, 4)) * 0.1 + (-1.0) ** np.arange(2000)[:, None]
+    chain = Chain(draws.reshape(-1, 1), np.zeros(draws.size), 0.2, np.ones(1), True, 20_000, 10, 4, 0.2, 0)
+    assert chain.autocorrelation_time_of(draws.ravel()) == 10
 
 
 # -- the start --------------------------------------------------------------------------------
@@ -185,18 +199,18 @@ def test_walkers_start_within_the_bounds():
 
 def test_walkers_start_where_the_density_is_positive():
     chain = sample_one(lambda x: np.where(np.abs(x[:, 0]) < 0.01, 0.0, np.nan), max_steps=20)
-    assert np.isfinite(chain["log_posterior"]).all()
+    assert np.isfinite(chain.log_posterior).all()
 
 
 def test_parameter_without_variance_is_sampled():
     """A Laplace covariance of 0, as at a bound, does not hold the walkers together."""
     chain = sample(covariance=np.diag([900.0, 0, 0]), lower=MEAN - 20 * SIZE, upper=MEAN + 20 * SIZE, max_steps=1000)
-    assert (chain["samples"].std(0) > 0.5 * SIZE).all()
+    assert (chain.samples.std(0) > 0.5 * SIZE).all()
 
 
 # -- what is refused ------------------------------------------------------------------------------
 def test_default_number_of_walkers():
-    assert sample(max_steps=2)["n_walkers"] == 2 * (3 + 1)
+    assert sample(max_steps=2).n_walkers == 2 * (3 + 1)
 
 
 def test_too_few_walkers_are_refused():
@@ -242,7 +256,7 @@ def test_same_seed_same_chain():
 
 
 def test_other_seed_other_chain():
-    assert not np.array_equal(sample()["samples"], sample(seed=2)["samples"])
+    assert not np.array_equal(sample().samples, sample(seed=2).samples)
 
 
 def test_global_random_state_does_not_matter():
@@ -266,7 +280,7 @@ def deadly(x):
         os.kill(os.getpid(), signal.SIGKILL)
     return test_sampling.sometimes_nan(x)
 
-test_sampling.sample(deadly, max_steps=300, check_every=30, backend=sys.argv[1])
+test_sampling.sample(deadly, max_steps=300, check_every=30, store=test_sampling.ChainFile(sys.argv[1]))
 """
 
 
@@ -283,7 +297,7 @@ def test_chain_of_a_killed_process_ends_as_if_it_had_lived(tmp_path):
     with h5py.File(path) as file:
         assert file["mcmc"].attrs["iteration"] in range(30, 300, 30)
     options = {"max_steps": 300, "check_every": 30}
-    resumed = sample(sometimes_nan, backend=path, seed=99, **options)
+    resumed = sample(sometimes_nan, store=ChainFile(path), seed=99, **options)
     assert_equal(resumed, sample(sometimes_nan, **options))
 
 
@@ -297,45 +311,43 @@ def test_interrupted_chain_is_kept_to_the_last_step(tmp_path):
         return gaussian(x)
 
     with pytest.raises(KeyboardInterrupt):
-        sample(interrupted, backend=tmp_path / "chain.h5")
+        sample(interrupted, store=ChainFile(tmp_path / "chain.h5"))
     with h5py.File(tmp_path / "chain.h5") as file:
         assert file["mcmc"].attrs["iteration"] == 50  # one call for the start, two for each step
-    assert_equal(sample(backend=tmp_path / "chain.h5", seed=99), sample())
+    assert_equal(sample(store=ChainFile(tmp_path / "chain.h5"), seed=99), sample())
 
 
 def test_chain_can_be_made_longer(tmp_path):
     for max_steps in (150, 250):
-        chain = sample(max_steps=max_steps, backend=tmp_path / "chain.h5")
-        assert chain["n_steps"] == max_steps
+        chain = sample(max_steps=max_steps, store=ChainFile(tmp_path / "chain.h5"))
+        assert chain.n_steps == max_steps
 
 
 def test_converged_chain_is_read_again(tmp_path):
     """Without a call of the density."""
-    first = sample_one(backend=tmp_path / "chain.h5")
-    assert first["converged"]
-    assert first["n_steps"] < 4000
-    assert_equal(sample_one(None, backend=tmp_path / "chain.h5"), first)
+    first = sample_one(store=ChainFile(tmp_path / "chain.h5"))
+    assert first.converged
+    assert first.n_steps < 4000
+    assert_equal(sample_one(None, store=ChainFile(tmp_path / "chain.h5")), first)
 
 
 def test_emcee_reads_the_file(tmp_path):
-    chain = sample(max_steps=20, backend=tmp_path / "chain.h5")
+    chain = sample(max_steps=20, store=ChainFile(tmp_path / "chain.h5"))
     backend = emcee.backends.HDFBackend(tmp_path / "chain.h5", read_only=True)
-    np.testing.assert_array_equal(backend.get_chain(flat=True)[-80:], chain["samples"][-80:])
-    assert np.mean(backend.accepted / backend.iteration) == chain["acceptance_fraction"]
+    np.testing.assert_array_equal(backend.get_chain(flat=True)[-80:], chain.samples[-80:])
+    assert np.mean(backend.accepted / backend.iteration) == chain.acceptance_fraction
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"identity": "star 2"}, "8 walkers in 3 dimensions of 'star 1', but this one has 8 in 3 of 'star 2'"),
-        ({"n_walkers": 9}, "8 walkers in 3 dimensions of 'star 1', but this one has 9 in 3"),
-    ],
-)
-def test_chain_of_another_problem_is_refused(tmp_path, changes, message):
-    options = {"max_steps": 10, "backend": tmp_path / "chain.h5", "identity": "star 1"}
-    sample(**options)
-    with pytest.raises(ValueError, match=message):
-        sample(**(options | changes))
+def test_chain_of_another_problem_is_refused(tmp_path):
+    sample(max_steps=10, store=ChainFile(tmp_path / "chain.h5", "star 1"))
+    with pytest.raises(ValueError, match=r"chain.h5 holds .* of another star.*'star 1', but this one is 'star 2'"):
+        sample(max_steps=10, store=ChainFile(tmp_path / "chain.h5", "star 2"))
+
+
+def test_chain_of_another_number_of_walkers_is_refused(tmp_path):
+    sample(max_steps=10, store=ChainFile(tmp_path / "chain.h5"))
+    with pytest.raises(ValueError, match=r"chain.h5 holds .* of 8 walkers in 3 dimensions, but this one has 9 in 3"):
+        sample(max_steps=10, store=ChainFile(tmp_path / "chain.h5"), n_walkers=9)
 
 
 def cut_short(path):
@@ -366,7 +378,7 @@ def forget_steps(path):
 )
 def test_damaged_file_is_refused(tmp_path, damage):
     path = tmp_path / "chain.h5"
-    sample(max_steps=20, backend=path)
+    sample(max_steps=20, store=ChainFile(path))
     damage(path)
     with pytest.raises(FileFormatError, match=r"chain.h5 is damaged or holds no chain of cyclestarnet"):
-        sample(max_steps=20, backend=path)
+        sample(max_steps=20, store=ChainFile(path))

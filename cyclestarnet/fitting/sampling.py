@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
-import h5py
 import numpy as np
+from numpy.typing import ArrayLike
 
-from cyclestarnet.exceptions import FileFormatError
-from cyclestarnet.results import autocorrelation_time
+from cyclestarnet.fitting.chains import Chain, ChainState, ChainStore, autocorrelation_time
 
 __all__ = ["sample_posterior"]
 
@@ -22,19 +21,18 @@ STABLE = 0.05  # relative change of that estimate since the check before
 
 def sample_posterior(
     log_posterior: Callable[[np.ndarray], np.ndarray],
-    lower: np.ndarray,
-    upper: np.ndarray,
-    centre: np.ndarray,
-    covariance: np.ndarray,
+    lower: ArrayLike,
+    upper: ArrayLike,
+    centre: ArrayLike,
+    covariance: ArrayLike,
     *,
     rng: np.random.Generator,
     n_walkers: int | None = None,
     max_steps: int = 10_000,
     check_every: int = 100,
-    backend=None,
-    identity: str = "",
+    store: ChainStore | None = None,
     progress: bool = True,
-) -> dict:
+) -> Chain:
     """Sample a posterior within bounds until the chain is 50 autocorrelation times long.
 
     Walkers start at draws of the Laplace approximation, and move by
@@ -46,48 +44,38 @@ def sample_posterior(
         Takes positions (m, k), gives their log density (m,) up to a constant.
         It is asked only inside the bounds, half of the walkers at once.
         NaN and +inf count as −inf.
-    lower, upper : array, shape (k,)
+    lower, upper : array_like, shape (k,)
         Finite bounds.
-    centre, covariance : array, shape (k,), (k, k)
+    centre, covariance : array_like, shape (k,), (k, k)
         Optimum and Laplace covariance. Draws beyond a bound are reflected.
     rng : `numpy.random.Generator`
-        Not used if a chain is continued: its file has the random state.
+        Decides where walkers start and how they move. Not used if a chain is
+        continued: its store has the random state.
     n_walkers : int, optional
         At least 2 (k + 1), the default: the differences of half of the walkers must span the space.
     max_steps : int, optional
-        Length of the chain, with what ``backend`` holds already, at which
+        Length of the chain, with what ``store`` holds already, at which
         sampling ends in any case. 20 labels take about 5000 steps.
     check_every : int, optional
-        Steps between checks of convergence, and between writes of ``backend``.
-    backend : path-like, optional
-        HDF5 file that keeps the chain. An existing one is continued, and ends
-        as the same chain as one that was never interrupted, bit by bit. It is
-        replaced in one step, so that a process that is killed leaves the chain
-        of the last check. ``emcee.backends.HDFBackend`` can read it.
-    identity : str, optional
-        Of star, model and options. A file of another one is not continued.
+        Steps between checks of convergence, each of which is followed by a visit to ``store``.
+    store : `~cyclestarnet.fitting.chains.ChainStore`, optional
+        Keeps the chain at every check and at the end, also if that is an
+        interrupt. What it holds at the beginning is continued, and ends as
+        the same chain as one that was never interrupted, bit by bit.
     progress : bool, optional
+        Whether to show a bar.
 
     Returns
     -------
-    dict
-        ``samples`` (n_draws · n_walkers, k) and ``log_posterior``, a row of
-        all walkers after the other, burn-in left out and thinned;
-        ``n_walkers``; ``thin``, steps from draw to draw; ``n_steps``;
-        ``acceptance_fraction``, the mean over walkers, and
-        ``lowest_acceptance``; ``autocorrelation_time`` (k,) in steps, NaN if
-        the chain is too short to tell; ``converged``: the chain is longer than
-        50 of these, they changed by less than 5 % since the check before, and
-        every walker has moved; ``n_nan``, the number of positions at which
-        ``log_posterior`` was NaN or +inf.
+    `~cyclestarnet.fitting.chains.Chain`
 
     Raises
     ------
+    ImportError
+        If emcee is not installed.
     ValueError
-        If arguments do not fit each other, the file is of another problem,
-        or no start with a finite density is found.
-    FileFormatError
-        If the file is damaged or not one of ours.
+        If arguments do not fit each other, the store has the chain of another
+        problem, or no start with a finite density is found.
 
     References
     ----------
@@ -102,49 +90,35 @@ def sample_posterior(
     ...     lambda x: -0.5 * (x[:, 0] - 3) ** 2, [-10], [10], [3], [[1.0]],
     ...     rng=np.random.default_rng(1), max_steps=2000, progress=False,
     ... )
-    >>> chain["converged"]
+    >>> chain.converged
     True
-    >>> print(f"{chain['samples'].mean():.1f} ± {chain['samples'].std():.1f}")
+    >>> print(f"{chain.samples.mean():.1f} ± {chain.samples.std():.1f}")
     3.0 ± 1.0
     """
-    try:
-        import emcee
-    except ImportError as error:
-        raise ImportError("sampling needs emcee: pip install cyclestarnet[sampling]") from error
-
-    lower, upper, centre, covariance = (np.asarray(a, dtype=float) for a in (lower, upper, centre, covariance))
-    k = centre.size
-    _check(lower, upper, centre, covariance)
-    least = 2 * (k + 1)
+    low, high, middle, spread = (np.asarray(a, dtype=float) for a in (lower, upper, centre, covariance))
+    _check(low, high, middle, spread)
+    least = 2 * (middle.size + 1)
     n_walkers = least if n_walkers is None else n_walkers
     if n_walkers < least:
-        raise ValueError(f"n_walkers must be at least {least} for {k} free parameters, but is {n_walkers}")
+        raise ValueError(f"n_walkers must be at least {least} for {middle.size} free parameters, but is {n_walkers}")
     if max_steps < 1 or check_every < 1:
         raise ValueError(f"max_steps and check_every must be positive, but are {max_steps} and {check_every}")
 
-    # Autocorrelation times (= densities per independent sample) with 2 (k + 1) walkers on Gaussians of correlations
-    # 0.9^|i - j|, k = 8 and 20: stretch 97 and 317 steps, differential evolution 28 and 70, this mixture 30 and 77. The
-    # mixture brings walkers home that start too far out: 150 steps instead of 1800 for Student's t, k = 20. Snooker
-    # moves are left out because those of emcee up to 3.1.6 do not keep the distribution: the sigma of a Gaussian in two
-    # dimensions came out 37 % too small to 12 % too large, dependent on its unit.
-    density = _BoundedDensity(log_posterior, lower, upper)
-    store = emcee.backends.Backend()
-    resumed = backend is not None and Path(backend).exists()
-    if resumed:
-        density.n_nan = _read(backend, store, n_walkers, k, identity)
-    moves = [(emcee.moves.DEMove(), 0.8), (emcee.moves.StretchMove(), 0.2)]
-    sampler = emcee.EnsembleSampler(n_walkers, k, density, vectorize=True, moves=moves, backend=store)
-    sampler.log_prob_fn = density  # emcee wraps it in a function that prints positions at any exception
-    if resumed:
-        begin = sampler.get_last_sample()  # with the state of the random numbers
-    else:
+    density = _BoundedDensity(log_posterior, low, high)
+    sampler = _sampler(density, n_walkers, middle.size)
+    backend = sampler.backend
+    kept = None if store is None else store.load()
+    if kept is None:
         sampler.random_state = np.random.RandomState(rng.integers(2**32)).get_state()
-        begin = _start(density, centre, covariance, n_walkers, rng)
+        begin = _start(density, middle, spread, n_walkers, rng)
+    else:
+        _continue(backend, kept, store)
+        density.n_nan = kept.n_nan
+        begin = backend.get_last_sample()  # with the state of the random numbers
 
-    done = store.iteration
-    # Of the last complete step: an interrupt may come in the middle of the next.
-    snapshot = done, store.random_state, store.accepted.copy(), density.n_nan
-    tau, converged = _last_check(store.chain[:done], check_every)
+    done = backend.iteration
+    tau, converged = _last_check(backend.chain[:done], check_every)
+    latest: ChainState | None = None  # after the last complete step: an interrupt may come in the middle of the next
     try:
         for state in sampler.sample(
             begin,
@@ -153,25 +127,25 @@ def sample_posterior(
             progress_kwargs={"desc": "sampling"},
             skip_initial_state_check=True,  # of correlations, which these moves do not feel
         ):
-            snapshot = store.iteration, state.random_state, store.accepted.copy(), density.n_nan
-            if store.iteration % check_every == 0:
-                chain = store.get_chain()
+            chain, log_prob = backend.get_chain(), backend.get_log_prob()
+            latest = ChainState(chain, log_prob, backend.accepted.copy(), state.random_state, density.n_nan)
+            if len(chain) % check_every == 0:
                 previous, tau = tau, autocorrelation_time(chain)
                 converged = _is_converged(chain, tau, previous)
                 if converged:
                     break
-                if backend is not None:
-                    _write(backend, store, snapshot, identity)
+                if store is not None:
+                    store.save(latest)
     finally:
-        if backend is not None and snapshot[0] > done:
-            _write(backend, store, snapshot, identity)
-    return _result(store, converged) | {"n_nan": density.n_nan}
+        if store is not None and latest is not None:
+            store.save(latest)
+    return _result(backend, converged, density.n_nan)
 
 
 class _BoundedDensity:
     """A log density that is −inf outside the bounds and where it is no number; counts the latter."""
 
-    def __init__(self, log_posterior, lower: np.ndarray, upper: np.ndarray):
+    def __init__(self, log_posterior: Callable[[np.ndarray], np.ndarray], lower: np.ndarray, upper: np.ndarray):
         self.log_posterior, self.lower, self.upper, self.n_nan = log_posterior, lower, upper, 0
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
@@ -187,7 +161,7 @@ class _BoundedDensity:
         return value
 
 
-def _check(lower, upper, centre, covariance) -> None:
+def _check(lower: np.ndarray, upper: np.ndarray, centre: np.ndarray, covariance: np.ndarray) -> None:
     """Raise if the arrays of a problem do not fit each other."""
     k = centre.size
     shapes = tuple(a.shape for a in (lower, upper, centre, covariance))
@@ -199,7 +173,40 @@ def _check(lower, upper, centre, covariance) -> None:
         raise ValueError("centre and covariance must be finite; start from a fit that succeeded")
 
 
-def _start(density: _BoundedDensity, centre, covariance, n_walkers: int, rng):
+# -- emcee, which has no types: its objects are Any here --------------------------------------
+def _sampler(density: _BoundedDensity, n_walkers: int, k: int) -> Any:
+    """An `emcee.EnsembleSampler` that keeps its chain in memory."""
+    try:
+        import emcee
+    except ImportError as error:
+        raise ImportError("sampling needs emcee: pip install cyclestarnet[sampling]") from error
+
+    # Autocorrelation times (= densities per independent sample) with 2 (k + 1) walkers on Gaussians of correlations
+    # 0.9^|i - j|, k = 8 and 20: stretch 97 and 317 steps, differential evolution 28 and 70, this mixture 30 and 77. The
+    # mixture brings walkers home that start too far out: 150 steps instead of 1800 for Student's t, k = 20. Snooker
+    # moves are left out because those of emcee up to 3.1.6 do not keep the distribution: the sigma of a Gaussian in two
+    # dimensions came out 37 % too small to 12 % too large, dependent on its unit.
+    moves = [(emcee.moves.DEMove(), 0.8), (emcee.moves.StretchMove(), 0.2)]
+    sampler = emcee.EnsembleSampler(n_walkers, k, density, vectorize=True, moves=moves)
+    sampler.log_prob_fn = density  # emcee wraps it in a function that prints positions at any exception
+    return sampler
+
+
+def _continue(backend: Any, kept: ChainState, store: ChainStore | None) -> None:
+    """Fill emcee's memory with a chain, if it is one of as many walkers and parameters."""
+    shape = kept.positions.shape[1:]
+    if shape != backend.shape:
+        raise ValueError(
+            f"{store} holds a chain of {shape[0]} walkers in {shape[1]} dimensions, but this one has "
+            f"{backend.shape[0]} in {backend.shape[1]}; keep this one in another place"
+        )
+    backend.chain, backend.log_prob, backend.accepted = kept.positions, kept.log_posterior, kept.accepted.copy()
+    backend.random_state, backend.iteration = kept.random_state, kept.n_steps
+
+
+def _start(
+    density: _BoundedDensity, centre: np.ndarray, covariance: np.ndarray, n_walkers: int, rng: np.random.Generator
+) -> Any:
     """State of the walkers at draws of the Laplace approximation, where the density is positive."""
     from emcee import State
 
@@ -236,76 +243,24 @@ def _last_check(chain: np.ndarray, check_every: int) -> tuple[np.ndarray, bool]:
     return tau, n > 0 and _is_converged(chain[:n], tau, previous)
 
 
-def _result(store, converged: bool) -> dict:
-    chain, n_steps = store.get_chain(), store.iteration
-    tau, acceptance = autocorrelation_time(chain), store.accepted / n_steps
+def _result(backend: Any, converged: bool, n_nan: int) -> Chain:
+    chain, n_steps = backend.get_chain(), backend.iteration
+    tau, acceptance = autocorrelation_time(chain), backend.accepted / n_steps
     n_stuck = int((acceptance == 0).sum())
     if n_stuck:
         log.warning("%d of %d walkers never moved", n_stuck, len(acceptance))
     known = np.isfinite(tau).all()
     discard = min(int(2 * tau.max()), n_steps // 2) if known else n_steps // 2
     thin = max(1, int(0.5 * tau.min())) if known else 1
-    return {
-        "samples": store.get_chain(discard=discard, thin=thin, flat=True),
-        "log_posterior": store.get_log_prob(discard=discard, thin=thin, flat=True),
-        "n_walkers": len(acceptance),
-        "thin": thin,
-        "n_steps": n_steps,
-        "acceptance_fraction": float(acceptance.mean()),
-        "lowest_acceptance": float(acceptance.min()),
-        "autocorrelation_time": tau,
-        "converged": converged,
-    }
-
-
-# -- the file --------------------------------------------------------------------------------
-def _write(path, store, snapshot: tuple, identity: str) -> None:
-    """Write the chain as emcee's own backend lays it out, but in one step.
-
-    emcee writes into the file that it has, at every step: of 40 processes
-    that were killed, 5 left chain and counts that did not fit each other.
-    """
-    from cyclestarnet.files import write_atomically
-
-    n_steps, random_state, accepted, n_nan = snapshot
-
-    def fill(temporary: Path) -> None:
-        with h5py.File(temporary, "w") as file:
-            group = file.create_group("mcmc")
-            group.attrs.update(
-                nwalkers=store.nwalkers, ndim=store.ndim, has_blobs=False, iteration=n_steps, identity=identity,
-                n_nan=n_nan, **{f"random_state_{i}": value for i, value in enumerate(random_state)},
-            )  # fmt: skip
-            group["accepted"] = accepted
-            for name in ("chain", "log_prob"):
-                group.create_dataset(name, data=getattr(store, name)[:n_steps], fletcher32=True)
-
-    write_atomically(path, fill)
-
-
-def _read(path, store, n_walkers: int, k: int, identity: str) -> int:
-    """Fill ``store`` with the chain of a file; return its count of NaN."""
-    try:
-        with h5py.File(path, "r") as file:
-            group = file["mcmc"]
-            attributes = dict(group.attrs)
-            accepted, chain, log_prob = (group[name][...] for name in ("accepted", "chain", "log_prob"))
-        shape = attributes["iteration"], attributes["nwalkers"], attributes["ndim"]
-        if chain.shape != shape or log_prob.shape != shape[:2] or accepted.shape != shape[1:2]:
-            raise ValueError(f"arrays of shapes {chain.shape}, {log_prob.shape}, {accepted.shape}, expected {shape}")
-        random_state = tuple(attributes[f"random_state_{i}"] for i in range(5))
-        np.random.RandomState().set_state(random_state)  # emcee would pass over a damaged one in silence
-        found, n_nan = attributes["identity"], int(attributes["n_nan"])
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise FileFormatError(
-            f"{path} is damaged or holds no chain of cyclestarnet ({error}); remove it, or name another backend"
-        ) from error
-    if found != identity or shape[1:] != (n_walkers, k):
-        raise ValueError(
-            f"{path} holds a chain of {shape[1]} walkers in {shape[2]} dimensions of {found!r}, but this one has "
-            f"{n_walkers} in {k} of {identity!r}; name another backend"
-        )
-    store.reset(n_walkers, k)
-    store.chain, store.log_prob, store.accepted, store.random_state = chain, log_prob, accepted, random_state
-    store.iteration = int(shape[0])
-    return n_nan
+    return Chain(
+        samples=backend.get_chain(discard=discard, thin=thin, flat=True),
+        log_posterior=backend.get_log_prob(discard=discard, thin=thin, flat=True),
+        acceptance_fraction=float(acceptance.mean()),
+        autocorrelation_time=tau,
+        converged=converged,
+        n_steps=n_steps,
+        thin=thin,
+        n_walkers=len(acceptance),
+        lowest_acceptance=float(acceptance.min()),
+        n_nan=n_nan,
+    )

@@ -13,7 +13,9 @@ from astropy.table import QTable
 
 from cyclestarnet.exceptions import FitWarning
 from cyclestarnet.files import as_json
+from cyclestarnet.fitting.chains import Chain
 from cyclestarnet.fitting.sampling import sample_posterior
+from cyclestarnet.pipeline.chains import ChainFile
 from cyclestarnet.pipeline.fit import fit_one, make_objective, prepare_stars
 from cyclestarnet.pipeline.options import FitOptions, SampleOptions, check_choice
 from cyclestarnet.pipeline.parts import ModelParts
@@ -73,6 +75,9 @@ def sample_one(
         raise place
     objective, parameters = make_objective(parts, stars, setup), setup.parameters
     begin, covariance = _begin(setup, start)
+    store = None
+    if sampling.backend is not None:
+        store = ChainFile(sampling.backend, _identity(digest, stars.pixels[0], setup))
     chain = sample_posterior(
         objective.log_posterior,
         parameters.lower,
@@ -82,8 +87,7 @@ def sample_one(
         rng=sampling.generator(),
         n_walkers=sampling.n_walkers,
         max_steps=sampling.max_steps,
-        backend=sampling.backend,
-        identity=_identity(digest, stars.pixels[0], setup),
+        store=store,
         progress=sampling.progress,
     )
     posterior = _posterior(chain, setup, start)
@@ -115,13 +119,27 @@ def _identity(digest, pixels, setup):
     return found.hexdigest()
 
 
-def _posterior(chain, setup, start) -> Posterior:
+def _posterior(chain: Chain, setup, start) -> Posterior:
     """Samples of labels, with units, from a chain of parameters."""
     layout, parameters, labels = setup.layout, setup.parameters, setup.label_set
     varies = parameters.matrix.any(1)[layout.label_places]
     free = tuple(name for name, moves in zip(labels, varies, strict=True) if moves)
-    columns = labels.to_quantities(parameters.labels(chain.pop("samples"))[:, layout.label_places])
+    columns = labels.to_quantities(parameters.labels(chain.samples)[:, layout.label_places])
     table = QTable({name: q for name, q in columns.items() if name in free or name not in labels})
-    table["log_posterior"] = chain.pop("log_posterior")
-    meta = start.meta | {"prior": setup.prior_name, "fixed": tuple(setup.options.fixed or ())}
-    return Posterior(samples=table, free=free, options=setup.options, meta=meta, **chain)
+    times = {name: chain.autocorrelation_time_of(table[name].value) for name in table.colnames}
+    table["log_posterior"] = chain.log_posterior
+    return Posterior(
+        samples=table,
+        acceptance_fraction=chain.acceptance_fraction,
+        autocorrelation_time=chain.autocorrelation_time,
+        label_autocorrelation_time=times,
+        converged=chain.converged,
+        free=free,
+        n_steps=chain.n_steps,
+        options=setup.options,
+        meta=start.meta | {"prior": setup.prior_name, "fixed": tuple(setup.options.fixed or ())},
+        n_walkers=chain.n_walkers,
+        thin=chain.thin,
+        lowest_acceptance=chain.lowest_acceptance,
+        n_nan=chain.n_nan,
+    )
