@@ -11,7 +11,7 @@ from astropy.table import QTable
 from torch import Tensor
 
 from cyclestarnet.exceptions import LabelError
-from cyclestarnet.fitting.priors import _sigma, _tensor, _values, _weights
+from cyclestarnet.fitting.conversion import sigma_of, tensor_like, values_of, weights_of
 from cyclestarnet.labels import LabelSet, unit_of_label
 
 __all__ = ["IsochronePrior", "mist_isochrones"]
@@ -78,16 +78,16 @@ class IsochronePrior:
     def __init__(self, points, sigma: Mapping, labels: LabelSet, weights=None):
         if len(sigma) < 2:
             raise LabelError(f"sigma must name two or more labels of the isochrones, but names {list(sigma)}")
-        matrix = np.stack([_weights(labels, name) for name in sigma])
+        matrix = np.stack([weights_of(labels, name) for name in sigma])
         columns = getattr(points, "colnames", points)
         missing = [name for name in sigma if name not in columns]
         if missing:
             raise LabelError(f"sigma names {missing}, but points has only the columns {', '.join(columns)}")
-        values = [_values(name, points[name], ndim=1) for name in sigma]
+        values = [values_of(name, points[name], ndim=1) for name in sigma]
         sizes = {len(column) for column in values}
         if len(sizes) != 1 or sizes == {0}:
             raise LabelError(f"the columns of points must be of one length, at least 1, but have {sorted(sizes)}")
-        scale = np.stack([_sigma(name, width) for name, width in sigma.items()])
+        scale = np.stack([sigma_of(name, width) for name, width in sigma.items()])
         weights = np.ones(len(values[0])) if weights is None else np.asarray(weights, dtype=float)
         if weights.shape != values[0].shape:
             raise ValueError(f"weights must have the shape {values[0].shape} of the points, but has {weights.shape}")
@@ -106,7 +106,7 @@ class IsochronePrior:
 
     def derivatives(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `Prior`; value and gradient are exact."""
-        points, matrix = _tensor(self._points, labels), _tensor(self._matrix, labels)
+        points, matrix = tensor_like(self._points, labels), tensor_like(self._matrix, labels)
         m = points.shape[1]
         moments = torch.cat([points, (points[:, :, None] * points[:, None, :]).flatten(1)], dim=1)
         values, slopes, curvatures = [], [], []
@@ -124,9 +124,9 @@ class IsochronePrior:
     def _blocks(self, labels: Tensor):
         """Of blocks of stars: place in units of sigma (b, m), log of the largest of the points' densities (b,), and
         each point's density as a fraction of that (b, n_points)."""
-        points, log_weights = _tensor(self._points, labels), _tensor(self._log_weights, labels)
+        points, log_weights = tensor_like(self._points, labels), tensor_like(self._log_weights, labels)
         offset = log_weights - 0.5 * (points**2).sum(1)
-        stars = labels @ _tensor(self._matrix, labels) - _tensor(self._centre, labels)
+        stars = labels @ tensor_like(self._matrix, labels) - tensor_like(self._centre, labels)
         for white in stars.split(max(1, BLOCK // len(points))):
             logits = torch.addmm(offset, white, points.T)
             peak = logits.detach().amax(1)
@@ -197,7 +197,7 @@ def mist_isochrones(ages, metallicities, *, folder=None) -> QTable:
     years = np.atleast_1d(ages.to_value(u.yr))
     if not (np.isfinite(years).all() and (years > 0).all()):
         raise ValueError(f"ages must be positive and finite, but are {ages}")
-    metallicities = np.atleast_1d(_values("m_h", metallicities))
+    metallicities = np.atleast_1d(values_of("m_h", metallicities))
     try:
         tracks = minimint.TheoryInterpolator(folder)
     except FileNotFoundError as error:

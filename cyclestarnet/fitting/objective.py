@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cyclestarnet.fitting.conversion import tensor_like
+
 if TYPE_CHECKING:
     from cyclestarnet.fitting.priors import Prior
 
@@ -130,7 +132,7 @@ class Parameters:
     def labels(self, values):
         """Labels (..., n_labels) of parameters (..., n_parameters); arrays or tensors."""
         if isinstance(values, Tensor):
-            return values @ self._tensor(self.matrix, values).T + self._tensor(self.origin, values)
+            return values @ tensor_like(self.matrix, values).T + tensor_like(self.origin, values)
         return values @ self.matrix.T + self.origin
 
     def values(self, labels: np.ndarray) -> np.ndarray:
@@ -140,10 +142,6 @@ class Parameters:
         sums = np.array([row @ self.matrix for row in moved.reshape(-1, moved.shape[-1])])
         values = sums.reshape(*moved.shape[:-1], len(self)) / (self.matrix**2).sum(0)
         return np.clip(values, self.lower, self.upper)
-
-    @staticmethod
-    def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
-        return torch.as_tensor(array, dtype=like.dtype, device=like.device)
 
 
 @dataclass(frozen=True, eq=False)

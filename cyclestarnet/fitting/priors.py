@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from cyclestarnet.exceptions import LabelError
-from cyclestarnet.labels import LabelSet, difference_unit
+from cyclestarnet.fitting.conversion import sigma_of, tensor_like, values_of, weights_of
+from cyclestarnet.labels import LabelSet
 
 __all__ = ["GaussianConstraints", "GaussianPrior", "LeadingLabels", "Prior", "ProductPrior"]
 
@@ -83,12 +84,12 @@ class GaussianPrior:
 
     def log_density(self, labels: Tensor) -> Tensor:
         """See `Prior`."""
-        offset = labels - _tensor(self.mean, labels)
-        return -0.5 * ((offset @ _tensor(self.precision, labels)) * offset).sum(-1)
+        offset = labels - tensor_like(self.mean, labels)
+        return -0.5 * ((offset @ tensor_like(self.precision, labels)) * offset).sum(-1)
 
     def derivatives(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `Prior`; the curvature is exact."""
-        offset, precision = labels - _tensor(self.mean, labels), _tensor(self.precision, labels)
+        offset, precision = labels - tensor_like(self.mean, labels), tensor_like(self.precision, labels)
         slope = offset @ precision
         return -0.5 * (slope * offset).sum(-1), -slope, precision.expand(len(labels), -1, -1)
 
@@ -172,13 +173,13 @@ class GaussianConstraints:
             raise LabelError("a prior needs at least one label, for example {'m_h': (-0.1, 0.05)}; or use prior=None")
         rows, means, sigmas = [], [], []
         for name, pair in beliefs.items():
-            rows.append(_weights(labels, name))
+            rows.append(weights_of(labels, name))
             try:
                 mean, sigma = pair
             except (TypeError, ValueError):
                 raise LabelError(f"the prior of '{name}' must be a pair (mean, sigma), but is {pair!r}") from None
-            means.append(_values(name, mean, ndim=0))
-            sigmas.append(_sigma(name, sigma))
+            means.append(values_of(name, mean, ndim=0))
+            sigmas.append(sigma_of(name, sigma))
         return cls(np.stack(rows), np.stack(means), np.stack(sigmas))
 
     @property
@@ -192,13 +193,13 @@ class GaussianConstraints:
 
     def derivatives(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `Prior`; the curvature is exact."""
-        residual, whitening = self._residual(labels), _tensor(self.matrix / self.sigma[:, None], labels)
+        residual, whitening = self._residual(labels), tensor_like(self.matrix / self.sigma[:, None], labels)
         curvature = (whitening.T @ whitening).expand(len(labels), -1, -1)
         return -0.5 * (residual**2).sum(-1), -residual @ whitening, curvature
 
     def _residual(self, labels: Tensor) -> Tensor:
-        combined = labels @ _tensor(self.matrix, labels).T
-        return (combined - _tensor(self.mean, labels)) / _tensor(self.sigma, labels)
+        combined = labels @ tensor_like(self.matrix, labels).T
+        return (combined - tensor_like(self.mean, labels)) / tensor_like(self.sigma, labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,30 +265,3 @@ class LeadingLabels:
         all_gradient, all_curvature = torch.zeros_like(labels), labels.new_zeros(*labels.shape, self.n_labels)
         all_gradient[..., :n], all_curvature[..., :n, :n] = gradient, curvature
         return value, all_gradient, all_curvature
-
-
-def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
-    return torch.as_tensor(array, dtype=like.dtype, device=like.device)
-
-
-# -- names and units -----------------------------------------------------------------------
-def _weights(labels: LabelSet, name: str) -> np.ndarray:
-    """Weights (n_labels,) of the labels in a label or combination."""
-    if name in labels.combinations:
-        return labels.combination_matrix[list(labels.combinations).index(name)]
-    return np.eye(len(labels))[labels.index(name)]
-
-
-def _values(name: str, quantity, ndim: int | None = None) -> np.ndarray:
-    """Values of a label or combination in its unit, whose rules a label of that name knows."""
-    values = LabelSet([name], [0.0], [1.0]).value(name, quantity)
-    if ndim is not None and values.ndim != ndim:
-        raise LabelError(f"'{name}' must be {('one number', 'a column')[ndim]} here, but has shape {values.shape}")
-    return values
-
-
-def _sigma(name: str, quantity) -> np.ndarray:
-    sigma = _values(name, quantity, ndim=0)
-    if not sigma > 0:
-        raise LabelError(f"sigma of '{name}' must be positive, but is {sigma:g} {difference_unit(name)}")
-    return sigma

@@ -242,5 +242,3 @@ def _broyden(slopes: Tensor, hessian: Tensor, step: Tensor, change: Tensor) -> T
 
 
 # -- common ----------------------------------------------------------------------
-
-
