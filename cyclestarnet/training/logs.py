@@ -8,15 +8,20 @@ of a run that was never interrupted.
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cyclestarnet.files import write_atomically
 from cyclestarnet.networks.checkpoint import load_state
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 __all__ = ["LossLog", "RunRecord", "read_log", "read_run"]
 
@@ -31,7 +36,7 @@ class LossLog:
     tensorboard : bool, optional
         Write the numbers to ``<folder>/tensorboard/<name>``, too.
     name : str, optional
-        Default: ``"losses"``.
+        Of the file, without ``.csv``. Default: ``"losses"``.
 
     Raises
     ------
@@ -51,10 +56,12 @@ class LossLog:
     array([2., 1.])
     """
 
-    def __init__(self, folder, tensorboard: bool = False, *, name: str = "losses"):
+    def __init__(self, folder: str | os.PathLike, tensorboard: bool = False, *, name: str = "losses"):
         self.folder, self.name = Path(folder), name
         self._writer_class = _summary_writer() if tensorboard else None
-        self._writer, self._purge, self._begun = None, None, False
+        self._writer: SummaryWriter | None = None
+        self._purge: int | None = None
+        self._begun = False
 
     @property
     def path(self) -> Path:
@@ -73,9 +80,15 @@ class LossLog:
             ``iteration`` and values by name. Numbers are rounded to five
             digits; None leaves a cell empty. A name that the file has no
             column for yet gets one.
+
+        Examples
+        --------
+        ::
+
+            log.write({"iteration": 50, "rec_obs": 1.23})
         """
         if not self._begun:  # an earlier run without a checkpoint may have left rows
-            self.rewind(int(row["iteration"]) - 1)
+            self.rewind(_iteration(row) - 1)
         cells = {name: _cell(name, value) for name, value in row.items()}
         columns = self._columns()
         if columns is None or not set(cells) <= set(columns):
@@ -84,10 +97,22 @@ class LossLog:
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, columns, restval="").writerow(cells)
         if self._writer_class is not None:
-            self._write_scalars(row)
+            self._write_scalars(row, self._writer_class)
 
     def rewind(self, iteration: int) -> None:
-        """Drop the rows of later iterations, and a last line that was cut short; no file is no error."""
+        """Drop the rows of later iterations, and a last line that was cut short; no file is no error.
+
+        Parameters
+        ----------
+        iteration : int
+            The last one whose rows stay.
+
+        Examples
+        --------
+        ::
+
+            log.rewind(500)  # the checkpoint is of iteration 500
+        """
         columns = self._columns()
         if columns is not None:
             self._rewrite(columns, [row for row in _rows(self.path) if int(row["iteration"]) <= iteration])
@@ -95,7 +120,14 @@ class LossLog:
         self._purge, self._begun = iteration + 1, True
 
     def close(self) -> None:
-        """Write out what TensorBoard still holds; the CSV file is always complete."""
+        """Write out what TensorBoard still holds; the CSV file is always complete.
+
+        Examples
+        --------
+        ::
+
+            log.close()
+        """
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -116,21 +148,22 @@ class LossLog:
 
         write_atomically(self.path, fill)
 
-    def _write_scalars(self, row: Mapping[str, float | str | None]) -> None:
+    def _write_scalars(self, row: Mapping[str, float | str | None], writer_class: type[SummaryWriter]) -> None:
         if self._writer is None:  # later than the rewind, which says what earlier events to forget
-            self._writer = self._writer_class(str(self.folder / "tensorboard" / self.name), purge_step=self._purge)
+            self._writer = writer_class(str(self.folder / "tensorboard" / self.name), purge_step=self._purge)
         for name, value in row.items():
             if name != "iteration" and isinstance(value, Real):
-                self._writer.add_scalar(name, value, row["iteration"])
+                self._writer.add_scalar(name, value, _iteration(row))
         self._writer.flush()
 
 
-def read_log(path) -> dict[str, np.ndarray]:
+def read_log(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Read the table that a `LossLog` wrote.
 
     Parameters
     ----------
     path : path-like
+        Such as ``run/losses.csv``. A last line that was cut short is left out.
 
     Returns
     -------
@@ -142,11 +175,21 @@ def read_log(path) -> dict[str, np.ndarray]:
     ------
     FileNotFoundError
         If there is no such file.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from cyclestarnet.training.logs import read_log
+    >>> path = Path(tempfile.mkdtemp()) / "scores.csv"
+    >>> _ = path.write_text("iteration,score,verdicts\\n500,0.3,\\n1000,,plateau\\n")
+    >>> read_log(path)["score"]
+    array([0.3, nan])
     """
     with Path(path).open(newline="") as file:
         names = next(csv.reader(file), [])
     rows = _rows(path)
-    table = {}
+    table: dict[str, np.ndarray] = {}
     for name in names:
         cells = [row[name] for row in rows]
         try:
@@ -169,7 +212,15 @@ class RunRecord:
     iteration : int or None
         Of the checkpoint; None before the first.
     settings : dict
-        The checkpoint's `TrainingSettings` as plain data, those of the network under ``network``.
+        The checkpoint's `~cyclestarnet.TrainingSettings` as plain data, those of the network under
+        ``network``; empty before the first.
+
+    Examples
+    --------
+    ::
+
+        record = read_run("run")
+        print(record.iteration, "of", record.settings["n_iterations"])
     """
 
     losses: dict[str, np.ndarray]
@@ -178,12 +229,17 @@ class RunRecord:
     settings: dict
 
 
-def read_run(folder) -> RunRecord:
+def read_run(folder: str | os.PathLike) -> RunRecord:
     """Read logs and settings of a training.
 
     Parameters
     ----------
     folder : path-like
+        That of the run. It may be running.
+
+    Returns
+    -------
+    `RunRecord`
 
     Raises
     ------
@@ -191,6 +247,13 @@ def read_run(folder) -> RunRecord:
         If the folder has neither log nor checkpoint.
     ModelFileError
         If the checkpoint is damaged.
+
+    Examples
+    --------
+    ::
+
+        record = read_run("run")
+        print(record.losses["iteration"][-1], record.losses["rec_obs"][-1])
     """
     folder = Path(folder)
     tables = [folder / f"{name}.csv" for name in ("losses", "scores")]
@@ -202,7 +265,7 @@ def read_run(folder) -> RunRecord:
     return RunRecord(losses, scores, state.get("iteration"), state.get("settings", {}))
 
 
-def _rows(path) -> list[dict[str, str]]:
+def _rows(path: str | os.PathLike) -> list[dict[str, str]]:
     """Complete rows of a CSV file; none if there is no file."""
     path = Path(path)
     if not path.exists():
@@ -213,13 +276,20 @@ def _rows(path) -> list[dict[str, str]]:
     return [row for row in csv.DictReader(lines) if None not in row.values() and None not in row]
 
 
+def _iteration(row: Mapping[str, float | str | None]) -> int:
+    number = row["iteration"]
+    if not isinstance(number, Real):
+        raise TypeError(f"iteration must be a number, but is {number!r}")
+    return int(number)
+
+
 def _cell(name: str, value: float | str | None) -> str:
     if value is None or isinstance(value, str):
         return value or ""
     return str(int(value)) if name == "iteration" else f"{value:.5g}"
 
 
-def _summary_writer():
+def _summary_writer() -> type[SummaryWriter]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

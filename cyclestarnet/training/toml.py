@@ -5,36 +5,80 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import os
 import re
 import textwrap
 import tomllib
 import types
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from cyclestarnet.exceptions import CycleStarNetError
 from cyclestarnet.networks.emulator import EmulatorSettings
 from cyclestarnet.networks.translation import NetworkSettings
 from cyclestarnet.training.settings import TrainingSettings
 
-__all__ = ["ConfigError"]
+__all__ = ["ConfigError", "example_file", "read_tables"]
 
 File = Annotated[Path, "file"]  # where there must be one
 Range = tuple[float, float]
 NONE = "none"  # TOML has no None
-
-
 OPTIONAL = ("watch",)  # that are None if the file does not have them
 PRESET_DOC = "Whose settings the others change: the paper's, or those of its authors' repository."
 
 
 class ConfigError(CycleStarNetError, ValueError):
-    """A configuration file has an unknown key, an impossible value, or names a file that is not there."""
+    """A configuration file has an unknown key, an impossible value, or names a file that is not there.
+
+    Examples
+    --------
+    >>> from cyclestarnet.training.toml import ConfigError
+    >>> issubclass(ConfigError, ValueError)
+    True
+    """
 
 
-def read_tables(path, tables):
-    """Path and tables of a file."""
+def read_tables(path: str | os.PathLike, tables: Mapping[str, type]) -> tuple[Path, dict[str, Any]]:
+    """Read a file whose tables are dataclasses, and check every key.
+
+    Parameters
+    ----------
+    path : path-like
+        The TOML file. Relative paths in it are relative to it.
+    tables : dict of type
+        Names of the tables that the file may have, and the dataclass of each.
+        One of them is ``"run"``, whose seed is for all that have none of their own.
+
+    Returns
+    -------
+    path : path
+        The file.
+    parts : dict
+        By the names of ``tables``: an instance of the dataclass, None for a watch that is not
+        there, and a dictionary of given values for `~cyclestarnet.NetworkSettings`,
+        which cannot be made before the number of pixels is known.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ConfigError
+        If it is no TOML, or a table, key or value does not fit. The message
+        names it, and the nearest that there is.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from cyclestarnet.training.config import LogConfig, RunConfig
+    >>> from cyclestarnet.training.toml import read_tables
+    >>> file = Path(tempfile.mkdtemp()) / "run.toml"
+    >>> _ = file.write_text('run = { folder = "here" }')
+    >>> read_tables(file, {"run": RunConfig, "log": LogConfig})[1]["log"]
+    LogConfig(every=50, checkpoint_every=500, tensorboard=False)
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no configuration file {path}")
@@ -48,8 +92,10 @@ def read_tables(path, tables):
             raise ConfigError(f"{what}{_nearest(name, tables, '[{}]')} in {path}")
     base = path.parent
     try:
-        seed = {"seed": _table(tables["run"], content.get("run", {}), base, "run").get("seed", tables["run"].seed)}
-        parts = {}
+        run = tables["run"]
+        default = {"seed": own.default for own in fields(run) if own.name == "seed"}
+        seed = {"seed": (default | _table(run, content.get("run", {}), base, "run"))["seed"]}
+        parts: dict[str, Any] = {}
         for name, cls in tables.items():
             if name in OPTIONAL and name not in content:
                 parts[name] = None
@@ -68,7 +114,7 @@ def read_tables(path, tables):
     return path, parts
 
 
-def _made(cls, values, where, preset=None):
+def _made(cls: type, values: Mapping[str, Any], where: str, preset: str | None = None) -> Any:
     """The dataclass of a table; what it objects to is said with the table's name."""
     try:
         if cls is TrainingSettings:
@@ -78,7 +124,7 @@ def _made(cls, values, where, preset=None):
         raise ConfigError(f"[{where}] {error}") from error
 
 
-def _table(cls, given, base, where):
+def _table(cls: type, given: Mapping[str, Any], base: Path, where: str) -> dict[str, Any]:
     """Converted values of the keys of a table."""
     known = {f.name: f for f in fields(cls)}
     offered = [*known, "preset"] if cls is TrainingSettings else list(known)
@@ -103,7 +149,7 @@ class _Misfit(Exception):
     """A value is of another kind than its hint; the message says what fits."""
 
 
-def _converted(value, hint, base, where):
+def _converted(value: Any, hint: Any, base: Path, where: str) -> Any:
     """A TOML value as its type hint wants it."""
     kind, parts = get_origin(hint), get_args(hint)
     if kind is Annotated:  # a file
@@ -132,7 +178,7 @@ def _converted(value, hint, base, where):
                 pass
     elif kind is dict and isinstance(value, dict):
         return {key: _inner(item, parts[1], base, f"{where}.{key}", hint) for key, item in value.items()}
-    elif is_dataclass(hint) and isinstance(value, dict):
+    elif isinstance(hint, type) and is_dataclass(hint) and isinstance(value, dict):
         return _made(hint, _table(hint, value, base, where), where)
     elif hint is Path and isinstance(value, str):
         return base / value
@@ -143,14 +189,14 @@ def _converted(value, hint, base, where):
     raise _Misfit(_expected(hint))
 
 
-def _inner(value, hint, base, where, whole):
+def _inner(value: Any, hint: Any, base: Path, where: str, whole: Any) -> Any:
     try:
         return _converted(value, hint, base, where)
     except _Misfit:
         raise _Misfit(_expected(whole)) from None
 
 
-def _expected(hint):
+def _expected(hint: Any) -> str:
     """What fits a type hint, in words."""
     kind, parts = get_origin(hint), get_args(hint)
     words = {int: "an integer", float: "a number", bool: "true or false", str: "a text", Path: "a path in quotes"}
@@ -170,23 +216,55 @@ def _expected(hint):
     return "a table"
 
 
-def _plural(hint):
+def _plural(hint: Any) -> str:
     words = {int: "integers", float: "numbers", str: "texts"}
     return (
         words.get(hint) or f"{_expected(hint).removeprefix('a ').replace('list', 'lists').replace('table', 'tables')}"
     )
 
 
-def _nearest(name, known, template):
+def _nearest(name: str, known: Iterable[str], template: str) -> str:
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {template.format(near[0])}?" if near else f"; there are {', '.join(known)}"
 
 
-def example_file(header, tables, examples):
+def example_file(header: str, tables: Mapping[str, type], examples: Mapping[str, Mapping[str, Any]]) -> str:
+    """Make a file that shows every key of its tables, with defaults and comments from their docstrings.
+
+    Parameters
+    ----------
+    header : str
+        Comment lines that come first.
+    tables : dict of type
+        Names of the tables, and the dataclass of each.
+    examples : dict of dict
+        Values of keys that the file gives, by table; all others are comments.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> from cyclestarnet.training.config import LogConfig
+    >>> from cyclestarnet.training.toml import example_file
+    >>> print(example_file("# An example.", {"log": LogConfig}, {"log": {"every": 10}}))
+    # An example.
+    # What is written down on the way.
+    [log]
+    <BLANKLINE>
+    # Iterations between rows of losses.csv, and between checkpoints.
+    every = 10
+    #checkpoint_every = 500
+    <BLANKLINE>
+    # Log for TensorBoard as well (needs the extra "training").
+    #tensorboard = false
+    <BLANKLINE>
+    """
     return "\n".join([header, *(_example_table(name, cls, examples.get(name, {})) for name, cls in tables.items())])
 
 
-def _example_table(name, cls, values):
+def _example_table(name: str, cls: type, values: Mapping[str, Any]) -> str:
     text = _documentation(cls)
     lines, nested = [f"# {_first_line(cls)}", f"[{name}]"], []
     if name in OPTIONAL:
@@ -211,30 +289,36 @@ def _example_table(name, cls, values):
     return "\n".join([*lines, "", *nested])
 
 
-def _comment(text):
+def _comment(text: str) -> list[str]:
     return ["", *textwrap.wrap(text, 88, initial_indent="# ", subsequent_indent="# ")]
 
 
-def _first_line(cls):
-    return inspect.getdoc(cls).partition("\n")[0].replace("`", "")
+def _first_line(cls: type) -> str:
+    return _plain((inspect.getdoc(cls) or "").partition("\n")[0])
 
 
-def _documentation(cls):
+def _plain(text: str) -> str:
+    """Text without the marks of a docstring."""
+    return re.sub(r"`~?([^`]*)`", r"\1", text.replace("``", ""))
+
+
+def _documentation(cls: type) -> dict[str, str]:
     """Description of each parameter in a numpydoc docstring."""
-    section = re.search(r"^Parameters\n-+\n(.*?)(?=^\w[^\n]*\n-+\n|\Z)", inspect.getdoc(cls), re.M | re.S)
+    section = re.search(r"^Parameters\n-+\n(.*?)(?=^\w[^\n]*\n-+\n|\Z)", inspect.getdoc(cls) or "", re.M | re.S)
     if section is None:
         return {}
-    out, names = {}, []
+    out: dict[str, str] = {}
+    names: list[str] = []
     for line in section.group(1).splitlines():
         if line and not line.startswith(" "):
             names = line.partition(" : ")[0].split(", ")
             out |= dict.fromkeys(names, "")
         else:
-            out |= {name: f"{out[name]} {line.strip()}".strip().replace("`", "") for name in names}
-    return {name: re.sub(r"\bNone\b", f'"{NONE}"', text) for name, text in out.items() if text}
+            out |= {name: f"{out[name]} {line.strip()}".strip() for name in names}
+    return {name: re.sub(r"\bNone\b", f'"{NONE}"', _plain(text)) for name, text in out.items() if text}
 
 
-def _toml(value):
+def _toml(value: Any) -> str:
     if value is None:
         return f'"{NONE}"'
     if isinstance(value, dict):

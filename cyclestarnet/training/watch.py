@@ -10,8 +10,9 @@ zero points follow the prior (see `cyclestarnet.training.alignment.prior_mismatc
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 import torch
@@ -47,8 +48,8 @@ def alignment_scores(
 
     Parameters
     ----------
-    network : `TranslationNetwork`
-        Best with averaged weights.
+    network : `~cyclestarnet.networks.translation.TranslationNetwork`
+        The network to judge; best with averaged weights.
     x_synth, x_obs : Tensor, shapes (n_synth, n_pixels) and (n_obs, n_pixels)
         Standardised spectra, at least 10 of each; use some 250, and the same at each evaluation.
     weight_obs : Tensor, shape (n_obs, n_pixels)
@@ -56,7 +57,7 @@ def alignment_scores(
     seed : int
         Of the pairing with split latents and of the classifiers.
     weight_synth : float, optional
-        Inverse standardised error of synthetic spectra.
+        Inverse standardised error of synthetic spectra. Default: that of the paper's settings.
 
     Returns
     -------
@@ -89,26 +90,40 @@ def alignment_scores(
     hence 1 + χ². On toy domains with known truth, on which this combination was chosen (10 runs
     of 8 checkpoints; 3 runs had failed), its rank correlation with the error of translated
     spectra was 0.97; that of the cycles alone was 0.79.
+
+    Examples
+    --------
+    ::
+
+        flux, weight = held_out.rows(torch.arange(200))
+        spectra, _ = synthetic.draw(200)
+        scores = alignment_scores(trainer.averaged_network(), spectra, flux, weight, seed=0)
+        print(scores["score"], scores["c2st_latent"])
     """
     like = next(network.parameters())
 
-    def through(function, *inputs: Tensor) -> Tensor:
+    def through(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         parts = zip(*(x.split(PART) for x in inputs), strict=True)
         return torch.cat([function(*(x.to(like) for x in part)) for part in parts]).cpu()
 
     def decode_obs(z_shared: Tensor, z_split: Tensor | None = None) -> Tensor:
         return network.decode_obs(z_shared, z_split)
 
+    def split_latent(x: Tensor) -> Tensor:
+        _, split = network.encode_obs(x)
+        assert split is not None  # asked for only if the network has one
+        return split
+
     x_synth, x_obs, weight_obs = (x.cpu() for x in (x_synth, x_obs, weight_obs))
     donors = np.resize(np.random.default_rng(seed).permutation(len(x_obs)), len(x_synth))
     z_synth, z_obs = through(network.encode_synth, x_synth), through(lambda x: network.encode_obs(x)[0], x_obs)
-    split = [through(lambda x: network.encode_obs(x)[1], x_obs)] if network.has_split else []
+    split = [through(split_latent, x_obs)] if network.has_split else []
     rec_synth, rec_obs = through(network.decode_synth, z_synth), through(decode_obs, z_obs, *split)
     to_synth, to_obs = through(network.decode_synth, z_obs), through(decode_obs, z_synth, *(z[donors] for z in split))
     cyc_synth = through(network.obs_to_synth, to_obs)
     cyc_obs = through(lambda x, *z: decode_obs(network.encode_synth(x), *z), to_synth, *split)
 
-    weights = {"synth": weight_synth, "obs": weight_obs}
+    weights: dict[str, Tensor | float] = {"synth": weight_synth, "obs": weight_obs}
     results = {"rec": {"synth": rec_synth, "obs": rec_obs}, "cyc": {"synth": cyc_synth, "obs": cyc_obs}}
     scores = {
         f"{path}_{domain}": losses.distance(result[domain], target, weights[domain]).item()
@@ -166,6 +181,17 @@ class WatchSettings:
     action : {"warn", "stop", "roll_back"}
         What a trainer does when a run is failing: go on, stop, or go back to
         the best weights, halve the learning rates and go on.
+
+    Raises
+    ------
+    ValueError
+        If a value is impossible.
+
+    Examples
+    --------
+    >>> from cyclestarnet import WatchSettings
+    >>> WatchSettings(every=1000, action="roll_back").patience
+    4
     """
 
     grace: int = 1000
@@ -181,7 +207,7 @@ class WatchSettings:
     n_spectra: int = 200
     action: str = "warn"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         least = {"grace": 0, "window": 4, "patience": 1, "stall": 1, "divergence": 1.0, "cycle_ratio": 1.0}
         least |= {"every": 1, "n_spectra": 10}
         for name, bound in least.items():
@@ -203,11 +229,19 @@ class Verdict:
     Parameters
     ----------
     code : {"critics_win", "critics_blind", "diverged", "cycle_drift", "latents_part", "collapsed", "stalled"}
+        What kind of trouble it is.
     message : str
         What was seen, what it means and what to do.
     iteration : int
+        When it was seen.
     severity : {"notice", "failing"}
         Whether the run may go on, or is not expected to recover by itself.
+
+    Examples
+    --------
+    >>> from cyclestarnet.training.watch import Verdict
+    >>> print(Verdict("stalled", "no better score for 12 evaluations", 9000, "notice"))
+    notice at iteration 9000 (stalled): no better score for 12 evaluations
     """
 
     code: str
@@ -215,12 +249,25 @@ class Verdict:
     iteration: int
     severity: str
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.severity} at iteration {self.iteration} ({self.code}): {self.message}"
 
 
 ACTIONS = ("warn", "stop", "roll_back")
 NOTICES = ("cycle_drift", "latents_part", "stalled")
+Numbers = dict[str, float]
+
+
+@dataclass
+class _Memory:
+    """All that the next verdict depends on besides the settings, in plain values."""
+
+    rows: list[Numbers] = field(default_factory=list)
+    evaluations: list[Numbers] = field(default_factory=list)
+    lowest: Numbers = field(default_factory=dict)
+    best: list | None = None  # iteration and score
+    since_best: int = 0
+    active: dict[str, int] = field(default_factory=dict)  # codes, and for how many looks in a row they have been gone
 
 
 class Watch:
@@ -230,13 +277,21 @@ class Watch:
 
     Parameters
     ----------
-    settings : `WatchSettings`, optional
+    settings : `~cyclestarnet.WatchSettings`, optional
+        When it speaks. Default: ``WatchSettings()``.
+
+    Examples
+    --------
+    >>> from cyclestarnet.training.watch import ROW, Watch
+    >>> watch = Watch()
+    >>> for verdict in watch.see_losses({"iteration": 50} | dict.fromkeys(ROW, float("nan"))):
+    ...     print(verdict.code, verdict.severity)
+    diverged failing
     """
 
     def __init__(self, settings: WatchSettings | None = None):
         self.settings = settings or WatchSettings()
-        # plain values only, which are the whole memory of a watch
-        self._state = {"rows": [], "evaluations": [], "lowest": {}, "best": None, "since_best": 0, "active": {}}
+        self._memory = _Memory()
 
     # -- what it is fed with -----------------------------------------------------
     def see_losses(self, row: dict) -> list[Verdict]:
@@ -247,34 +302,79 @@ class Watch:
         row : dict
             ``iteration`` and the unweighted ``rec_*``, ``cyc_*``, ``gen_*`` of both
             domains and ``critic_accuracy``; more is ignored.
+
+        Returns
+        -------
+        list of `Verdict`
+            Empty if there is nothing new to say.
+
+        Raises
+        ------
+        ValueError
+            If a term is missing.
+
+        Examples
+        --------
+        ::
+
+            for row in trainer.run():
+                print(*watch.see_losses(row), sep="\\n")
         """
-        s, iteration, row = self.settings, *_plain(row, ROW)
-        bad = [name for name, value in row.items() if not math.isfinite(value)]
+        s = self.settings
+        iteration, terms = _plain(row, ROW)
+        bad = [name for name, value in terms.items() if not math.isfinite(value)]
         if bad:
             return self._report(iteration, {"diverged": f"{', '.join(bad)} not finite. {_GO_BACK}"}, {"diverged"})
         if iteration <= s.grace:
             return []
-        rows = self._remember("rows", row, s.window)
+        rows = self._memory.rows = [*self._memory.rows, terms][-s.window :]
         found = self._diverged(rows)
         if len(rows) == s.window:
             found |= self._critics(rows) | self._cycle_drift(rows)
         return self._report(iteration, found, {"diverged", "critics_win", "critics_blind", "cycle_drift"})
 
     def see_scores(self, iteration: int, scores: dict[str, float]) -> list[Verdict]:
-        """Take the `alignment_scores` at an iteration; return new verdicts."""
-        s, iteration, scores = self.settings, *_plain(scores | {"iteration": iteration}, SCORES)
+        """Take the scores at an iteration; return new verdicts.
+
+        Parameters
+        ----------
+        iteration : int
+            When they were measured.
+        scores : dict of float
+            Of `alignment_scores`.
+
+        Returns
+        -------
+        list of `Verdict`
+            Empty if there is nothing new to say.
+
+        Raises
+        ------
+        ValueError
+            If a score is missing.
+
+        Examples
+        --------
+        ::
+
+            verdicts = watch.see_scores(500, scores)
+            if watch.is_best:
+                trainer.save("best.pt")
+        """
+        s, memory = self.settings, self._memory
+        iteration, scores = _plain(scores | {"iteration": iteration}, SCORES)
         best = math.inf if self.best is None else self.best[1]
         if scores["score"] < best:
-            self._state |= {"best": [iteration, scores["score"]], "since_best": 0}
+            memory.best, memory.since_best = [iteration, scores["score"]], 0
         else:
-            self._state["since_best"] += 1
+            memory.since_best += 1
         if iteration <= s.grace:
             return []
-        evaluations = self._remember("evaluations", scores, s.patience)
+        evaluations = memory.evaluations = [*memory.evaluations, scores][-s.patience :]
         found = self._collapsed(evaluations) | self._latents_part(evaluations)
-        if self._state["since_best"] >= s.stall:
+        if memory.since_best >= s.stall:
             found["stalled"] = (
-                f"no better score for {self._state['since_best']} evaluations; best: iteration {self._best_iteration}. "
+                f"no better score for {memory.since_best} evaluations; best: iteration {self._best_iteration}. "
                 "Stop and keep those weights, or let the learning rates fall"
             )
         return self._report(iteration, found, {"collapsed", "latents_part", "stalled"})
@@ -282,29 +382,62 @@ class Watch:
     @property
     def best(self) -> tuple[int, float] | None:
         """Iteration and score of the best evaluation."""
-        return None if self._state["best"] is None else tuple(self._state["best"])
+        if self._memory.best is None:
+            return None
+        iteration, score = self._memory.best
+        return iteration, score
 
     @property
     def is_best(self) -> bool:
         """Whether the latest scores are the best so far, and its weights worth keeping."""
-        return self.best is not None and self._state["since_best"] == 0
+        return self.best is not None and self._memory.since_best == 0
 
     @property
     def _best_iteration(self) -> int | None:
-        return self.best and self.best[0]
+        return None if self.best is None else self.best[0]
 
     def state_dict(self) -> dict:
-        """All that the next verdict depends on besides the settings, in plain values."""
-        return deepcopy(self._state)
+        """All that the next verdict depends on besides the settings, in plain values.
+
+        Returns
+        -------
+        dict
+            A copy.
+
+        Examples
+        --------
+        ::
+
+            state = watch.state_dict()
+        """
+        return asdict(self._memory)
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from a `state_dict`."""
-        if state.keys() != self._state.keys():
-            raise ValueError(f"a watch's state has the keys {', '.join(self._state)}, but got {', '.join(state)}")
-        self._state = deepcopy(state)
+        """Go on from a state.
+
+        Parameters
+        ----------
+        state : dict
+            Of `state_dict`; it is copied.
+
+        Raises
+        ------
+        ValueError
+            If it is the state of something else.
+
+        Examples
+        --------
+        ::
+
+            watch.load_state_dict(state)
+        """
+        names = [own.name for own in fields(_Memory)]
+        if sorted(state) != sorted(names):
+            raise ValueError(f"a watch's state has the keys {', '.join(names)}, but got {', '.join(state)}")
+        self._memory = _Memory(**deepcopy(state))
 
     # -- what it looks for ---------------------------------------------------------
-    def _critics(self, rows: list[dict]) -> dict[str, str]:
+    def _critics(self, rows: list[Numbers]) -> dict[str, str]:
         accuracy = _mean(rows, "critic_accuracy")
         half = len(rows) // 2
         early, late = (0.5 * (_mean(part, "gen_synth") + _mean(part, "gen_obs")) for part in (rows[:half], rows[half:]))
@@ -315,7 +448,7 @@ class Watch:
                 f"({early:.2f}, then {late:.2f}): the networks learn nothing from them. Start with another seed; if "
                 "that fails alike, lower critic_learning_rate and check that the label ranges of both domains overlap"
             }
-        last = self._state["evaluations"][-1:]
+        last = self._memory.evaluations[-1:]
         gap = max((max(scores["mmd_obs"], scores["mmd_synth"]) for scores in last), default=0.0)
         if accuracy < self.settings.critics_blind and gap > 0.05:  # as a shift by half a σ
             return {
@@ -324,16 +457,16 @@ class Watch:
             }
         return {}
 
-    def _diverged(self, rows: list[dict]) -> dict[str, str]:
+    def _diverged(self, rows: list[Numbers]) -> dict[str, str]:
         if len(rows) < 3:
             return {}
         ratios = {name: self._over_lowest(name, float(np.median([r[name] for r in rows[-3:]]))) for name in DISTANCES}
-        worst = max(ratios, key=ratios.get)
+        worst = max(ratios, key=ratios.__getitem__)
         if ratios[worst] <= self.settings.divergence:
             return {}
         return {"diverged": f"{worst} is {ratios[worst]:.1f} times its lowest. {_GO_BACK}"}
 
-    def _cycle_drift(self, rows: list[dict]) -> dict[str, str]:
+    def _cycle_drift(self, rows: list[Numbers]) -> dict[str, str]:
         half = len(rows) // 2
         ratio, early, late = (_cycle_ratio(part) for part in (rows, rows[:half], rows[half:]))
         rise = self._over_lowest("cycle_ratio", ratio)
@@ -344,9 +477,9 @@ class Watch:
             "translations lose what they should carry. Raise weight_synth and weight_obs, or lower the learning rates"
         }
 
-    def _collapsed(self, evaluations: list[dict]) -> dict[str, str]:
+    def _collapsed(self, evaluations: list[Numbers]) -> dict[str, str]:
         scatter = {d: max(scores[f"scatter_{d}"] for scores in evaluations[-2:]) for d in ("synth", "obs")}
-        domain = min(scatter, key=scatter.get)
+        domain = min(scatter, key=scatter.__getitem__)
         if len(evaluations) < min(2, self.settings.patience) or scatter[domain] >= self.settings.collapse:
             return {}
         return {
@@ -355,7 +488,7 @@ class Watch:
             "check that the label ranges of both domains overlap"
         }
 
-    def _latents_part(self, evaluations: list[dict]) -> dict[str, str]:
+    def _latents_part(self, evaluations: list[Numbers]) -> dict[str, str]:
         if len(evaluations) < self.settings.patience:
             return {}
         accuracy, distance = (_mean(evaluations, name) for name in ("c2st_latent", "sw_latent"))
@@ -371,19 +504,15 @@ class Watch:
         }
 
     # -- its memory ------------------------------------------------------------------
-    def _remember(self, name: str, values: dict, n: int) -> list[dict]:
-        self._state[name] = [*self._state[name], values][-n:]
-        return self._state[name]
-
     def _over_lowest(self, name: str, value: float) -> float:
         """A value over its lowest so far."""
-        lowest = self._state["lowest"]
+        lowest = self._memory.lowest
         lowest[name] = min(value, lowest.get(name, value))
         return value / max(lowest[name], 1e-12)
 
     def _report(self, iteration: int, found: dict[str, str], looked_for: set[str]) -> list[Verdict]:
         """Verdicts on what is found and was not there before."""
-        active = self._state["active"]  # codes, and for how many looks in a row they have been gone
+        active = self._memory.active
         new = [code for code in found if code not in active]
         for code in looked_for & active.keys():
             active[code] += 1
@@ -396,18 +525,18 @@ class Watch:
 _GO_BACK = "Go back to the best weights and lower the learning rates, or set gradient_clip"
 
 
-def _plain(values: dict, names: tuple[str, ...]) -> tuple[int, dict[str, float]]:
+def _plain(values: Mapping[str, float], names: tuple[str, ...]) -> tuple[int, Numbers]:
     missing = [name for name in ("iteration", *names) if name not in values]
     if missing:
         raise ValueError(f"a watch needs {', '.join(missing)}, but was given {', '.join(values)}")
     return int(values["iteration"]), {name: float(values[name]) for name in names}
 
 
-def _mean(rows: list[dict], name: str) -> float:
+def _mean(rows: list[Numbers], name: str) -> float:
     return float(np.mean([row[name] for row in rows]))
 
 
-def _cycle_ratio(rows: list[dict]) -> float:
+def _cycle_ratio(rows: list[Numbers]) -> float:
     """Cycle over reconstruction losses, of both domains together."""
     cycles, reconstructions = (sum(r[f"{p}_synth"] + r[f"{p}_obs"] for r in rows) for p in ("cyc", "rec"))
     return cycles / reconstructions
