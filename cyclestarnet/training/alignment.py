@@ -11,12 +11,17 @@ Samples are arrays (n, ...); their sizes may differ. What needs scikit-learn
 imports it late.
 """
 
+from __future__ import annotations
+
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from types import ModuleType
 
 import numpy as np
 from astropy.table import QTable
+from numpy.typing import ArrayLike
 from scipy.stats import wasserstein_distance
 
 from cyclestarnet.exceptions import CycleStarNetWarning
@@ -37,7 +42,9 @@ N_FOLDS = 5
 
 
 # -- distances of samples ------------------------------------------------------------------
-def principal_components(a, b, *, seed, n_components=20):
+def principal_components(
+    a: ArrayLike, b: ArrayLike, *, seed: int, n_components: int = 20
+) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates of two samples along the principal directions of both together.
 
     Columns are standardised first. The first direction gets unit scatter and the
@@ -48,19 +55,32 @@ def principal_components(a, b, *, seed, n_components=20):
     Parameters
     ----------
     a, b : array, shapes (n_a, ...) and (n_b, ...)
+        Two samples of 2 or more members; what follows ``n`` is flattened.
     seed : int
         Of the randomised decomposition.
     n_components : int, optional
-        Directions kept, at most.
+        Directions kept, at most. Default: 20.
 
     Returns
     -------
     a, b : array, shapes (n_a, n_components) and (n_b, n_components)
+        The coordinates of their members.
 
     Raises
     ------
     ValueError
         If the samples differ in what follows ``n``, or hold NaN or infinities.
+    ImportError
+        If scikit-learn is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.training.alignment import principal_components
+    >>> a = np.random.default_rng(0).normal(size=(20, 5))
+    >>> first, second = principal_components(a, a + 0.1, seed=0, n_components=2)
+    >>> first.shape, second.shape
+    ((20, 2), (20, 2))
     """
     a, b = _standardised(a, b)
     pooled = np.concatenate([a, b])
@@ -71,7 +91,13 @@ def principal_components(a, b, *, seed, n_components=20):
     return scores[: len(a)], scores[len(a) :]
 
 
-def classifier_accuracy(a, b, *, seed, n_components=20):
+def classifier_accuracy(
+    a: ArrayLike | tuple[ArrayLike, ...],
+    b: ArrayLike | tuple[ArrayLike, ...],
+    *,
+    seed: int,
+    n_components: int = 20,
+) -> tuple[float, float]:
     """Cross-validated accuracy of a classifier that tells two samples apart; 0.5 if it cannot.
 
     The classifier two-sample test [1]_: a small neural network on the
@@ -84,7 +110,9 @@ def classifier_accuracy(a, b, *, seed, n_components=20):
         At least 10 members each. Tuples hold several things known of each
         member, such as spectrum and latent, each with directions of its own.
     seed : int
+        Of the decomposition, the classifier and the folds.
     n_components : int, optional
+        Directions that the classifier sees, at most, of each thing. Default: 20.
 
     Returns
     -------
@@ -98,13 +126,25 @@ def classifier_accuracy(a, b, *, seed, n_components=20):
     ------
     ValueError
         As `principal_components`, or if a sample is too small.
+    ImportError
+        If scikit-learn is not installed.
 
     References
     ----------
     .. [1] Lopez-Paz & Oquab 2017, ICLR; arXiv 1610.06545.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.training.alignment import classifier_accuracy
+    >>> a = np.random.default_rng(0).normal(size=(50, 3))
+    >>> accuracy, error = classifier_accuracy(a, a + 5, seed=0)
+    >>> accuracy, round(error, 3)
+    (1.0, 0.05)
     """
-    blocks = list(zip(a, b, strict=True)) if isinstance(a, tuple) else [(a, b)]
-    n_a, n_b = (len(sample) for sample in blocks[0])
+    first, second = (x if isinstance(x, tuple) else (x,) for x in (a, b))
+    blocks = list(zip(first, second, strict=True))
+    n_a, n_b = (np.shape(sample)[0] for sample in blocks[0])
     if min(n_a, n_b) < 2 * N_FOLDS:
         raise ValueError(f"a and b need at least {2 * N_FOLDS} members each, but have {n_a} and {n_b}")
     scores = np.hstack(
@@ -125,7 +165,7 @@ def classifier_accuracy(a, b, *, seed, n_components=20):
     return float(accuracy), float(0.25 * np.sqrt(1 / n_a + 1 / n_b))
 
 
-def sliced_wasserstein(a, b, *, seed, n_projections=200):
+def sliced_wasserstein(a: ArrayLike, b: ArrayLike, *, seed: int, n_projections: int = 200) -> float:
     """Mean 1-Wasserstein distance of two samples along random directions, in units of their scatter.
 
     Columns are standardised by the scatter of both samples together, so that
@@ -135,16 +175,35 @@ def sliced_wasserstein(a, b, *, seed, n_projections=200):
     Parameters
     ----------
     a, b : array, shapes (n_a, ...) and (n_b, ...)
+        Two samples of 2 or more members; what follows ``n`` is flattened.
     seed : int
+        Of the directions.
     n_projections : int, optional
+        How many directions. Default: 200.
 
     Returns
     -------
     float
+        0 for equal samples. Two finite samples of the same kind are a little apart.
+
+    Raises
+    ------
+    ValueError
+        If the samples differ in what follows ``n``, or hold NaN or infinities.
 
     References
     ----------
     .. [1] Bonneel et al. 2015, J. Math. Imaging Vis. 51, 22.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.training.alignment import sliced_wasserstein
+    >>> a = np.random.default_rng(0).normal(size=(500, 1))
+    >>> sliced_wasserstein(a, a, seed=0)
+    0.0
+    >>> 0.8 < sliced_wasserstein(a, a + 1, seed=0) < 0.9  # a shift by 1 is 0.9 σ of both together
+    True
     """
     a, b = _standardised(a, b)
     directions = np.random.default_rng(seed).standard_normal((a.shape[1], n_projections))
@@ -153,7 +212,7 @@ def sliced_wasserstein(a, b, *, seed, n_projections=200):
     return float(np.mean([wasserstein_distance(*pair) for pair in slices]))
 
 
-def mmd(a, b):
+def mmd(a: ArrayLike, b: ArrayLike) -> float:
     """Squared maximum mean discrepancy of two samples, unbiased: 0 on average if they are alike [1]_.
 
     Columns are standardised as in `sliced_wasserstein`. The kernel is
@@ -163,14 +222,29 @@ def mmd(a, b):
     Parameters
     ----------
     a, b : array, shapes (n_a, ...) and (n_b, ...)
+        Two samples of 2 or more members; what follows ``n`` is flattened.
 
     Returns
     -------
     float
+        In units of the kernel, whose largest value is 1.
+
+    Raises
+    ------
+    ValueError
+        If the samples differ in what follows ``n``, or hold NaN or infinities.
 
     References
     ----------
     .. [1] Gretton et al. 2012, JMLR 13, 723, Eq. 3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.training.alignment import mmd
+    >>> a, b = np.random.default_rng(0).normal(size=(2, 500, 3))
+    >>> abs(mmd(a, b)) < 0.005, mmd(a, b + 1) > 0.1
+    (True, True)
     """
     a, b = _standardised(a, b)
     pooled = np.concatenate([a, b])
@@ -183,7 +257,7 @@ def mmd(a, b):
     return float(within_a + within_b - 2 * kernel[:n, n:].mean())
 
 
-def _standardised(a, b):
+def _standardised(a: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Both samples as (n, d), each column with mean 0 and scatter 1 over the two, which count alike."""
     a, b = _finite(a=a, b=b)
     mean = 0.5 * (a.mean(0) + b.mean(0))
@@ -192,9 +266,9 @@ def _standardised(a, b):
     return (a - mean) / scatter, (b - mean) / scatter
 
 
-def _finite(**samples):
+def _finite(**samples: ArrayLike) -> list[np.ndarray]:
     """Samples (n, ...) as float arrays (n, d), if they can be compared."""
-    flat = [np.asarray(sample, dtype=float).reshape(len(sample), -1) for sample in samples.values()]
+    flat = [np.asarray(sample, dtype=float).reshape(np.shape(sample)[0], -1) for sample in samples.values()]
     for name, sample in zip(samples, flat, strict=True):
         if len(sample) < 2:
             raise ValueError(f"{name} needs at least 2 members, but has {len(sample)}")
@@ -206,7 +280,7 @@ def _finite(**samples):
     return flat
 
 
-def _sklearn(module):
+def _sklearn(module: str) -> ModuleType:
     """A module of scikit-learn."""
     try:
         return import_module(f"sklearn.{module}")
@@ -224,23 +298,50 @@ class LabelTransport:
     Parameters
     ----------
     source_mean, target_mean : array, shape (n_labels,)
+        Mean labels of both samples.
     matrix : array, shape (n_labels, n_labels)
+        What differences to the mean of the source are multiplied by.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.training.alignment import LabelTransport
+    >>> transport = LabelTransport(np.array([4500.0, 2.0]), np.array([4600.0, 2.1]), np.eye(2))
+    >>> transport([4510.0, 2.5])
+    array([4.61e+03, 2.60e+00])
     """
 
     source_mean: np.ndarray
     target_mean: np.ndarray
     matrix: np.ndarray
 
-    def __call__(self, labels):
+    def __call__(self, labels: ArrayLike) -> np.ndarray:
         """Carry labels (..., n_labels) from the source to the target."""
         return self.target_mean + (np.asarray(labels, dtype=float) - self.source_mean) @ self.matrix.T
 
-    def covariance(self, covariance):
-        """Carry error covariances (..., n_labels, n_labels) of labels."""
+    def covariance(self, covariance: ArrayLike) -> np.ndarray:
+        """Carry the errors of labels from the source to the target.
+
+        Parameters
+        ----------
+        covariance : array, shape (..., n_labels, n_labels)
+            Of labels of the source.
+
+        Returns
+        -------
+        array, shape (..., n_labels, n_labels)
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from cyclestarnet.training.alignment import LabelTransport
+        >>> LabelTransport(np.zeros(1), np.zeros(1), np.array([[2.0]])).covariance([[0.25]])
+        array([[1.]])
+        """
         return self.matrix @ np.asarray(covariance, dtype=float) @ self.matrix.T
 
 
-def gaussian_transport(source, target, *, clip=5.0):
+def gaussian_transport(source: ArrayLike, target: ArrayLike, *, clip: float = 5.0) -> LabelTransport:
     """Optimal transport of labels between two samples that are taken for Gaussians [1]_.
 
     The baseline without any network: labels that were fitted with the emulator
@@ -295,10 +396,18 @@ def gaussian_transport(source, target, *, clip=5.0):
     root = _root(first)
     inverse = np.linalg.inv(root)
     matrix = inverse @ _root(root @ second @ root) @ inverse
-    return LabelTransport(*means, matrix * unit[:, None] / unit)
+    return LabelTransport(means[0], means[1], matrix * unit[:, None] / unit)
 
 
-def regress_labels(synthetic_flux, labels, observed_flux, weight, *, seed, n_components=10):
+def regress_labels(
+    synthetic_flux: ArrayLike,
+    labels: ArrayLike,
+    observed_flux: ArrayLike,
+    weight: ArrayLike,
+    *,
+    seed: int,
+    n_components: int = 10,
+) -> tuple[np.ndarray, np.ndarray]:
     """Rough labels of observed spectra by a linear regression on synthetic ones.
 
     Each synthetic spectrum gets the noise and the bad pixels of a random observed
@@ -314,20 +423,35 @@ def regress_labels(synthetic_flux, labels, observed_flux, weight, *, seed, n_com
     synthetic_flux : array, shape (n_synth, n_pixels)
         Normalised flux, by the same continuum recipe as the observed.
     labels : array, shape (n_synth, n_labels)
+        Labels of the synthetic spectra in any units; finite.
     observed_flux, weight : array, shape (n_obs, n_pixels)
         Normalised flux and its 1/σ, 0 for bad pixels, whose flux is not used.
     seed : int
+        Of the noise and of the decomposition.
     n_components : int, optional
-        More find labels better, but take more of the gap between the domains for labels.
+        More find labels better, but take more of the gap between the domains for labels. Default: 10.
 
     Returns
     -------
     synthetic_estimate, observed_estimate : array, shapes (n_synth, n_labels) and (n_obs, n_labels)
+        Rough labels in the units of ``labels``.
 
     Raises
     ------
     ValueError
         If shapes do not fit, or spectra are too few for the components.
+    ImportError
+        If scikit-learn is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.training.alignment import regress_labels
+    >>> labels = np.random.default_rng(0).uniform(-1, 1, (60, 1))
+    >>> flux = 1 - 0.1 * (1 + labels) * np.exp(-np.linspace(-2, 2, 30) ** 2)
+    >>> rough, rough_observed = regress_labels(flux, labels, flux, np.full(flux.shape, 1e4), seed=0, n_components=1)
+    >>> bool(np.abs(rough_observed - labels).max() < 0.01)
+    True
     """
     labels = np.asarray(labels, dtype=float)
     synthetic, observed, weight = (np.asarray(a, dtype=np.float32) for a in (synthetic_flux, observed_flux, weight))
@@ -346,7 +470,7 @@ def regress_labels(synthetic_flux, labels, observed_flux, weight, *, seed, n_com
     of_star = weight[rng.integers(len(weight), size=len(synthetic))]
     noise = rng.standard_normal(synthetic.shape, dtype=np.float32) / np.where(of_star > 0, of_star, 1.0)
 
-    def design(flux, good):
+    def design(flux: np.ndarray, good: np.ndarray) -> np.ndarray:
         filled = np.where(good, flux - typical, 0.0)  # bad pixels, alike in both domains
         return np.column_stack([np.ones(len(flux)), pca.transform(filled * importance)])
 
@@ -358,7 +482,9 @@ def regress_labels(synthetic_flux, labels, observed_flux, weight, *, seed, n_com
     return left_out, design(observed, weight > 0) @ coefficients
 
 
-def overlap_weights(synthetic_estimate, observed_estimate, *, max_ratio=30.0):
+def overlap_weights(
+    synthetic_estimate: ArrayLike, observed_estimate: ArrayLike, *, max_ratio: float = 30.0
+) -> tuple[np.ndarray, float]:
     """Importance weights that make synthetic labels cover the range of the observed ones, and no other (S1, 5.2).
 
     The ratio of the densities of both samples, by a logistic regression on the
@@ -376,7 +502,7 @@ def overlap_weights(synthetic_estimate, observed_estimate, *, max_ratio=30.0):
         Labels as one and the same method estimates them for both domains, such as
         `regress_labels`; few and well-determined ones.
     max_ratio : float, optional
-        Density ratios beyond this many times their mean count as this.
+        Density ratios beyond this many times their mean count as this. Default: 30.
 
     Returns
     -------
@@ -384,6 +510,23 @@ def overlap_weights(synthetic_estimate, observed_estimate, *, max_ratio=30.0):
         Of the synthetic rows, with mean 1.
     effective_size : float
         (Σw)² / Σw², of at most ``n_synth``. Below 10 % of it, a warning says so.
+
+    Raises
+    ------
+    ValueError
+        If the samples have other labels, are too small, or hold NaN or infinities.
+    ImportError
+        If scikit-learn is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.training.alignment import overlap_weights
+    >>> rng = np.random.default_rng(0)
+    >>> synthetic, observed = rng.normal(0, 1.0, (2000, 1)), rng.normal(0.5, 0.7, (2000, 1))
+    >>> weights, effective_size = overlap_weights(synthetic, observed)
+    >>> bool(abs(np.average(synthetic[:, 0], weights=weights) - 0.5) < 0.1)
+    True
     """
     synthetic, observed = _standardised(synthetic_estimate, observed_estimate)
     pooled = np.concatenate([synthetic, observed])
@@ -405,7 +548,7 @@ def overlap_weights(synthetic_estimate, observed_estimate, *, max_ratio=30.0):
     return weights, effective_size
 
 
-def prior_mismatch(prior_labels, observed_estimate, *, names):
+def prior_mismatch(prior_labels: ArrayLike, observed_estimate: ArrayLike, *, names: Sequence[str]) -> QTable:
     """Compare the label prior of the synthetic spectra with rough labels of the observed ones, and warn.
 
     A label is named in the warning if the medians are further apart than
@@ -419,8 +562,9 @@ def prior_mismatch(prior_labels, observed_estimate, *, names):
     Parameters
     ----------
     prior_labels, observed_estimate : array, shapes (n_prior, n_labels) and (n_obs, n_labels)
+        Labels of the synthetic and of the observed spectra, in the same units, from one method; finite.
     names : sequence of str
-        Label names.
+        Names of the labels, in their order.
 
     Returns
     -------
@@ -428,6 +572,20 @@ def prior_mismatch(prior_labels, observed_estimate, *, names):
         A row per label: ``label``; ``shift``, median of the prior less that of the
         observed, in σ (half 16-84 % range) of the observed; ``width_ratio``, σ of the prior over
         σ of the observed.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit, or labels are not finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.training.alignment import prior_mismatch
+    >>> labels = np.random.default_rng(0).normal([4500, 2.0], [200, 0.5], (500, 2))
+    >>> table = prior_mismatch(labels + [20, 0], labels, names=["teff", "logg"])  # a tenth of σ: no warning
+    >>> bool(0 < table["shift"][0] < 0.2)
+    True
     """
     prior, observed = _finite(prior_labels=prior_labels, observed_estimate=observed_estimate)
     if len(names) != prior.shape[1]:
@@ -452,18 +610,18 @@ def prior_mismatch(prior_labels, observed_estimate, *, names):
     return QTable({"label": list(names), "shift": shift, "width_ratio": ratio})
 
 
-def _location_and_width(sample):
+def _location_and_width(sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Median and half of the 16-84 % range of each column."""
     low, middle, high = np.percentile(sample, [15.865, 50, 84.135], axis=0)
     return middle, 0.5 * (high - low)
 
 
-def _correlation(covariance):
+def _correlation(covariance: np.ndarray) -> np.ndarray:
     scatter = np.sqrt(np.diag(covariance))
     return covariance / np.outer(scatter, scatter)
 
 
-def _root(matrix):
+def _root(matrix: np.ndarray) -> np.ndarray:
     """Symmetric square root of a positive definite matrix."""
     values, vectors = np.linalg.eigh(matrix)
     return (vectors * np.sqrt(values.clip(0))) @ vectors.T

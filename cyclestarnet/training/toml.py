@@ -93,8 +93,8 @@ def read_tables(path: str | os.PathLike, tables: Mapping[str, type]) -> tuple[Pa
     base = path.parent
     try:
         run = tables["run"]
-        default = {"seed": own.default for own in fields(run) if own.name == "seed"}
-        seed = {"seed": (default | _table(run, content.get("run", {}), base, "run"))["seed"]}
+        defaults = {own.name: own.default for own in fields(run)}
+        seed = {"seed": (defaults | _table(run, content.get("run", {}), base, "run"))["seed"]}
         parts: dict[str, Any] = {}
         for name, cls in tables.items():
             if name in OPTIONAL and name not in content:
