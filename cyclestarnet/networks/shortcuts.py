@@ -25,14 +25,30 @@ class Shortcuts:
     Parameters
     ----------
     latent_mean : array, shape (n_latent,)
+        Mean shared latent, flat: n_latent is filters times positions.
     guess : array, shape (1 + n_latent, n_labels)
-        Labels at the mean latent, and their slopes with the latent.
+        Labels at the mean latent, in their units, and their slopes with the latent.
     centre : array, shape (n_labels,)
         Mean of the prior.
     directions : array, shape (n_labels, n_directions)
         From offsets of labels to standardised coordinates along the widest directions of the prior.
     slopes : array, shape (1 + n_directions, n_labels, n_pixels), float32
-        Derivatives of the observed flux at the centre, and their change along each direction.
+        Derivatives of the observed flux at the centre, per unit of each label, and their change along each direction.
+
+    Examples
+    --------
+    One latent that is a tenth of the only label, and derivatives that do not change:
+
+    >>> import numpy as np, torch
+    >>> from cyclestarnet.networks import Shortcuts
+    >>> shortcuts = Shortcuts(
+    ...     latent_mean=np.zeros(1), guess=np.array([[0.0], [10.0]]), centre=np.zeros(1),
+    ...     directions=np.ones((1, 1)), slopes=np.array([[[0.1, 0.2, 0.3]], [[0, 0, 0]]], dtype=np.float32),
+    ... )
+    >>> shortcuts.first_guess(np.array([[0.05]]))
+    array([[0.5]])
+    >>> shortcuts.expected_slopes(torch.tensor([[0.5]]))
+    tensor([[[0.1000, 0.2000, 0.3000]]])
     """
 
     latent_mean: np.ndarray
@@ -41,14 +57,49 @@ class Shortcuts:
     directions: np.ndarray
     slopes: np.ndarray
 
-    def labels(self, latents: np.ndarray) -> np.ndarray:
-        """First guess (n, n_labels) from shared latents (n, ...) of observed spectra."""
+    def first_guess(self, latents: np.ndarray) -> np.ndarray:
+        """First guess of the labels of observed spectra.
+
+        Parameters
+        ----------
+        latents : array, shape (n, ...)
+            Shared latents of the spectra. NaN gives NaN.
+
+        Returns
+        -------
+        array, shape (n, n_labels)
+            In the labels' units; may lie outside of their range.
+
+        Examples
+        --------
+        ::
+
+            shared_latent, _ = model.translator.encode_obs(flux)
+            labels = model.shortcuts.first_guess(shared_latent)
+        """
         offset = latents.reshape(len(latents), -1) - self.latent_mean
         # star by star, here and below: the last bits must not depend on the company
         return np.array([self.guess[0] + row @ self.guess[1:] for row in offset])
 
     def expected_slopes(self, labels: Tensor) -> Tensor:
-        """Derivatives (n, n_labels, n_pixels) of the observed flux at labels (n, n_labels), float32."""
+        """Derivatives of the observed flux that are to be expected at given labels.
+
+        Parameters
+        ----------
+        labels : Tensor, shape (n, n_labels)
+            In their units.
+
+        Returns
+        -------
+        Tensor, shape (n, n_labels, n_pixels), float32
+            On the device of ``labels``.
+
+        Examples
+        --------
+        ::
+
+            slopes = model.shortcuts.expected_slopes(torch.from_numpy(model.prior.mean)[None])
+        """
         coordinates = np.array([row @ self.directions for row in labels.cpu().double().numpy() - self.centre])
         design = torch.as_tensor(slope_terms(coordinates), dtype=torch.float32, device=labels.device)
         slopes = torch.as_tensor(self.slopes, device=labels.device)

@@ -10,6 +10,7 @@ optimum, because the residuals are exact.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +18,29 @@ from torch import Tensor, nn
 
 from cyclestarnet.networks.convolutions import RowMaps, joined_rows, row_reaches
 from cyclestarnet.networks.emulator import Emulator
-from cyclestarnet.networks.translation import TranslationNetwork
+from cyclestarnet.networks.translation import Layers, TranslationNetwork
 
 __all__ = ["has_fast_bfloat16", "linearise_emulator", "linearise_split", "linearise_translation"]
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether products of bfloat16 matrices are faster than those of float32 there."""
+    """Whether products of bfloat16 matrices are faster than those of float32 there.
+
+    Parameters
+    ----------
+    device : torch.device
+        The processor, or a GPU.
+
+    Returns
+    -------
+    bool
+
+    Examples
+    --------
+    ::
+
+        dtype = torch.bfloat16 if has_fast_bfloat16(torch.device("cpu")) else torch.float32
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
@@ -31,7 +48,34 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def linearise_emulator(emulator: Emulator, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Synthetic flux (n, n_pixels) and its derivatives (n, n_labels, n_pixels) at labels (n, n_labels)."""
+    """Synthetic flux and its derivatives with respect to the labels.
+
+    Parameters
+    ----------
+    emulator : `~cyclestarnet.networks.Emulator`
+        Labels → synthetic flux.
+    labels : Tensor, shape (n, n_labels)
+        In their own units, in the precision of the emulator. Call this under
+        `torch.no_grad`.
+
+    Returns
+    -------
+    Tensor, shape (n, n_pixels)
+        Normalised flux.
+    Tensor, shape (n, n_labels, n_pixels)
+        Its derivatives, per unit of each label.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cyclestarnet.networks import Emulator
+    >>> from cyclestarnet.networks.tangents import linearise_emulator
+    >>> emulator = Emulator([3500, 0], [6000, 4], n_pixels=50, hidden=(8,)).requires_grad_(False)
+    >>> labels = torch.tensor([[4500.0, 2.0]])
+    >>> flux, slopes = linearise_emulator(emulator, labels)
+    >>> torch.allclose(slopes, torch.func.jacfwd(emulator)(labels[0]).T[None], atol=1e-6)
+    True
+    """
     x = (labels - emulator.lower) / (emulator.upper - emulator.lower) - 0.5
     slopes = torch.diag(1 / (emulator.upper - emulator.lower)).expand(len(labels), -1, -1)
     for layer in emulator.layers:
@@ -53,29 +97,42 @@ def _activation(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def linearise_split(
-    network: TranslationNetwork, z_split: Tensor, slopes: Tensor, dtype: torch.dtype
+    network: TranslationNetwork, split_latent: Tensor, slopes: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Send split latents through the split decoder, with tangents.
 
     Parameters
     ----------
-    network : `TranslationNetwork`
-    z_split : Tensor, shape (n, split_filters, latent_length)
+    network : `~cyclestarnet.networks.TranslationNetwork`
+        One that has a split latent.
+    split_latent : Tensor, shape (n, split_filters, latent_length)
+        In the precision of the network.
     slopes : Tensor, shape (n, d, split_filters, latent_length)
-        Derivatives of ``z_split`` with respect to d parameters.
+        Derivatives of ``split_latent`` with respect to d parameters.
     dtype : torch.dtype
-        Of the tangents' products.
+        Precision of the tangents' products.
 
     Returns
     -------
     Tensor, shape (n, channels, positions)
-        In the precision of the network.
+        Output of the split decoder, in the precision of the network.
     Tensor, shape (n, d, channels, positions)
         Its derivatives, in ``dtype``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cyclestarnet.networks import NetworkSettings, TranslationNetwork
+    >>> from cyclestarnet.networks.tangents import linearise_split
+    >>> layers = {"domain": [(4, 7, 4)], "shared": [(8, 7, 2)], "split": [(4, 7, 2)], "critic_spectrum": [(4, 7, 4)]}
+    >>> network = TranslationNetwork(NetworkSettings(103, **layers)).requires_grad_(False)
+    >>> hidden, slopes = linearise_split(network, torch.randn(1, 4, 10), torch.randn(1, 2, 4, 10), torch.float32)
+    >>> hidden.shape, slopes.shape
+    (torch.Size([1, 4, 25]), torch.Size([1, 2, 4, 25]))
     """
     padded = _padded_pixels(network) // _stride(network.settings.domain + network.settings.split)
     tangents = RowMaps.from_channels(slopes.flatten(0, 1), padded, dtype)
-    hidden, tangents = _push(network.decoder_sp, z_split, tangents)
+    hidden, tangents = _push(network.decoder_sp, split_latent, tangents)
     return hidden, tangents.channels().unflatten(0, slopes.shape[:2])
 
 
@@ -91,15 +148,17 @@ def linearise_translation(
 
     Parameters
     ----------
-    network : `TranslationNetwork`
+    network : `~cyclestarnet.networks.TranslationNetwork`
+        Synthetic → observed.
     flux : Tensor, shape (n, n_pixels)
+        Standardised synthetic flux, in the precision of the network.
     slopes : Tensor, shape (n, d, n_pixels), or None
         Derivatives of ``flux`` with respect to d parameters. None: only those
         of ``hidden_split`` are of interest.
     hidden_split : Tensor, shape (n, channels, positions), or None
-        Output of the split decoder.
+        Output of the split decoder; None of networks without a split latent.
     dtype : torch.dtype
-        Of the tangents' products.
+        Precision of the tangents' products.
     split_slopes : Tensor, shape (n, k, channels, positions), optional
         Derivatives of ``hidden_split`` with respect to k parameters of its
         own. Default: it does not depend on any.
@@ -110,8 +169,27 @@ def linearise_translation(
         Standardised, in the precision of the network.
     Tensor, shape (n, d + k, n_pixels)
         Its derivatives, in the precision of ``flux``.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to differentiate by.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cyclestarnet.networks import NetworkSettings, TranslationNetwork
+    >>> from cyclestarnet.networks.tangents import linearise_translation
+    >>> layers = {"domain": [(4, 7, 4)], "shared": [(8, 7, 2)], "split": [(4, 7, 2)], "critic_spectrum": [(4, 7, 4)]}
+    >>> network = TranslationNetwork(NetworkSettings(103, **layers)).requires_grad_(False)
+    >>> hidden_split = network.decoder_sp(torch.randn(1, 4, 10))
+    >>> flux, slopes = torch.randn(1, 103), torch.randn(1, 3, 103)
+    >>> observed, observed_slopes = linearise_translation(network, flux, slopes, hidden_split, torch.float32)
+    >>> observed_slopes.shape
+    torch.Size([1, 3, 103])
     """
-    x, tangents = flux[:, None], None
+    x = flux[:, None]
+    tangents: RowMaps | None = None
     if slopes is not None:
         tangents = RowMaps.from_channels(slopes.flatten(0, 1)[:, None], _padded_pixels(network), dtype)
     for part in (network.encoder_synth, network.encoder_sh, network.decoder_sh):
@@ -121,14 +199,17 @@ def linearise_translation(
         tangents = _joined(tangents, x.shape[1], split_slopes, padded, dtype)
     if hidden_split is not None:
         x = torch.cat([x, hidden_split], dim=1)
+    if tangents is None:
+        raise ValueError("slopes and split_slopes are None: there is nothing to differentiate by")
     *first, transposed, activation, to_spectrum = network.decoder_obs
     x, tangents = _push(first, x, tangents)
     before = transposed(x)
-    slopes = _last_layers(transposed, activation.negative_slope, to_spectrum, before, tangents, len(flux))
+    slopes = _last_layers(transposed, activation, to_spectrum, before, tangents, len(flux))
     return to_spectrum(activation(before))[:, 0], slopes.to(flux.dtype)
 
 
-def _stride(layers) -> int:
+def _stride(layers: Layers) -> int:
+    """Product of the strides."""
     return math.prod(stride for _, _, stride in layers)
 
 
@@ -149,7 +230,7 @@ def _joined(shared: RowMaps | None, n_shared: int, split: Tensor, padded: int, d
     return RowMaps(data.flatten(0, 2), shared.batch + maps.batch, maps.length)
 
 
-def _push(layers, x: Tensor, tangents: RowMaps) -> tuple[Tensor, RowMaps]:
+def _push(layers: Iterable[nn.Module], x: Tensor, tangents: RowMaps) -> tuple[Tensor, RowMaps]:
     """Send maps (n, channels, positions) and d tangents of each through plain layers."""
     for layer in layers:
         if isinstance(layer, nn.LeakyReLU):
@@ -159,8 +240,10 @@ def _push(layers, x: Tensor, tangents: RowMaps) -> tuple[Tensor, RowMaps]:
             normalised = layer(x)
             tangents = _normalised(tangents, x, normalised, layer.eps)
             x = normalised
-        else:
+        elif isinstance(layer, nn.Conv1d | nn.ConvTranspose1d):
             x, tangents = layer(x), _linear(layer, tangents)
+        else:
+            raise TypeError(f"no tangents of {type(layer).__name__}")
     return x, tangents
 
 
@@ -191,6 +274,7 @@ def _slopes(x: Tensor, negative: float, dtype: torch.dtype) -> Tensor:
 
 
 def _scaled(tangents: RowMaps, x: Tensor, negative: float) -> RowMaps:
+    """Tangents of the leaky ReLU: times its slope."""
     factor = x.new_zeros((len(x), tangents.padded, x.shape[1]), dtype=tangents.data.dtype)  # zero beyond the length
     factor[:, : x.shape[2]] = _slopes(x, negative, factor.dtype)
     data = tangents.data.view(len(x), -1, *factor.shape[1:]) * factor[:, None]
@@ -208,7 +292,7 @@ def _normalised(tangents: RowMaps, x: Tensor, normalised: Tensor, eps: float) ->
 
 
 def _last_layers(
-    transposed: nn.ConvTranspose1d, negative: float, to_spectrum: nn.Conv1d, x: Tensor, tangents: RowMaps, n: int
+    transposed: nn.Module, activation: nn.Module, to_spectrum: nn.Module, x: Tensor, tangents: RowMaps, n: int
 ) -> Tensor:
     """Transposed convolution, leaky ReLU and sum over channels in one map per star: the widest maps are never made.
 
@@ -216,9 +300,15 @@ def _last_layers(
     tangent(row) · V(row, tap), where V sums over the output channels the
     weights of both layers and the slope at that pixel.
     """
+    if not (
+        isinstance(transposed, nn.ConvTranspose1d)
+        and isinstance(activation, nn.LeakyReLU)
+        and isinstance(to_spectrum, nn.Conv1d)
+    ):
+        raise TypeError("the observed decoder must end in a transposed convolution, a leaky ReLU and a convolution")
     data, kernel, stride = tangents.data, transposed.kernel_size[0], transposed.stride[0]
     length, n_in = tangents.length, data.shape[1]
-    slopes = _slopes(x, negative, data.dtype).unfold(1, kernel, stride)  # (n, rows, channels, taps)
+    slopes = _slopes(x, activation.negative_slope, data.dtype).unfold(1, kernel, stride)  # (n, rows, channels, taps)
     weight = (transposed.weight[:n_in] * to_spectrum.weight[0, :, 0][:, None]).to(data.dtype)  # (in, channels, taps)
     v = torch.stack([slopes[..., tap] @ weight[..., tap].T for tap in range(kernel)], dim=-1)  # (n, rows, in, taps)
     rows = data.view(n, -1, tangents.padded, n_in)[:, :, :length].transpose(1, 2)  # (n, rows, d, in)

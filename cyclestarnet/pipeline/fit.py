@@ -192,7 +192,7 @@ def _starts(parts, stars, setup):
     if setup.given or options.space != "observed" or not setup.free[:n].any():
         return begin
     if parts.shortcuts is not None:
-        guess = parts.shortcuts.labels(stars.shared_latent)
+        guess = parts.shortcuts.first_guess(stars.shared_latent)
     else:
         fixed = {name: value for name, value in (options.fixed or {}).items() if name in parts.labels}
         tied = [[name for name in group if name in parts.labels] for group in options.tied]
