@@ -123,3 +123,9 @@ def test_slopes_of_an_emulator_equal_torchs_forward_mode(activation, hidden_laye
     torch.testing.assert_close(flux, emulator(labels), rtol=1e-13, atol=1e-13)
     for k in range(5):
         torch.testing.assert_close(slopes[k], jacfwd(emulator)(labels[k]).T, rtol=1e-10, atol=1e-15)
+
+
+def test_nothing_to_differentiate_by_is_an_error():
+    network = make_network(replace(TINY_NETWORK, split_filters=0))
+    with pytest.raises(ValueError, match="nothing to differentiate by"):
+        linearise_translation(network, torch.zeros(1, 415).double(), None, None, torch.float64)

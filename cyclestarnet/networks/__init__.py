@@ -7,6 +7,7 @@ from cyclestarnet.networks.predictor import (
     EmulatorPredictor,
     FreeSplitLatentPredictor,
     MovingPredictor,
+    NetworkPredictor,
     ObservedPredictor,
     Translator,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "Kinematics",
     "LatentCloud",
     "MovingPredictor",
+    "NetworkPredictor",
     "NetworkSettings",
     "ObservedPredictor",
     "PublishedSpectra",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import os
 import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy._core.multiarray import _reconstruct, scalar
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from cyclestarnet.exceptions import ModelFileError
@@ -37,8 +40,10 @@ class PublishedSpectra:
     ----------
     cut : {"red", "blue"}
         End of the 7214 APOGEE pixels that the spectra lack; see `~cyclestarnet.grid.apogee_grid`.
-    flux_mean, flux_std : float
-        Scalars by which all normalised flux is standardised before it enters the networks.
+    flux_mean : float
+        What is subtracted from all normalised flux before it enters the networks, ...
+    flux_std : float
+        ... and what it is then divided by.
     sigma_floor : float
         Smallest error of an observed pixel: smaller ones are raised to it.
     sigma_max : float
@@ -62,17 +67,17 @@ PUBLISHED_SPECTRA = {"paper": PublishedSpectra(cut="red"), "repository": Publish
 """Spectra of the two published trainings, by the names of the presets of
 `~cyclestarnet.TrainingSettings`: as the paper has them, and as the authors' repository has them."""
 
-# The labels of the Kurucz emulator of S1 (Ting et al. 2019) in its order; the files do not hold them.
 PAYNE_LABELS = (
     "teff", "logg", "vmicro",
     "c_h", "n_h", "o_h", "na_h", "mg_h", "al_h", "si_h", "p_h", "s_h", "k_h", "ca_h",
     "ti_h", "v_h", "cr_h", "mn_h", "fe_h", "co_h", "ni_h", "cu_h", "ge_h",
     "c12_c13", "vmacro",
 )  # fmt: skip
+"""Labels of the Kurucz emulator of the paper (Ting et al. 2019) in its order; the files do not hold them."""
 
 # Beside weights, the files hold numpy arrays and numbers (ranges, losses). These build such values and nothing else;
 # numpy 1 and 2 name them differently. Dictionaries with a default are read as plain ones.
-_PLAIN_PARTS = [
+_PLAIN_PARTS: list[Callable | tuple[Callable, str]] = [
     *(
         (part, f"numpy.{core}.multiarray.{part.__name__}")
         for part in (_reconstruct, scalar)
@@ -92,24 +97,42 @@ _CRITICS = ("discriminator_synth", "discriminator_obs")
 _WRAPPERS = {"module", "model"}  # torch.nn.DataParallel, and a Sequential kept as an attribute
 
 
-def read_payne_npz(path, *, activation="leaky_relu"):
+def read_payne_npz(path: str | os.PathLike[str], *, activation: str = "leaky_relu") -> Emulator:
     """Read an emulator from The Payne's ``NN_normalized_spectra.npz``.
 
     Parameters
     ----------
     path : path-like
         Arrays ``w_array_0`` ... ``w_array_2``, ``b_array_0`` ..., ``x_min``, ``x_max``.
+        Pickled objects in it are refused.
     activation : {"leaky_relu", "sigmoid"}, optional
         The file does not say. Files of 2019 and later have leaky ReLU, older ones sigmoids.
 
     Returns
     -------
-    `~cyclestarnet.networks.emulator.Emulator`
+    `~cyclestarnet.networks.Emulator`
+        In evaluation mode, without gradients. A temperature is in units of
+        1000 K, as in the file; see `adapt_emulator`.
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such file.
     ModelFileError
-        If arrays are missing or their shapes do not fit.
+        If the file is damaged, arrays are missing or their shapes do not fit.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from cyclestarnet.networks import read_payne_npz
+    >>> sizes = [(8, 3), (8, 8), (50, 8)]  # 3 labels, 50 pixels
+    >>> arrays = {f"w_array_{k}": np.zeros(size) for k, size in enumerate(sizes)}
+    >>> arrays |= {f"b_array_{k}": np.ones(size[0]) for k, size in enumerate(sizes)}
+    >>> path = tempfile.mkdtemp() + "/NN_normalized_spectra.npz"
+    >>> np.savez(path, x_min=[4.0, 0.0, -1.0], x_max=[6.0, 4.0, 0.5], **arrays)
+    >>> read_payne_npz(path).n_pixels
+    50
     """
     try:
         with Path(path).open("rb") as handle, np.load(handle, allow_pickle=False) as file:
@@ -126,7 +149,7 @@ def read_payne_npz(path, *, activation="leaky_relu"):
     return _emulator(weights, arrays["x_min"], arrays["x_max"], activation, path)
 
 
-def read_payne_checkpoint(path):
+def read_payne_checkpoint(path: str | os.PathLike[str]) -> Emulator:
     """Read an emulator from the public ``PAYNE.pth.tar`` of Cycle-StarNet.
 
     Parameters
@@ -137,12 +160,24 @@ def read_payne_checkpoint(path):
 
     Returns
     -------
-    `~cyclestarnet.networks.emulator.Emulator`
+    `~cyclestarnet.networks.Emulator`
+        In evaluation mode, without gradients. The temperature is in units of
+        1000 K, as in the file; see `adapt_emulator`.
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such file.
     ModelFileError
         If the file is damaged, holds code, or has another layout.
+
+    Examples
+    --------
+    With labels in K, and on the 7167 pixels of the published weights::
+
+        emulator = read_payne_checkpoint("PAYNE.pth.tar")
+        scale = np.where(np.array(PAYNE_LABELS) == "teff", 1000, 1)
+        emulator = adapt_emulator(emulator, pixels=slice(47, None), label_scale=scale)
     """
     content = _content(path, "Payne", "y_min", "y_max")
     state = content["Payne"]
@@ -155,11 +190,13 @@ def read_payne_checkpoint(path):
     return _emulator(layers, np.asarray(content["y_min"]), np.asarray(content["y_max"]), "leaky_relu", path)
 
 
-def read_published_checkpoint(path, *, template: NetworkSettings | None = None, emulator: Emulator | None = None):
+def read_published_checkpoint(
+    path: str | os.PathLike[str], *, template: NetworkSettings | None = None, emulator: Emulator | None = None
+) -> tuple[TranslationNetwork, tuple[Critic, Critic] | None]:
     """Read the networks of a public Cycle-StarNet file such as ``kurucz_to_apogee_1.pth.tar``.
 
     The numbers of filters, the kernels and whether there is a split latent
-    are read off the weights; `template` has what weights do not tell.
+    are read off the weights; ``template`` has what weights do not tell.
 
     Parameters
     ----------
@@ -171,19 +208,21 @@ def read_published_checkpoint(path, *, template: NetworkSettings | None = None, 
         ``latent_norm`` are used, its filters and kernels are not. Default:
         the paper's, which are the repository's as well. The critics of a file
         show whether pixels and strides are right.
-    emulator : `~cyclestarnet.networks.emulator.Emulator`, optional
+    emulator : `~cyclestarnet.networks.Emulator`, optional
         The emulator that the networks were trained with, on all its pixels;
         a copy of another one in the file raises.
 
     Returns
     -------
-    network : `~cyclestarnet.networks.translation.TranslationNetwork`
+    network : `~cyclestarnet.networks.TranslationNetwork`
         In evaluation mode, without gradients.
-    critics : tuple of two `~cyclestarnet.networks.translation.Critic`, or None
+    critics : tuple of two `~cyclestarnet.networks.Critic`, or None
         Of the synthetic and of the observed domain, likewise, if the file has them.
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such file.
     ModelFileError
         If the file is damaged or holds code, if sub-networks or arrays are
         missing, unexpected or of shapes that do not fit together, or if the
@@ -201,7 +240,7 @@ def read_published_checkpoint(path, *, template: NetworkSettings | None = None, 
     """
     state = _unwrapped(_content(path, "cycle_model")["cycle_model"], path)
     found = {name.partition(".")[0] for name in state}
-    wanted = [*_ALWAYS, *(group for group in (_SPLIT, _CRITICS) if found & set(group) for group in group)]
+    wanted = [*_ALWAYS, *(part for parts in (_SPLIT, _CRITICS) if found & set(parts) for part in parts)]
     _refuse(path, "sub-networks", missing=set(wanted) - found, unexpected=found - {*wanted, "emulator"})
     own_emulator = {name: state.pop(name) for name in list(state) if name.startswith("emulator.")}
     if emulator is not None and own_emulator:
@@ -229,16 +268,35 @@ def read_published_checkpoint(path, *, template: NetworkSettings | None = None, 
     return network.eval(), critics
 
 
-def adapt_emulator(emulator: Emulator, *, pixels=slice(None), label_scale=1.0) -> Emulator:
+def adapt_emulator(
+    emulator: Emulator, *, pixels: slice = slice(None), label_scale: float | np.ndarray = 1.0
+) -> Emulator:
     """Return the same emulator on part of its pixels and with its labels in other units.
 
     Parameters
     ----------
-    emulator : `~cyclestarnet.networks.emulator.Emulator`
+    emulator : `~cyclestarnet.networks.Emulator`
+        On the processor; is left as it is.
     pixels : slice, optional
-        The pixels to keep.
+        The pixels to keep. Default: all.
     label_scale : float or array, shape (n_labels,), optional
-        How many new units are one old unit of each label: 1000 for K instead of kK.
+        How many new units are one old unit of each label: 1000 for K instead
+        of kK. Default: 1, the same units.
+
+    Returns
+    -------
+    `~cyclestarnet.networks.Emulator`
+        In evaluation mode, without gradients.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from cyclestarnet.networks import Emulator, adapt_emulator
+    >>> emulator = Emulator([4.0, 0.0], [6.0, 4.0], n_pixels=50, hidden=(8,))
+    >>> adapted = adapt_emulator(emulator, pixels=slice(0, 20), label_scale=np.array([1000, 1]))
+    >>> flux = adapted(torch.tensor([4500.0, 2.0]))
+    >>> torch.allclose(flux, emulator(torch.tensor([4.5, 2.0]))[:20], atol=1e-6)
+    True
     """
     lower, upper = (bound.double().numpy() * label_scale for bound in (emulator.lower, emulator.upper))
     layers = [
@@ -246,12 +304,13 @@ def adapt_emulator(emulator: Emulator, *, pixels=slice(None), label_scale=1.0) -
         for part in emulator.layers
         if isinstance(part, nn.Linear)
     ]
-    layers[-1] = tuple(array[pixels] for array in layers[-1])
+    weight, bias = layers[-1]
+    layers[-1] = weight[pixels], bias[pixels]
     return _emulator(layers, lower, upper, emulator.activation, "the emulator")
 
 
 # -- inside ----------------------------------------------------------------------------
-def _content(path, *names: str) -> dict:
+def _content(path: str | os.PathLike[str], *names: str) -> dict:
     """Read a file and check that it has the parts of these names."""
     with torch.serialization.safe_globals(_PLAIN_PARTS):
         content = load_state(path)
@@ -262,7 +321,7 @@ def _content(path, *names: str) -> dict:
     return content
 
 
-def _unwrapped(state, path) -> dict[str, Tensor]:
+def _unwrapped(state: object, path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Strip the names of wrappers and check that everything is a finite array."""
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise ModelFileError(f"{path}: cycle_model must be a state dict, but is a {type(state).__name__}")
@@ -277,7 +336,7 @@ def _unwrapped(state, path) -> dict[str, Tensor]:
     return plain
 
 
-def _refuse(path, what: str, **problems) -> None:
+def _refuse(path: str | os.PathLike[str], what: str, **problems: Iterable[str]) -> None:
     """Raise an error that lists all problems, if there are any."""
     said = []
     for problem, names in problems.items():
@@ -288,7 +347,7 @@ def _refuse(path, what: str, **problems) -> None:
         raise ModelFileError(f"{path}: the {what} of cycle_model do not fit: {'; '.join(said)}")
 
 
-def _check_emulator(own: dict[str, Tensor], emulator: Emulator, path) -> None:
+def _check_emulator(own: dict[str, Tensor], emulator: Emulator, path: str | os.PathLike[str]) -> None:
     given = {f"emulator.{name}": array for name, array in emulator.layers.state_dict().items()}
     different = set(own) ^ set(given)
     for name in set(own) & set(given):
@@ -300,7 +359,7 @@ def _check_emulator(own: dict[str, Tensor], emulator: Emulator, path) -> None:
         )
 
 
-def _settings(state: dict[str, Tensor], template: NetworkSettings, path) -> NetworkSettings:
+def _settings(state: dict[str, Tensor], template: NetworkSettings, path: str | os.PathLike[str]) -> NetworkSettings:
     """Sizes of the networks that weights belong to."""
 
     def layers(part: str, like: Layers, n_more: int = 0) -> tuple[Layers, int]:
@@ -335,7 +394,14 @@ def _settings(state: dict[str, Tensor], template: NetworkSettings, path) -> Netw
         ) from error
 
 
-def _emulator(layers, lower, upper, activation, path: Path) -> Emulator:
+def _emulator(
+    layers: Sequence[tuple[np.ndarray, np.ndarray]],
+    lower: ArrayLike,
+    upper: ArrayLike,
+    activation: str,
+    path: str | os.PathLike[str],
+) -> Emulator:
+    """Emulator of weights and biases, layer by layer."""
     lower, upper = np.ravel(lower), np.ravel(upper)
     sizes = [weight.shape[0] for weight, _ in layers]
     emulator = Emulator(lower, upper, sizes[-1], sizes[:-1], activation)
