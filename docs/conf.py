@@ -18,6 +18,10 @@ intersphinx_mapping = {}
 nitpicky = False
 extensions = [name for name in extensions if not name.startswith("sphinx_astropy.ext.intersphinx")]
 
+# Mathematics without a network: MathJax comes with the pages. What is wider than the page is broken or scrolls.
+extensions.append("sphinx-mathjax-offline")
+html_css_files = ["pages.css"]
+
 # The tutorial is executed when the pages are built.
 extensions.append("myst_nb")
 nb_execution_mode = "force"
@@ -27,7 +31,7 @@ nb_execution_raise_on_error = True
 # tables/ holds parts that other pages include.
 exclude_patterns = [*exclude_patterns, "tables/*"]
 
-html_title = f"{project} {release}"
+html_title = project
 html_static_path = ["_static"]
 html_last_updated_fmt = ""
 html_theme_options = html_theme_options | {"show_nav_level": 1, "navigation_depth": 3}
