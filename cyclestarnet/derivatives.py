@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from astropy.table import QTable
 from cyclestarnet.exceptions import GridError, LabelError
 from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.labels import LabelSet, difference_unit
+from cyclestarnet.spectra import Spectrum
 
 __all__ = ["DerivativeSpectra", "ensemble_derivatives", "predictor_derivatives"]
 
@@ -30,8 +31,9 @@ class DerivativeSpectra:
     Parameters
     ----------
     grid : `~cyclestarnet.WavelengthGrid`
+        Pixels of the spectra.
     flux : array, shape (..., n_pixels)
-        Spectra of which these are the derivatives; in the domain
+        Normalised spectra of which these are the derivatives; in the domain
         ``"difference"`` that of the observed and the synthetic ones.
     slopes : mapping of str to `~astropy.units.Quantity`, each of shape (..., n_pixels)
         Derivatives by label, in 1 / (unit of the label); arrays have that unit.
@@ -40,7 +42,10 @@ class DerivativeSpectra:
     uncertainties : mapping of str to `~astropy.units.Quantity`, optional
         1 σ of the slopes: scatter of the models of an ensemble.
     domain : {"observed", "synthetic", "difference"}, optional
+        What the spectra are: observed, synthetic (default), or the difference
+        of both.
     meta : dict, optional
+        Kept with the derivatives, such as the name of the model.
 
     Raises
     ------
@@ -70,7 +75,7 @@ class DerivativeSpectra:
     domain: str = "synthetic"
     meta: dict = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "flux", np.asarray(self.flux, dtype=float))
         for attribute in ("slopes", "uncertainties"):
             given = getattr(self, attribute)
@@ -86,29 +91,29 @@ class DerivativeSpectra:
                 )
 
     @property
-    def wavelength(self):
+    def wavelength(self) -> u.Quantity:
         """Vacuum wavelengths, shape (n_pixels,)."""
         return self.grid.wavelength
 
     @property
-    def names(self):
+    def names(self) -> tuple[str, ...]:
         """Labels of the derivatives, as a tuple."""
         return tuple(self.slopes)
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         """That of the stars: () is one."""
         return self.flux.shape[:-1]
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> u.Quantity:
         if name not in self.slopes:
             raise LabelError(f"no derivative with respect to {name!r}; there are {', '.join(self.names)}")
         return self.slopes[name]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self.slopes)
 
-    def star(self, index):
+    def star(self, index: int | tuple[int, ...]) -> DerivativeSpectra:
         """Derivative spectra of one star.
 
         Parameters
@@ -119,6 +124,18 @@ class DerivativeSpectra:
         Returns
         -------
         `DerivativeSpectra`
+            Of shape ().
+
+        Examples
+        --------
+        >>> import astropy.units as u
+        >>> import numpy as np
+        >>> from cyclestarnet import WavelengthGrid
+        >>> from cyclestarnet.derivatives import DerivativeSpectra
+        >>> grid = WavelengthGrid([1500.0, 1500.1, 1500.2] * u.nm)
+        >>> slopes = np.outer([1, 2], [-0.1, -0.2, -0.3])  # of two stars
+        >>> DerivativeSpectra(grid, np.ones((2, 3)), {"mg_h": slopes}).star(1)["mg_h"]
+        <Quantity [-0.2, -0.4, -0.6] 1 / dex>
         """
         parts = {
             attribute: given and {name: array[index] for name, array in given.items()}
@@ -127,37 +144,55 @@ class DerivativeSpectra:
         }
         return DerivativeSpectra(self.grid, self.flux[index], domain=self.domain, meta=self.meta, **parts)
 
-    def to_table(self):
-        """Derivatives of one star as a `~astropy.table.QTable` with a row per pixel.
+    def to_table(self) -> QTable:
+        """Derivatives of one star as a table with a row per pixel.
 
-        Columns are ``wavelength``, one per label, and ``<label>_err`` where
-        there are uncertainties.
+        Returns
+        -------
+        `~astropy.table.QTable`
+            Columns are ``wavelength``, one per label, and ``<label>_err`` where
+            there are uncertainties.
 
         Raises
         ------
         ValueError
             If these are derivatives of several stars.
+
+        Examples
+        --------
+        >>> import astropy.units as u
+        >>> import numpy as np
+        >>> from cyclestarnet import WavelengthGrid
+        >>> from cyclestarnet.derivatives import DerivativeSpectra
+        >>> grid = WavelengthGrid([15000, 15001, 15002] * u.AA)
+        >>> print(DerivativeSpectra(grid, np.ones(3), {"mg_h": [-0.1, -0.2, -0.3]}).to_table())
+        wavelength  mg_h
+         Angstrom  1 / dex
+        ---------- -------
+           15000.0    -0.1
+           15001.0    -0.2
+           15002.0    -0.3
         """
         require_one_star(self, "a table has a row per pixel of")
         columns = {"wavelength": self.wavelength, **self.slopes}
         columns |= {f"{name}_err": error for name, error in (self.uncertainties or {}).items()}
         return QTable(columns, meta=self.meta | {"domain": self.domain})
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return (
             f"<DerivativeSpectra with respect to {', '.join(self.names)}: {self.domain}, stars of shape {self.shape}, "
             f"{self.grid.n_pixels} pixels{'' if self.uncertainties is None else ', with uncertainties'}>"
         )
 
 
-class Differentiable(Protocol):
+class _Differentiable(Protocol):
     """What `predictor_derivatives` asks of a predictor: flux (n, n_pixels) and its Jacobian at labels (n, n_labels)."""
 
     def jacobian(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 def predictor_derivatives(
-    predictors: Iterable[tuple[float, Differentiable]],
+    predictors: Iterable[tuple[float, _Differentiable]],
     values: np.ndarray,
     names: Sequence[str],
     *,
@@ -235,14 +270,69 @@ def predictor_derivatives(
     )
 
 
-def require_one_star(derivatives, purpose):
-    """Raise if derivatives are of several stars."""
+class _Model(Protocol):
+    """What `ensemble_derivatives` asks of a model."""
+
+    name: str
+    labels: LabelSet
+    grid: WavelengthGrid
+
+    def derivative_spectra(
+        self,
+        labels: Mapping[str, u.Quantity],
+        *,
+        domain: str,
+        names: Sequence[str] | None,
+        like: Spectrum | None,
+    ) -> DerivativeSpectra: ...
+
+
+def require_one_star(derivatives: DerivativeSpectra, purpose: str) -> None:
+    """Raise if derivatives are of several stars.
+
+    Parameters
+    ----------
+    derivatives : `DerivativeSpectra`
+        What is to be of one star.
+    purpose : str
+        Beginning of the message, to which "one star, but these are ..." is added.
+
+    Raises
+    ------
+    ValueError
+        If their shape is not ().
+
+    Examples
+    --------
+    ::
+
+        require_one_star(derivatives, "features are found by the derivatives of")
+    """
     if derivatives.shape != ():
         raise ValueError(f"{purpose} one star, but these are of shape {derivatives.shape}; take one by .star(index)")
 
 
-def require_alike(first, others):
-    """Raise if models have other pixels or other labels than the first."""
+def require_alike(first: _Model, others: Iterable[_Model]) -> None:
+    """Raise if models have other pixels or other labels than the first.
+
+    Parameters
+    ----------
+    first : `~cyclestarnet.CalibratedModel`
+        To which the others are compared.
+    others : iterable of `~cyclestarnet.CalibratedModel`
+        Any number of models.
+
+    Raises
+    ------
+    GridError, LabelError
+        With the names of the two models that differ.
+
+    Examples
+    --------
+    ::
+
+        require_alike(models[0], models[1:])
+    """
     for model in others:
         if model.grid != first.grid:
             raise GridError(
@@ -255,22 +345,35 @@ def require_alike(first, others):
             )
 
 
-def ensemble_derivatives(models, labels, **options):
+def ensemble_derivatives(
+    models: Iterable[_Model],
+    labels: Mapping[str, u.Quantity],
+    *,
+    domain: str = "observed",
+    names: Sequence[str] | None = None,
+    like: Spectrum | None = None,
+) -> DerivativeSpectra:
     """Mean and scatter of the derivatives that several models have, such as those of several seeds.
 
     Parameters
     ----------
-    models : sequence of `~cyclestarnet.CalibratedModel`
+    models : iterable of `~cyclestarnet.CalibratedModel`
         Two or more, of the same labels and grid.
     labels : mapping of str to `~astropy.units.Quantity`
-    **options
-        ``domain``, ``names`` and ``like`` of `~cyclestarnet.CalibratedModel.derivative_spectra`.
+        Where the derivatives are taken; arrays are those of many stars.
+    domain : {"observed", "synthetic", "difference"}, optional
+        Whose spectra; see `~cyclestarnet.CalibratedModel.derivative_spectra`.
+    names : sequence of str, optional
+        Labels to differentiate by. Default: all.
+    like : `~specutils.Spectrum`, optional
+        Observed spectrum whose split latent is used. Default: a typical one of each model.
 
     Returns
     -------
     `DerivativeSpectra`
-        Means, also of the flux; ``uncertainties`` are the standard deviation
-        of one model. What all models get wrong together is not in it.
+        Of the shape of the labels, () for one star. Means, also of the flux;
+        ``uncertainties`` are the standard deviation of one model. What all
+        models get wrong together is not in it.
 
     Raises
     ------
@@ -278,6 +381,14 @@ def ensemble_derivatives(models, labels, **options):
         If there are fewer than two models.
     GridError, LabelError
         If models have other pixels or other labels than the first.
+
+    Examples
+    --------
+    Three models trained with different seeds::
+
+        models = [CalibratedModel.load(f"runs/seed_{seed}/giants.safetensors") for seed in range(3)]
+        derivatives = ensemble_derivatives(models, {**star, "teff": 4500 * u.K}, names=["mg_h"])
+        significance = derivatives["mg_h"] / derivatives.uncertainties["mg_h"]
     """
     models = list(models)
     if len(models) < 2:
@@ -286,7 +397,7 @@ def ensemble_derivatives(models, labels, **options):
     require_alike(first, models[1:])
     values = first.labels.to_array(labels)
     several = first.labels.to_quantities(values[None])  # one star, too, comes as a stack
-    members = [model.derivative_spectra(several, **options) for model in models]
+    members = [model.derivative_spectra(several, domain=domain, names=names, like=like) for model in models]
     slopes = {name: np.stack([member[name] for member in members]) for name in members[0]}
     ensemble = DerivativeSpectra(
         first.grid,

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import astropy.units as u
 import numpy as np
 
 from cyclestarnet.exceptions import GridError
 
-__all__ = ["WavelengthGrid", "air_to_vacuum", "apogee_grid"]
+__all__ = ["SPEED_OF_LIGHT", "WavelengthGrid", "air_to_vacuum", "apogee_grid", "pixel_edges"]
 
 SPEED_OF_LIGHT = 299792.458
 """In km/s, for arrays without units."""
@@ -31,7 +32,8 @@ class WavelengthGrid:
     Parameters
     ----------
     wavelength : `~astropy.units.Quantity`, shape (n_pixels,)
-        Vacuum wavelengths of the pixel centres, strictly increasing.
+        Vacuum wavelengths of the pixel centres in any unit of length, strictly
+        increasing. They are kept in Angstrom, in float64.
     chips : sequence of (int, int), optional
         Half-open pixel ranges that lie on one detector each. The continuum is
         normalised chip by chip and no pixel reaches across their edges.
@@ -55,7 +57,7 @@ class WavelengthGrid:
     wavelength: u.Quantity
     chips: tuple[tuple[int, int], ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         try:
             wavelength = u.Quantity(self.wavelength, dtype=float).to(u.AA)
         except (u.UnitConversionError, TypeError) as error:
@@ -82,35 +84,72 @@ class WavelengthGrid:
         """Number of pixels."""
         return len(self.wavelength)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.n_pixels
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         if not isinstance(other, WavelengthGrid):
             return NotImplemented
         return self.chips == other.chips and np.array_equal(self.wavelength.value, other.wavelength.value)
 
     __hash__ = None
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         low, high = self.wavelength[[0, -1]].value
         return (
             f"<WavelengthGrid {low:.1f}-{high:.1f} Angstrom (vacuum), {self.n_pixels} pixels, {len(self.chips)} chips>"
         )
 
-    def edges(self, chip):
-        """Pixel edges of one chip in Angstrom, shape (n + 1,), halfway between the centres."""
+    def edges(self, chip: tuple[int, int]) -> np.ndarray:
+        """Edges of the pixels of one chip, halfway between their centres.
+
+        Parameters
+        ----------
+        chip : (int, int)
+            Half-open range of pixels, such as one of ``chips``.
+
+        Returns
+        -------
+        array, shape (n + 1,)
+            In Angstrom.
+
+        Examples
+        --------
+        >>> import astropy.units as u
+        >>> from cyclestarnet import WavelengthGrid
+        >>> grid = WavelengthGrid([1500, 1501, 1502, 1510, 1511] * u.nm, chips=[(0, 3), (3, 5)])
+        >>> grid.edges(grid.chips[1])
+        array([15095., 15105., 15115.])
+        """
         start, stop = chip
         return pixel_edges(self.wavelength.value[start:stop])
 
 
-def pixel_edges(centres):
-    """Edges of pixels with the given increasing centres; the outer pixels are symmetric."""
+def pixel_edges(centres: np.ndarray) -> np.ndarray:
+    """Edges of pixels, halfway between their centres; the outer pixels are symmetric.
+
+    Parameters
+    ----------
+    centres : array, shape (n,)
+        Two or more, rising.
+
+    Returns
+    -------
+    array, shape (n + 1,)
+        In the unit of the centres.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.grid import pixel_edges
+    >>> pixel_edges(np.array([1.0, 2.0, 4.0]))
+    array([0.5, 1.5, 3. , 5. ])
+    """
     middle = 0.5 * (centres[1:] + centres[:-1])
     return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
 
 
-def apogee_grid(n_pixels=7167, *, cut="red"):
+def apogee_grid(n_pixels: int = 7167, *, cut: Literal["red", "blue"] = "red") -> WavelengthGrid:
     """Return the APOGEE grid of Cycle-StarNet: ASPCAP's DR12 pixels, cut at one end.
 
     Parameters
@@ -154,13 +193,14 @@ def apogee_grid(n_pixels=7167, *, cut="red"):
     return WavelengthGrid(10 ** (APSTAR_LOG10_START + APSTAR_LOG10_STEP * index) * u.AA, tuple(chips))
 
 
-def air_to_vacuum(wavelength):
+def air_to_vacuum(wavelength: u.Quantity) -> u.Quantity:
     """Convert air wavelengths to vacuum (Ciddor 1996, standard air, as used by the IAU and VALD).
 
     Parameters
     ----------
     wavelength : `~astropy.units.Quantity`
-        Wavelengths in standard air, longward of 200 nm.
+        Wavelengths in standard air, longward of 200 nm, of any shape; a
+        spectral axis in air as well. NaN stays.
 
     Returns
     -------

@@ -8,12 +8,14 @@ Labels are known by name, never by position. Names follow the APOGEE survey:
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import astropy.units as u
 import numpy as np
-from astropy.table import Column
+from astropy.table import Column, Row, Table
+from numpy.typing import ArrayLike
 
 from cyclestarnet.exceptions import LabelError
 
@@ -31,9 +33,22 @@ _UNITS = {
 }
 
 
-def unit_of_label(name):
-    """Return the unit that a label of this name has: K, km/s, dex(cm/s2), or dex for ratios.
+def unit_of_label(name: str) -> u.UnitBase:
+    """Return the unit that a label of this name has.
 
+    Parameters
+    ----------
+    name : str
+        Any name.
+
+    Returns
+    -------
+    `~astropy.units.Unit`
+        K, km/s or dex(cm/s2) for the labels that have it, 1 for the ratio of
+        isotopes, and dex for all others: abundances and ratios of them.
+
+    Examples
+    --------
     >>> from cyclestarnet.labels import unit_of_label
     >>> unit_of_label("mg_h")
     Unit("dex")
@@ -41,9 +56,21 @@ def unit_of_label(name):
     return _UNITS.get(name, u.dex)
 
 
-def difference_unit(name):
-    """Return the unit of differences of a label, such as its uncertainty: that of the label, but dex for ``logg``.
+def difference_unit(name: str) -> u.UnitBase:
+    """Return the unit of differences of a label, such as its uncertainty.
 
+    Parameters
+    ----------
+    name : str
+        Any name.
+
+    Returns
+    -------
+    `~astropy.units.Unit`
+        That of the label, but dex for ``logg``.
+
+    Examples
+    --------
     >>> from cyclestarnet.labels import difference_unit
     >>> difference_unit("logg")
     Unit("dex")
@@ -52,19 +79,21 @@ def difference_unit(name):
     return u.dex if isinstance(unit, u.LogUnit) else unit
 
 
-def kelvin_scale(names, values):
+def kelvin_scale(names: Sequence[str], values: ArrayLike) -> np.ndarray:
     """Return factors that turn a ``teff`` in units of 1000 K, as The Payne has it, into one in K.
 
     Parameters
     ----------
     names : sequence of str
+        Of the labels, in the order of the columns of ``values``.
     values : array_like, shape (..., n_labels)
-        A ``teff`` that stays below 100 is taken for one in units of 1000 K. NaN has no say.
+        Labels of any number of stars, in whatever units they have. A ``teff``
+        that stays below 100 is taken for one in units of 1000 K. NaN has no say.
 
     Returns
     -------
-    array, shape (n_labels,)
-        1 for all other labels.
+    array, shape (n_labels,), float64
+        1000 for such a ``teff``; 1 for all other labels.
 
     Examples
     --------
@@ -88,8 +117,10 @@ class LabelSet:
     ----------
     names : sequence of str
         One name per label, in the order of the model's inputs.
-    lower, upper : array_like, shape (n_labels,)
-        Range of the training grid, in the labels' units.
+    lower : array_like, shape (n_labels,)
+        Lower ends of the training range, in the labels' units.
+    upper : array_like, shape (n_labels,)
+        Upper ends.
     combinations : dict of dict, optional
         Labels that are reported besides: linear combinations of the others,
         for example ``{"alpha_m": {"mg_h": 0.5, "si_h": 0.5, "fe_h": -1}}``.
@@ -117,7 +148,7 @@ class LabelSet:
     upper: np.ndarray
     combinations: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         names = tuple(str(name) for name in self.names)
         lower, upper = (np.array(a, dtype=float) for a in (self.lower, self.upper))
         if len(set(names)) != len(names) or not names:
@@ -140,16 +171,16 @@ class LabelSet:
                 self.index(term)
 
     # -- names -------------------------------------------------------------
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.names)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 
-    def __contains__(self, name):
+    def __contains__(self, name: object) -> bool:
         return name in self.names
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         if not isinstance(other, LabelSet):
             return NotImplemented
         return self.to_dict() == other.to_dict()
@@ -157,12 +188,33 @@ class LabelSet:
     __hash__ = None
 
     @property
-    def units(self):
+    def units(self) -> dict[str, u.UnitBase]:
         """Dictionary of the unit of each label and combination."""
         return {name: unit_of_label(name) for name in (*self.names, *self.combinations)}
 
-    def index(self, name):
-        """Position of a label; an unknown name raises and suggests the nearest one."""
+    def index(self, name: str) -> int:
+        """Position of a label.
+
+        Parameters
+        ----------
+        name : str
+            One of `names`; not a combination, which has no position.
+
+        Returns
+        -------
+        int
+
+        Raises
+        ------
+        LabelError
+            If there is no such label. The message suggests the nearest one.
+
+        Examples
+        --------
+        >>> from cyclestarnet import LabelSet
+        >>> LabelSet(["teff", "logg"], [3500, 0], [6000, 4]).index("logg")
+        1
+        """
         try:
             return self.names.index(name)
         except ValueError:
@@ -175,8 +227,35 @@ class LabelSet:
             raise LabelError(f"Unknown label '{name}'; {hint}") from None
 
     # -- values ------------------------------------------------------------
-    def value(self, name, quantity):
-        """Return one label as a float in its own unit; see `to_array`."""
+    def value(self, name: str, quantity: u.Quantity | ArrayLike) -> np.ndarray:
+        """Turn one label into numbers in its own unit.
+
+        Parameters
+        ----------
+        name : str
+            One of `names`.
+        quantity : `~astropy.units.Quantity`, or array_like of a label in dex
+            Of any shape, in any unit that can be converted. Labels in dex
+            (``logg``, abundances) may be plain numbers.
+
+        Returns
+        -------
+        array, float64
+            Of the shape of ``quantity``.
+
+        Raises
+        ------
+        LabelError
+            If there is no such label, the unit is wrong or absent, or a value
+            is masked or not finite.
+
+        Examples
+        --------
+        >>> import astropy.units as u
+        >>> from cyclestarnet import LabelSet
+        >>> LabelSet(["teff", "logg"], [3500, 0], [6000, 4]).value("teff", [4.5, 5.1] * u.kK)
+        array([4500., 5100.])
+        """
         self.index(name)
         unit, in_dex = unit_of_label(name), difference_unit(name) == u.dex
         if np.any(getattr(quantity, "mask", False)):
@@ -201,16 +280,17 @@ class LabelSet:
             raise LabelError(f"Label '{name}' is not finite")
         return value
 
-    def to_array(self, labels, *, check_range=False):
+    def to_array(self, labels: Mapping[str, Any] | Row | Table, *, check_range: bool = False) -> np.ndarray:
         """Turn labels by name into an array.
 
         Parameters
         ----------
         labels : mapping of str to `~astropy.units.Quantity`, `~astropy.table.Row` or `~astropy.table.QTable`
             Every label of the set. Dex-valued labels (``logg``, abundances)
-            may be plain numbers. Combinations are ignored.
+            may be plain numbers; arrays are those of many stars, of one shape
+            or scalars. Combinations are ignored.
         check_range : bool, optional
-            Raise if a value lies outside ``lower ... upper``.
+            Raise if a value lies outside ``lower ... upper``. Default: False.
 
         Returns
         -------
@@ -220,7 +300,16 @@ class LabelSet:
         Raises
         ------
         LabelError
-            If a label is missing, misspelt, out of range or has a wrong unit.
+            If a label is missing, misspelt, not finite, out of range or has a wrong unit.
+
+        Examples
+        --------
+        >>> import astropy.units as u
+        >>> from cyclestarnet import LabelSet
+        >>> labels = LabelSet(["teff", "logg"], [3500, 0], [6000, 4])
+        >>> labels.to_array({"teff": [4500, 5100] * u.K, "logg": 2.5})
+        array([[4.5e+03, 2.5e+00],
+               [5.1e+03, 2.5e+00]])
         """
         given = self.known(labels)
         missing = [name for name in self.names if name not in given]
@@ -236,11 +325,33 @@ class LabelSet:
             self.check_range(values)
         return values
 
-    def known(self, labels):
+    def known(self, labels: Mapping[str, Any] | Row | Table) -> dict[str, Any]:
         """Labels of the set among given ones, by name.
 
         Combinations are left out, and so are the other columns of a table
-        (errors, flags); an unknown name in a mapping raises a `LabelError`.
+        (errors, flags).
+
+        Parameters
+        ----------
+        labels : mapping, `~astropy.table.Row` or `~astropy.table.QTable`
+            Some or all labels, as `to_array` takes them.
+
+        Returns
+        -------
+        dict
+            As they were given, not converted.
+
+        Raises
+        ------
+        LabelError
+            If a mapping has an unknown name, or ``labels`` is neither mapping nor table.
+
+        Examples
+        --------
+        >>> from cyclestarnet import LabelSet
+        >>> labels = LabelSet(["logg", "mg_h", "si_h"], [0, -1, -1], [4, 1, 1], {"alpha_m": {"mg_h": 0.5, "si_h": 0.5}})
+        >>> labels.known({"logg": 2.5, "alpha_m": 0.1})
+        {'logg': 2.5}
         """
         if hasattr(labels, "colnames"):
             return {name: labels[name] for name in self.names if name in labels.colnames}
@@ -254,8 +365,27 @@ class LabelSet:
                 self.index(name)
         return {name: labels[name] for name in labels if name not in self.combinations}
 
-    def check_range(self, values):
-        """Raise a `LabelError` that names the first label outside the training range."""
+    def check_range(self, values: ArrayLike) -> None:
+        """Raise if a label lies outside the training range.
+
+        Parameters
+        ----------
+        values : array_like, shape (..., n_labels)
+            In the units and order of the set. NaN is outside.
+
+        Raises
+        ------
+        LabelError
+            With the name of the first such label, and its value.
+
+        Examples
+        --------
+        >>> from cyclestarnet import LabelSet
+        >>> LabelSet(["teff", "logg"], [3500, 0], [6000, 4]).check_range([4500, 4.5])
+        Traceback (most recent call last):
+            ...
+        cyclestarnet.exceptions.LabelError: Label 'logg' = 4.5 dex(cm / s2) is outside the training range 0 to 4 ...
+        """
         for k, name in enumerate(self.names):
             column, unit = np.asarray(values)[..., k], unit_of_label(name)
             bad = ~((column >= self.lower[k]) & (column <= self.upper[k]))  # NaN is outside, too
@@ -265,8 +395,25 @@ class LabelSet:
                     f"training range {self.lower[k]:g} to {self.upper[k]:g} {unit}"
                 )
 
-    def to_quantities(self, values):
-        """Return a dictionary of `~astropy.units.Quantity`, combinations included, of values (..., n_labels)."""
+    def to_quantities(self, values: ArrayLike) -> dict[str, u.Quantity]:
+        """Turn an array into labels by name, the inverse of `to_array`.
+
+        Parameters
+        ----------
+        values : array_like, shape (..., n_labels)
+            In the units and order of the set. NaN stays.
+
+        Returns
+        -------
+        dict of `~astropy.units.Quantity`, each of shape (...)
+            Labels, then combinations.
+
+        Examples
+        --------
+        >>> from cyclestarnet import LabelSet
+        >>> LabelSet(["teff", "m_h"], [3500, -2], [6000, 0.5]).to_quantities([[4500, 0.1], [5000, -1]])
+        {'teff': <Quantity [4500., 5000.] K>, 'm_h': <Quantity [ 0.1, -1. ] dex>}
+        """
         values = np.asarray(values, dtype=float)
         out = {name: values[..., k] * unit_of_label(name) for k, name in enumerate(self.names)}
         for name, weights in zip(self.combinations, self.combination_matrix, strict=True):
@@ -274,7 +421,7 @@ class LabelSet:
         return out
 
     @property
-    def combination_matrix(self):
+    def combination_matrix(self) -> np.ndarray:
         """Weights of the labels in each combination, shape (n_combinations, n_labels)."""
         matrix = np.zeros((len(self.combinations), len(self)))
         for row, terms in zip(matrix, self.combinations.values(), strict=True):
@@ -283,13 +430,25 @@ class LabelSet:
         return matrix
 
     @property
-    def scale(self):
+    def scale(self) -> np.ndarray:
         """Width of the range of each label, shape (n_labels,)."""
         return self.upper - self.lower
 
     # -- showing and storing -------------------------------------------------
-    def to_dict(self):
-        """Plain-data form, for files."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the set as plain data, for files.
+
+        Returns
+        -------
+        dict
+            ``LabelSet(**label_set.to_dict())`` equals ``label_set``.
+
+        Examples
+        --------
+        >>> from cyclestarnet import LabelSet
+        >>> LabelSet(["teff"], [3500], [6000]).to_dict()
+        {'names': ['teff'], 'lower': [3500.0], 'upper': [6000.0], 'combinations': {}}
+        """
         return {
             "names": list(self.names),
             "lower": self.lower.tolist(),
@@ -297,15 +456,28 @@ class LabelSet:
             "combinations": {name: dict(terms) for name, terms in self.combinations.items()},
         }
 
-    def to_table(self):
-        """Table of names, units and ranges, one row per label."""
-        from astropy.table import Table
+    def to_table(self) -> Table:
+        """Return a table of names, units and ranges.
 
+        Returns
+        -------
+        `~astropy.table.Table`
+            A row per label, without the combinations.
+
+        Examples
+        --------
+        >>> from cyclestarnet import LabelSet
+        >>> print(LabelSet(["teff", "m_h"], [3500, -2], [6000, 0.5]).to_table())
+        label unit lower  upper
+        ----- ---- ------ ------
+         teff    K 3500.0 6000.0
+          m_h  dex   -2.0    0.5
+        """
         units = [str(unit_of_label(name)) for name in self.names]
         return Table([list(self.names), units, self.lower, self.upper], names=["label", "unit", "lower", "upper"])
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<LabelSet {', '.join(self.names)}>"
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         return self.to_table()._repr_html_()
