@@ -101,7 +101,7 @@ def tiny_trainer(
         for source in in_memory:
             source.flux, source.weight = source.flux.double(), source.weight.double()
         if trainer.iteration:
-            trainer._load()  # once more: the first time it was rounded to float32
+            trainer._load(trainer.folder)  # once more: the first time it was rounded to float32
     return trainer
 
 

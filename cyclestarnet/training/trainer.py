@@ -2,7 +2,7 @@
 
 One iteration is one autoencoder step (reconstruction, cycle and adversarial
 losses, the fakes' targets flipped to "true") and one critic step on the same,
-detached tensors (S1, Section 2.3). A killed run resumes from its last
+detached tensors (S1, Sections 3.2.3 to 3.2.6). A killed run resumes from its last
 checkpoint as if it had not been.
 """
 
@@ -18,8 +18,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import reduce
 from importlib import import_module
+from operator import add
 from pathlib import Path
+from types import FrameType
 
 import torch
 import torch.distributed as dist
@@ -29,6 +32,7 @@ from cyclestarnet.exceptions import ModelFileError, TrainingError, TrainingWarni
 from cyclestarnet.networks.checkpoint import load_state, save_state
 from cyclestarnet.networks.translation import NetworkSettings, TranslationNetwork
 from cyclestarnet.progress import tqdm
+from cyclestarnet.training.datasets import ObservedSource, ObservedSpectra, SyntheticSource, SyntheticSpectra
 from cyclestarnet.training.logs import LossLog
 from cyclestarnet.training.settings import TrainingSettings
 from cyclestarnet.training.terms import Adaptation, Transfers
@@ -41,6 +45,7 @@ log = logging.getLogger(__name__)
 ANCHORS_AT_ONCE = 4
 MOST_ROLLBACKS = 4
 LEAST_HELD_OUT = 10  # what a two-sample score needs
+CHECKPOINT, BEST = "checkpoint.pt", "best.pt"  # in the folder of a run
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,16 +54,28 @@ class Anchors:
 
     Parameters
     ----------
-    observed : source of observed spectra, such as `~cyclestarnet.training.datasets.ObservedSpectra`
-        In memory, in the order of ``labels``.
+    observed : `~cyclestarnet.training.datasets.ObservedSpectra`
+        The spectra, in the order of ``labels``.
     labels : tensor, shape (n, n_labels)
-        In the units of the emulator.
+        Their labels, in the units of the emulator.
+
+    Raises
+    ------
+    ValueError
+        If there are more of one than of the other, for instance because a spectrum without a good pixel was left out.
+
+    Examples
+    --------
+    ::
+
+        anchors = Anchors(ObservedSpectra(flux, sigma, mask, settings), labels)
+        trainer = Trainer(sizes, settings, synthetic, observed, "run", anchors=anchors)
     """
 
-    observed: object
+    observed: ObservedSpectra
     labels: Tensor
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "labels", torch.as_tensor(self.labels, dtype=torch.float32))
         if len(self.observed) != len(self.labels):
             raise ValueError(f"{len(self.observed)} anchor spectra, but {len(self.labels)} rows of labels")
@@ -72,49 +89,74 @@ class Trainer:
 
     Parameters
     ----------
-    network_settings : `NetworkSettings`
-    settings : `TrainingSettings`
-    synthetic, observed : sources of `cyclestarnet.training.datasets`
+    network_settings : `~cyclestarnet.NetworkSettings`
+        Sizes of the networks, for spectra of as many pixels as the sources have.
+    settings : `~cyclestarnet.TrainingSettings`
+        Every number of the training; those that the sources were made with.
+    synthetic : `~cyclestarnet.training.datasets.SyntheticSource`
+        Synthetic spectra; they are moved to ``device``.
+    observed : `~cyclestarnet.training.datasets.ObservedSource`
+        Observed spectra; they are moved to ``device``.
     folder : path-like, optional
         Where checkpoints and ``losses.csv`` go. An existing checkpoint there is resumed.
+        Default: nothing is written.
     anchors : `Anchors`, optional
-        Needed if ``weight_anchors`` is not 0.
+        Observed spectra of known labels. Needed if ``weight_anchors`` is not 0.
     device : str, optional
-        Default: ``"cpu"``.
+        Where the networks are trained. Default: ``"cpu"``.
     tensorboard : bool, optional
-        Log to TensorBoard, too.
+        Log to TensorBoard, too. Default: False.
     watch : `~cyclestarnet.WatchSettings`, optional
         Watch the run, and keep the state of the best score in ``best.pt``. Needs ``held_out``.
-    held_out : source of observed spectra, optional
-        In memory, of stars that are not in ``observed``.
+    held_out : `~cyclestarnet.training.datasets.ObservedSpectra`, optional
+        10 or more spectra of stars that are not in ``observed``.
+
+    Attributes
+    ----------
+    iteration : int
+        How many iterations are done.
+    network : `~cyclestarnet.networks.translation.TranslationNetwork`
+        The networks with their latest weights; see `averaged_network`.
+    parts : `~cyclestarnet.training.terms.Adaptation`
+        All that is trained.
 
     Raises
     ------
     ValueError
         If sources and settings do not fit each other, or the folder's
         checkpoint was made with other settings.
+    ModelFileError
+        If the checkpoint is damaged. The message says how to go on.
+
+    Examples
+    --------
+    ::
+
+        trainer = Trainer(sizes, settings, StoredSynthetic(...), ObservedSpectra(...), "run")
+        history = trainer.run()
+        network = trainer.averaged_network()
     """
 
     def __init__(
         self,
         network_settings: NetworkSettings,
         settings: TrainingSettings,
-        synthetic,
-        observed,
-        folder=None,
+        synthetic: SyntheticSource,
+        observed: ObservedSource,
+        folder: str | os.PathLike | None = None,
         *,
         anchors: Anchors | None = None,
         device: str = "cpu",
         tensorboard: bool = False,
         watch: WatchSettings | None = None,
-        held_out=None,
+        held_out: ObservedSpectra | None = None,
     ):
         self.settings, self.synthetic, self.observed, self.anchors = settings, synthetic, observed, anchors
         if bool(settings.weight_anchors) != (anchors is not None):
             raise ValueError("anchors need weight_anchors, and weight_anchors needs anchors")
         self.device = torch.device(device)
-        for source in (synthetic, observed):
-            source.to(self.device)
+        synthetic.to(self.device)
+        observed.to(self.device)
         self.rank, self.n_processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self._check_together()
         self.folder = Path(folder) if folder is not None else None
@@ -132,16 +174,15 @@ class Trainer:
             self.prior_optimizer = self._adam([self.parts.prior_shift], settings.prior_rate)
         self._sums: dict[str, tuple[float, int]] = {}  # of each loss term since the last row, over how many iterations
         self._rate = 1.0  # halved when the run is rolled back
-        self.watch, self._held_out = None, None
-        if watch is not None:
-            self.watch, self._held_out = Watch(watch), self._draw_held_out(held_out, watch.n_spectra)
-        self._logs = {}
+        self.watch = None if watch is None else Watch(watch)
+        self._held_out = None if watch is None else self._draw_held_out(held_out, watch.n_spectra)
+        self._logs: dict[str, LossLog] = {}
         if self.folder is not None and self.rank == 0:
             self._logs = {name: LossLog(self.folder, tensorboard, name=name) for name in ("losses", "scores")}
-        if self.folder is not None and self._checkpoint.exists():
-            self._load()
+        if self.folder is not None and (self.folder / CHECKPOINT).exists():
+            self._load(self.folder)
 
-    def start_from(self, checkpoint) -> None:
+    def start_from(self, checkpoint: str | os.PathLike) -> None:
         """Begin with networks and critics of another run, whose settings and data may differ.
 
         A label head is taken over if both have one. A run that has begun goes on, and takes nothing.
@@ -150,6 +191,18 @@ class Trainer:
         ----------
         checkpoint : path-like
             A ``checkpoint.pt`` or ``best.pt`` of networks of the same sizes.
+
+        Raises
+        ------
+        ModelFileError
+            If the file is damaged.
+
+        Examples
+        --------
+        ::
+
+            trainer = Trainer(sizes, settings, synthetic, observed, "fine-tuned")
+            trainer.start_from("run/best.pt")
         """
         if self.iteration == 0:
             state = load_state(checkpoint)
@@ -170,15 +223,15 @@ class Trainer:
                 f"weight_latent needs at least 2 spectra in each of the {n_parts} parts of a batch, which has "
                 f"{s.batch_size}: the energy distance compares spectra of one domain, too"
             )
-        if (s.prior_rate or s.weight_anchors) and not hasattr(self.synthetic, "render"):
+        if (s.prior_rate or s.weight_anchors) and not isinstance(self.synthetic, SyntheticSpectra):
             raise ValueError(
                 "prior_rate and weight_anchors need synthetic spectra that an emulator makes, SyntheticSpectra, "
                 f"but these are {type(self.synthetic).__name__}"
             )
-        if self.anchors is not None and self.anchors.labels.shape[1] != len(self.synthetic.label_mean):
+        n_labels = 0 if self.synthetic.label_mean is None else len(self.synthetic.label_mean)
+        if self.anchors is not None and self.anchors.labels.shape[1] != n_labels:
             raise ValueError(
-                f"the anchors have {self.anchors.labels.shape[1]} labels, but the synthetic spectra "
-                f"{len(self.synthetic.label_mean)}"
+                f"the anchors have {self.anchors.labels.shape[1]} labels, but the synthetic spectra {n_labels}"
             )
 
     def _adam(self, parameters: list[nn.Parameter], rate: float) -> torch.optim.Adam:
@@ -186,7 +239,25 @@ class Trainer:
 
     # -- one iteration -------------------------------------------------------
     def step(self) -> dict[str, float]:
-        """Do one iteration and return its loss terms, unweighted, as means over all processes."""
+        """Do one iteration.
+
+        Returns
+        -------
+        dict of float
+            Its loss terms, unweighted, as means over all processes.
+
+        Raises
+        ------
+        FloatingPointError
+            If a term or a gradient is not finite. The batch is kept in the folder.
+
+        Examples
+        --------
+        ::
+
+            terms = trainer.step()
+            print(terms["rec_obs"], terms["critic_accuracy"])
+        """
         s = self.settings
         for optimizer, rate in ((self.optimizer, s.learning_rate), (self.critic_optimizer, s.critic_learning_rate)):
             for group in optimizer.param_groups:
@@ -208,9 +279,9 @@ class Trainer:
         n = self.settings.batch_size
         x_synth, labels = self.synthetic.draw(n, self.generator)
         x_obs, weight_obs = self.observed.draw(n, self.generator)
-        batch = {"x_synth": x_synth, "x_obs": x_obs, "weight_obs": weight_obs, "labels": labels}
+        drawn = {"x_synth": x_synth, "x_obs": x_obs, "weight_obs": weight_obs, "labels": labels}
         share = slice(self.rank, None, self.n_processes)
-        batch = {name: tensor[share].to(self.device) for name, tensor in batch.items() if tensor is not None}
+        batch = {name: tensor[share].to(self.device) for name, tensor in drawn.items() if tensor is not None}
         if self.anchors is not None:
             batch["anchors"] = torch.randint(len(self.anchors.labels), (ANCHORS_AT_ONCE,), generator=self.generator)
         return batch
@@ -241,36 +312,40 @@ class Trainer:
             "latent": s.weight_latent,
             "labels": s.weight_labels,
         }
+        shift = self.parts.prior_shift
         transfers: list[Transfers] = []
-        collected, shift_gradient = [], 0.0
+        collected: list[dict[str, Tensor]] = []
+        shift_gradients: list[Tensor] = []
         for parameter in self.parts.critic_parameters():
             parameter.requires_grad_(False)
         self.optimizer.zero_grad(set_to_none=True)
         for part in self._micro_batches(batch):
-            if self.parts.prior_shift is not None:
-                part["labels"] = part["labels"] + self.parts.prior_shift.detach()
-                part["x_synth"] = self.synthetic.render(
-                    part["labels"] + (self.parts.prior_shift - self.parts.prior_shift.detach())
-                )
+            if shift is not None:
+                part["labels"] = part["labels"] + shift.detach()
+                part["x_synth"] = self._render(part["labels"] + (shift - shift.detach()))
             terms, transfer = self.parts.autoencoder_terms(**part)
-            if self.parts.prior_shift is not None:
+            if shift is not None:
                 # what is easy to reconstruct must not draw the labels: only what tells the domains apart
-                telling = sum(weights[name] * terms[name] for name in ("gen_obs", "latent") if name in terms)
-                shift_gradient += torch.autograd.grad(telling, self.parts.prior_shift, retain_graph=True)[0]
-            (sum(weights[name] * term for name, term in terms.items()) / s.micro_batches).backward()
+                telling = _total({name: terms[name] for name in ("gen_obs", "latent") if name in terms}, weights)
+                shift_gradients += torch.autograd.grad(telling, shift, retain_graph=True)
+            (_total(terms, weights) / s.micro_batches).backward()
             collected.append(terms)
             transfers.append(transfer)
         terms = self._mean(collected)
         if self.anchors is not None:
-            anchor_terms = self._anchor_terms(batch["anchors"])
+            anchor_terms = self._anchor_terms(self.anchors, batch["anchors"])
             (s.weight_anchors * anchor_terms["anchors"]).backward()
             terms |= {name: term.detach() for name, term in anchor_terms.items()}
         found = self._finish_step(self.optimizer, terms, batch)
-        if self.prior_optimizer is not None:
-            self.parts.prior_shift.grad = shift_gradient / s.micro_batches
-            self._average([self.parts.prior_shift.grad])
+        if shift is not None and self.prior_optimizer is not None:
+            gradient = reduce(add, shift_gradients) / s.micro_batches
+            self._average([gradient])
+            shift.grad = gradient
             self.prior_optimizer.step()
+        return found | self._critic_step(transfers, batch)
 
+    def _critic_step(self, transfers: list[Transfers], batch: dict[str, Tensor]) -> dict[str, float]:
+        s = self.settings
         for parameter in self.parts.critic_parameters():
             parameter.requires_grad_(True)
         self.critic_optimizer.zero_grad(set_to_none=True)
@@ -281,13 +356,19 @@ class Trainer:
             loss = loss + s.critic_penalty * terms.get("penalty", 0.0)
             (loss / s.micro_batches).backward()
             collected.append(terms)
-        return found | self._finish_step(self.critic_optimizer, self._mean(collected), batch)
+        return self._finish_step(self.critic_optimizer, self._mean(collected), batch)
 
-    def _anchor_terms(self, rows: Tensor) -> dict[str, Tensor]:
-        flux, weight = (a.to(self.device) for a in self.anchors.observed.rows(rows))
-        labels = self.anchors.labels[rows].to(self.synthetic.label_mean)
+    def _render(self, labels: Tensor) -> Tensor:
+        """Spectra of standardised labels, which not all sources can make: that this one can was checked."""
+        assert isinstance(self.synthetic, SyntheticSpectra)
+        return self.synthetic.render(labels)
+
+    def _anchor_terms(self, anchors: Anchors, rows: Tensor) -> dict[str, Tensor]:
+        assert isinstance(self.synthetic, SyntheticSpectra)  # this was checked
+        flux, weight = (a.to(self.device) for a in anchors.observed.rows(rows))
+        labels = anchors.labels[rows].to(self.synthetic.label_mean)
         with torch.no_grad():
-            x_synth = self.synthetic.render((labels - self.synthetic.label_mean) / self.synthetic.label_std)
+            x_synth = self._render((labels - self.synthetic.label_mean) / self.synthetic.label_std)
         return self.parts.anchor_terms(x_synth.to(self.device), flux, weight)
 
     @staticmethod
@@ -304,7 +385,9 @@ class Trainer:
         for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(mean.view_as(tensor))
 
-    def _finish_step(self, optimizer, terms: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, float]:
+    def _finish_step(
+        self, optimizer: torch.optim.Optimizer, terms: dict[str, Tensor], batch: dict[str, Tensor]
+    ) -> dict[str, float]:
         """Average gradients and terms over the processes, and let the optimizer step if all terms are finite."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         values = list(terms.values())
@@ -327,11 +410,30 @@ class Trainer:
         return found
 
     # -- the run --------------------------------------------------------------
-    def run(self, *, until: int | None = None, progress: bool = True, every: int = 50, checkpoint_every: int = 500):
-        """Train up to ``n_iterations`` (or ``until``); return the mean loss terms of every ``every`` iterations.
+    def run(
+        self, *, until: int | None = None, progress: bool = True, every: int = 50, checkpoint_every: int = 500
+    ) -> list[dict[str, float]]:
+        """Train up to the number of iterations of the settings, or for now to an earlier one.
 
         Ctrl-C and SIGTERM let the iteration end and save a checkpoint before
         they are passed on.
+
+        Parameters
+        ----------
+        until : int, optional
+            Stop when so many iterations are done. Default: ``n_iterations`` of the settings.
+        progress : bool, optional
+            Show a bar. Default: True.
+        every : int, optional
+            Iterations between rows of the log. Default: 50.
+        checkpoint_every : int, optional
+            Iterations between checkpoints; there is one in the end in any case. Default: 500.
+
+        Returns
+        -------
+        list of dict of float
+            The rows of the log: ``iteration``, and the loss terms, unweighted,
+            as means over the iterations since the row before.
 
         Raises
         ------
@@ -340,17 +442,25 @@ class Trainer:
             weights may be spoilt: the last checkpoint stays as it was.
         TrainingError
             If the watch stops the run.
+
+        Examples
+        --------
+        ::
+
+            history = trainer.run(until=1000, every=100)
+            print([row["rec_obs"] for row in history])
         """
         last = self.settings.n_iterations if until is None else min(until, self.settings.n_iterations)
-        history = []
+        history: list[dict[str, float]] = []
+        action = None if self.watch is None else self.watch.settings.action
         bar = tqdm(total=last, initial=self.iteration, desc="training", disable=not progress or self.rank > 0)
         with _delayed_signals() as caught, bar:
             while self.iteration < last:
-                verdicts = []
+                verdicts: list[Verdict] = []
                 try:
                     terms = self.step()
                 except FloatingPointError as error:
-                    if self.watch is None or self.watch.settings.action != "roll_back":
+                    if action != "roll_back":
                         raise
                     self._roll_back(str(error))
                     bar.update(self.iteration - bar.n)
@@ -364,19 +474,17 @@ class Trainer:
                     if self.watch is not None and self.iteration > self.settings.warm_start:
                         verdicts += self.watch.see_losses(history[-1])
                 if self.watch is not None and self.iteration % self.watch.settings.every == 0:
-                    verdicts += self._evaluate()
+                    verdicts += self._evaluate(self.watch)
                 failing = self._heed(verdicts)
                 stop = self._agree(caught[0] if caught else 0)
-                if failing is not None and self.watch.settings.action == "roll_back":
+                if failing is not None and action == "roll_back":
                     self._roll_back(str(failing))
                     bar.update(self.iteration - bar.n)
                 elif self.iteration % checkpoint_every == 0 or self.iteration == last or stop or failing:
                     self.save()
-                if failing is not None and self.watch.settings.action == "stop":
-                    kept = self.folder is not None and self.watch.best is not None
-                    raise TrainingError(
-                        f"{failing}; the best state is in {self.folder / 'best.pt'}" if kept else f"{failing}"
-                    )
+                if failing is not None and action == "stop":
+                    best = [path for path in self._saved_states() if path.name == BEST]
+                    raise TrainingError(f"{failing}; the best state is in {best[0]}" if best else f"{failing}")
                 if stop:
                     break
             # of the last iteration, too; and no process ends before the first has written its checkpoint
@@ -387,7 +495,7 @@ class Trainer:
             raise SystemExit(128 + signal_number)
         return history
 
-    def _report(self, bar) -> dict[str, float]:
+    def _report(self, bar: tqdm) -> dict[str, float]:
         row = {"iteration": self.iteration} | {name: total / n for name, (total, n) in self._sums.items()}
         self._sums = {}
         shown = ("rec_obs", "cyc_obs", "gen_obs", "critic_accuracy")
@@ -397,7 +505,7 @@ class Trainer:
         return row
 
     # -- the watch -------------------------------------------------------------
-    def _draw_held_out(self, held_out, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _draw_held_out(self, held_out: ObservedSpectra | None, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """Standardised spectra of both domains that scores are measured on, the same in the whole run."""
         if held_out is None or len(held_out) < LEAST_HELD_OUT:
             found = "none" if held_out is None else len(held_out)
@@ -409,23 +517,23 @@ class Trainer:
         x_synth, _ = self.synthetic.draw(min(number, len(held_out)), generator)
         return x_synth, *held_out.rows(torch.arange(min(number, len(held_out))))
 
-    def _evaluate(self) -> list[Verdict]:
+    def _evaluate(self, watch: Watch) -> list[Verdict]:
         """Score the averaged weights, log the scores, and keep the state if it is the best."""
         s = self.settings
         weight_synth = s.flux_std / s.synthetic_sigma
-        scores = [None]
-        if self.rank == 0:
+        measured: list[dict[str, float]] = [{}]
+        if self.rank == 0 and self._held_out is not None:
             network = self.averaged_network().to(self.device)
-            scores = [alignment_scores(network, *self._held_out, seed=s.seed, weight_synth=weight_synth)]
+            measured = [alignment_scores(network, *self._held_out, seed=s.seed, weight_synth=weight_synth)]
         if self.n_processes > 1:  # all are to come to the same verdict
-            dist.broadcast_object_list(scores)
-        scores = scores[0]
-        verdicts = self.watch.see_scores(self.iteration, scores)
+            dist.broadcast_object_list(measured)
+        scores = measured[0]
+        verdicts = watch.see_scores(self.iteration, scores)
         if self._logs:
             codes = " ".join(verdict.code for verdict in verdicts)
-            self._logs["scores"].write({"iteration": self.iteration} | scores | {"verdicts": codes})
-        if self.watch.is_best:
-            self.save("best.pt")
+            self._logs["scores"].write({"iteration": self.iteration, **scores, "verdicts": codes})
+        if watch.is_best:
+            self.save(BEST)
         return verdicts
 
     def _heed(self, verdicts: list[Verdict]) -> Verdict | None:
@@ -436,9 +544,7 @@ class Trainer:
 
     def _roll_back(self, why: str) -> None:
         """Go back to the best state, or the last one saved, with half the learning rates and other random numbers."""
-        # a best.pt that this run has not written may be another's
-        names = ("best.pt", "checkpoint.pt") if self.watch.best is not None else ("checkpoint.pt",)
-        saved = [self.folder / name for name in names if (self.folder / name).exists()] if self.folder else []
+        saved = self._saved_states()
         if not saved or self._rate <= 0.5**MOST_ROLLBACKS:
             reason = f"was rolled back {MOST_ROLLBACKS} times" if saved else "has no saved state to go back to"
             raise TrainingError(f"the run {reason}, and fails: {why}")
@@ -457,6 +563,13 @@ class Trainer:
         )
         self.save()
 
+    def _saved_states(self) -> list[Path]:
+        """States of this run that it can go back to: the best one first."""
+        # a best.pt that this run has not written may be another's
+        best = self.watch is not None and self.watch.best is not None
+        names = (BEST, CHECKPOINT) if best else (CHECKPOINT,)
+        return [self.folder / name for name in names if (self.folder / name).exists()] if self.folder else []
+
     def _agree(self, signal_number: int) -> int:
         """The largest number of all processes, so that they stop at the same iteration."""
         if self.n_processes == 1:
@@ -466,16 +579,24 @@ class Trainer:
         return int(number)
 
     def averaged_network(self) -> TranslationNetwork:
-        """The network with the averaged weights, in evaluation mode, on the CPU."""
+        """The network with the averaged weights.
+
+        Returns
+        -------
+        `~cyclestarnet.networks.translation.TranslationNetwork`
+            A copy in evaluation mode, without gradients, on the CPU.
+
+        Examples
+        --------
+        ::
+
+            translator = Translator(trainer.averaged_network(), settings.flux_mean, settings.flux_std)
+        """
         network = TranslationNetwork(self.network.settings)
         network.load_state_dict(self.average)
         return network.eval().requires_grad_(False)
 
     # -- checkpoints -----------------------------------------------------------
-    @property
-    def _checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
-
     def _stateful(self) -> dict:
         """All objects whose state the next iteration depends on."""
         parts = {
@@ -489,8 +610,21 @@ class Trainer:
         }
         return {name: part for name, part in parts.items() if part is not None}
 
-    def save(self, name: str = "checkpoint.pt") -> None:
-        """Write a checkpoint with everything that the next iteration depends on; without a folder, do nothing."""
+    def save(self, name: str = CHECKPOINT) -> None:
+        """Write a checkpoint with everything that the next iteration depends on; without a folder, do nothing.
+
+        Parameters
+        ----------
+        name : str, optional
+            File in the folder of the run. Default: ``"checkpoint.pt"``, the one
+            that a new `Trainer` resumes.
+
+        Examples
+        --------
+        ::
+
+            trainer.save("before_the_experiment.pt")
+        """
         if self.folder is None or self.rank > 0:
             return
         state = {name: part.state_dict() for name, part in self._stateful().items()}
@@ -504,16 +638,16 @@ class Trainer:
         }
         save_state(state, self.folder / name)
 
-    def _load(self) -> None:
+    def _load(self, folder: Path) -> None:
         try:
-            state = self._read(self._checkpoint)
+            state = self._read(folder / CHECKPOINT)
         except ModelFileError as error:
             way_out = "remove it to begin anew"
-            if (self.folder / "checkpoint.pt.previous").exists():
-                way_out = "to go on from the one before it, rename checkpoint.pt.previous to checkpoint.pt"
+            if (folder / f"{CHECKPOINT}.previous").exists():
+                way_out = f"to go on from the one before it, rename {CHECKPOINT}.previous to {CHECKPOINT}"
             raise ModelFileError(f"{error}; {way_out}") from error
         self._restore(state)
-        log.info("resumed %s at iteration %d", self._checkpoint, self.iteration)
+        log.info("resumed %s at iteration %d", folder / CHECKPOINT, self.iteration)
 
     def _read(self, path: Path) -> dict:
         """A saved state of this run."""
@@ -536,6 +670,11 @@ class Trainer:
         self.generator.set_state(state["generator"])
         for table in self._logs.values():
             table.rewind(self.iteration)
+
+
+def _total(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+    """Weighted sum of loss terms."""
+    return reduce(add, (weights[name] * term for name, term in terms.items()))
 
 
 @contextmanager
@@ -584,7 +723,7 @@ def join_processes(device: str = "cpu") -> Iterator[str]:
 
 
 @contextmanager
-def _delayed_signals():
+def _delayed_signals() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM instead of letting them cut an iteration; only a second Ctrl-C is not delayed.
 
     Schedulers send SIGTERM to every process, and so does ``torchrun``: it may come twice.
@@ -594,7 +733,7 @@ def _delayed_signals():
         yield caught  # only the main thread may handle signals
         return
 
-    def handle(number, frame):
+    def handle(number: int, frame: FrameType | None) -> None:
         if caught and number == signal.SIGINT:
             raise KeyboardInterrupt
         caught.append(number)
