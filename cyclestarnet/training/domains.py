@@ -64,6 +64,12 @@ class Stars:
         -------
         array of int
             Row numbers, rising.
+
+        Examples
+        --------
+        ::
+
+            rows = stars.spread(100)
         """
         places = np.linspace(0, len(self.rows) - 1, min(number, len(self.rows))).astype(int)
         return self.rows[np.unique(places)]
@@ -84,6 +90,12 @@ class Stars:
             A row per star. Pixels that are masked, or whose flux or error is
             not finite, or whose error is not positive, are masked. A flux
             that is not finite turns into 1.
+
+        Examples
+        --------
+        ::
+
+            validation = domains.held_out.spectra(100, domains.grid)
         """
         parts = []
         for block in split_into_blocks(self.spread(number), self.table):
@@ -111,8 +123,9 @@ class Domains:
         Labels of the synthetic training spectra, in the order and units of
         ``labels``: the label prior of the model.
     synthetic : `~cyclestarnet.training.datasets.SyntheticSource`
+        The synthetic spectra that are trained on, standardised.
     observed : `~cyclestarnet.training.datasets.ObservedSource`
-        The spectra that are trained on, standardised.
+        The observed spectra that are trained on, standardised.
     stars : `Stars`
         The observed spectra of ``observed``, as they were before that.
     held_out : `Stars`
@@ -124,7 +137,14 @@ class Domains:
     anchors : `~cyclestarnet.training.trainer.Anchors`, optional
         Observed spectra of known labels. None (default): there are none.
     provenance : dict of str, optional
-        What the model card says of the data.
+        What the model card says of the data. Default: nothing.
+
+    Examples
+    --------
+    ::
+
+        domains = read_domains(read_config("mine.toml"))
+        print(f"{len(domains.observed)} observed and {len(domains.synthetic)} synthetic spectra on {domains.grid}")
     """
 
     grid: WavelengthGrid

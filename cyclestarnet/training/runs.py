@@ -66,6 +66,13 @@ class Run:
         The spectra of both domains.
     trainer : `~cyclestarnet.training.trainer.Trainer`
         The networks, at the last checkpoint of the folder if there is one.
+
+    Examples
+    --------
+    ::
+
+        run = prepare(read_config("mine.toml"))
+        print(run.summary())
     """
 
     config: Plan
@@ -81,12 +88,35 @@ class Run:
             Stop after so many iterations. Default: the number of the settings.
         progress : bool, optional
             Show a bar. Default: True.
+
+        Raises
+        ------
+        FloatingPointError, TrainingError
+            As `~cyclestarnet.training.trainer.Trainer.run`.
+
+        Examples
+        --------
+        ::
+
+            run.train(until=1000)
         """
         every = self.config.log
         self.trainer.run(until=until, progress=progress, every=every.every, checkpoint_every=every.checkpoint_every)
 
     def summary(self) -> str:
-        """What the run will do, a line each."""
+        """What the run will do.
+
+        Returns
+        -------
+        str
+            A line for each thing: data, networks, settings, folder.
+
+        Examples
+        --------
+        ::
+
+            print(run.summary())
+        """
         config, trainer, domains, sizes = self.config, self.trainer, self.domains, self.trainer.network.settings
         n_parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
         what = "labels, rendered by the emulator" if isinstance(domains.synthetic, SyntheticSpectra) else "spectra"
@@ -112,7 +142,19 @@ class Run:
         )
 
     def changes(self) -> list[str]:
-        """Settings of training and networks that differ from the paper's."""
+        """Settings of training and networks that differ from the paper's.
+
+        Returns
+        -------
+        list of str
+            Such as ``"learning_rate = 0.001"``; without seeds and the number of pixels.
+
+        Examples
+        --------
+        ::
+
+            print(*run.changes(), sep=", ")
+        """
         paper = asdict(TrainingSettings()) | {f.name: f.default for f in fields(NetworkSettings)}
         own = asdict(self.config.training) | self.trainer.network.settings.to_dict()
         differ = [name for name in own if own[name] != paper[name] and name not in ("seed", "n_pixels")]
@@ -273,6 +315,8 @@ def train(
         If a loss is not finite, and no watch rolls the run back.
     TrainingError
         If the watch stops the run.
+    ImportError
+        If a watch is asked for, and scikit-learn is not installed.
 
     See Also
     --------
@@ -369,12 +413,13 @@ def _check_device(plan: Plan) -> None:
 
 
 @contextmanager
-def joined_processes(config: Config):
+def joined_processes(config: Config) -> Iterator[tuple[Config, int]]:
     """Join the processes that ``torchrun`` has started, if it has.
 
     Parameters
     ----------
     config : `~cyclestarnet.training.config.Config`
+        That of the training, the same in all processes.
 
     Yields
     ------
@@ -387,6 +432,14 @@ def joined_processes(config: Config):
     ------
     ConfigError
         If the processes shall train on CUDA devices, but there is none.
+
+    Examples
+    --------
+    ::
+
+        with joined_processes(read_config("mine.toml")) as (config, rank):
+            run = prepare(config, progress=rank == 0)
+            run.train(progress=rank == 0)
     """
     _check_device(config)
     with join_processes(config.run.device) as device:
@@ -425,9 +478,9 @@ def finish(run: Run, *, progress: bool = True) -> Path:
     config, domains, settings = run.config, run.domains, run.config.training
     network, shift, iteration = _chosen_weights(run)
     pool = domains.label_pool
-    if shift is not None:
-        unit = run.trainer.synthetic.label_std.cpu()  # in which labels are trained: 1 for one that is constant
-        pool = np.clip(pool + (shift * unit).double().numpy(), domains.labels.lower, domains.labels.upper)
+    unit = domains.synthetic.label_std  # in which labels are trained: 1 for one that is constant
+    if shift is not None and unit is not None:
+        pool = np.clip(pool + (shift * unit.cpu()).double().numpy(), domains.labels.lower, domains.labels.upper)
     model = assemble_model(
         config.run.name,
         labels=domains.labels,

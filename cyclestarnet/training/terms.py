@@ -16,7 +16,7 @@ from cyclestarnet.training.settings import TrainingSettings
 __all__ = ["Adaptation", "Transfers"]
 
 Terms = dict[str, Tensor]
-Maps = convolutions.ChannelMaps | convolutions.RowMaps
+Maps = convolutions.ChannelMaps  # or RowMaps, which has the same methods: settings choose one of them for the whole run
 
 
 @dataclass
@@ -115,7 +115,9 @@ class Adaptation(nn.Module):
         s = network_settings
         self._stride = math.prod(layer[2] for layer in s.domain + s.shared)
         self._critic_stride = math.prod(layer[2] for layer in s.critic_spectrum)
-        self.maps = convolutions.RowMaps if settings.mixed_precision else convolutions.ChannelMaps
+        self.maps: type[Maps] = convolutions.ChannelMaps
+        if settings.mixed_precision:
+            self.maps = convolutions.RowMaps  # type: ignore[assignment]  # see Maps
         self.dtype = torch.bfloat16 if settings.mixed_precision else torch.float32
 
     def autoencoder_parameters(self) -> list[nn.Parameter]:
@@ -175,8 +177,8 @@ class Adaptation(nn.Module):
         z, hidden_obs = self._encode(x_synth, x_obs, matrices)  # z of (synth, obs)
         z_split = convolutions.run(net.encoder_sp, hidden_obs, matrices) if net.has_split else None
         hidden = convolutions.run(net.decoder_sh, z.to(self.dtype), matrices)
-        hidden_split = convolutions.run(net.decoder_sp, z_split.to(self.dtype), matrices) if net.has_split else None
-        twice = self.maps.join(hidden_split, hidden_split) if net.has_split else None
+        hidden_split = None if z_split is None else convolutions.run(net.decoder_sp, z_split.to(self.dtype), matrices)
+        twice = None if hidden_split is None else self.maps.join(hidden_split, hidden_split)
         rec_synth, obs_to_synth = convolutions.run(net.decoder_synth, hidden, matrices).spectra().split(n)
         synth_to_obs, rec_obs = self._decode_obs(hidden, twice, matrices).split(n)
 
@@ -205,8 +207,9 @@ class Adaptation(nn.Module):
             terms["latent"] = losses.energy_distance(z_synth.flatten(1), z_obs.flatten(1))
         if self.label_head is not None:
             terms["labels"] = (self.label_head(z_synth) - labels).square().mean()
-        kept = (rec_synth, obs_to_synth, rec_obs, synth_to_obs, z_synth, z_obs, split_true, split_fake)
-        return terms, Transfers(*(None if tensor is None else tensor.detach() for tensor in kept))
+        kept = (rec_synth, obs_to_synth, rec_obs, synth_to_obs, z_synth, z_obs)
+        split = (None if z is None else z.detach() for z in (split_true, split_fake))
+        return terms, Transfers(*(tensor.detach() for tensor in kept), *split)
 
     def warm_start_terms(self, x_synth: Tensor) -> Terms:
         """Loss of the synthetic autoencoder alone.
