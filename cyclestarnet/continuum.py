@@ -11,6 +11,7 @@ from functools import cached_property
 
 import astropy.units as u
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cyclestarnet.exceptions import GridError, SpectrumError
 from cyclestarnet.grid import WavelengthGrid
@@ -25,7 +26,7 @@ class ContinuumRecipe:
     Parameters
     ----------
     grid : `~cyclestarnet.WavelengthGrid`
-        Pixels and chips.
+        Pixels and chips. Each chip has a polynomial of its own, in ln(wavelength).
     pixels : array_like of bool, shape (n_pixels,)
         True for the continuum pixels.
     degree : int, optional
@@ -54,7 +55,7 @@ class ContinuumRecipe:
     pixels: np.ndarray
     degree: int = 4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         pixels = np.array(self.pixels, dtype=bool)
         if pixels.shape != (self.grid.n_pixels,):
             raise GridError(f"pixels must have shape ({self.grid.n_pixels},), but has {pixels.shape}")
@@ -68,16 +69,20 @@ class ContinuumRecipe:
                 )
 
     @classmethod
-    def from_wavelengths(cls, grid, wavelengths, degree=4):
+    def from_wavelengths(
+        cls, grid: WavelengthGrid, wavelengths: u.Quantity | ArrayLike, degree: int = 4
+    ) -> ContinuumRecipe:
         """Make the recipe whose continuum pixels lie at listed wavelengths.
 
         Parameters
         ----------
         grid : `~cyclestarnet.WavelengthGrid`
+            Pixels and chips.
         wavelengths : `~astropy.units.Quantity` or array_like, shape (n,)
             In vacuum; numbers are in Angstrom. Those within no pixel of the
             grid, in the gap between two chips for instance, are ignored.
         degree : int, optional
+            Degree of the polynomial. Default: 4, as published.
 
         Returns
         -------
@@ -106,7 +111,7 @@ class ContinuumRecipe:
         return cls(grid, pixels, degree)
 
     @cached_property
-    def _bases(self):
+    def _bases(self) -> list[np.ndarray]:
         """Chebyshev polynomials of each chip, shape (n_chip, degree + 1)."""
         # The polynomial runs in ln(wavelength), which is the pixel number on an apStar grid.
         axis = np.log(self.grid.wavelength.value)
@@ -117,19 +122,20 @@ class ContinuumRecipe:
             bases.append(np.polynomial.chebyshev.chebvander(position, self.degree))
         return bases
 
-    def __call__(self, flux, ivar):
+    def __call__(self, flux: ArrayLike, ivar: ArrayLike) -> np.ndarray:
         """Return the continuum of one or many spectra.
 
         Parameters
         ----------
         flux : array_like, shape (..., n_pixels)
-            Flux in any unit.
+            Flux in any unit. It may be NaN where ``ivar`` is 0.
         ivar : array_like, shape (..., n_pixels)
             Inverse variance; pixels with 0 or NaN take no part.
 
         Returns
         -------
         array, shape (..., n_pixels), float64
+            In the unit of the flux; 1 on a chip without any good pixel.
 
         Raises
         ------

@@ -7,21 +7,26 @@ the caller's arrays.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import astropy.units as u
 import numpy as np
 from astropy.nddata import InverseVariance, StdDevUncertainty, VarianceUncertainty
+from numpy.typing import ArrayLike
 from scipy.ndimage import median_filter
 
+from cyclestarnet.continuum import ContinuumRecipe
 from cyclestarnet.exceptions import GridError, SpectrumError
+from cyclestarnet.grid import WavelengthGrid
 
 try:
     from specutils import Spectrum
 except ImportError:  # specutils 1 knows the class by its old name only
     from specutils import Spectrum1D as Spectrum
 
-__all__ = ["Pixels", "Spectrum", "to_pixels", "to_spectrum"]
+__all__ = ["Pixels", "Spectrum", "check_frame", "to_pixels", "to_spectrum"]
 
 # Single-precision wavelengths of the same grid differ by 6e-8; a hundredth of an APOGEE pixel is 1.4e-7.
 SAME_WAVELENGTH = 1e-7
@@ -69,7 +74,7 @@ class Pixels:
     continuum: np.ndarray | None = None
     raw: np.ndarray | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.raw is None:
             object.__setattr__(self, "raw", self.flux)
         for name in ("flux", "ivar", "continuum", "raw"):
@@ -95,7 +100,7 @@ class Pixels:
         return int(np.count_nonzero(self.ivar))
 
 
-def to_pixels(spectrum, grid, *, recipe=None):
+def to_pixels(spectrum: Spectrum, grid: WavelengthGrid, *, recipe: ContinuumRecipe | None = None) -> Pixels:
     r"""Put a spectrum on the pixels of a model.
 
     Wavelengths that agree with the grid's (to 1 part in 10 million) are taken
@@ -233,7 +238,14 @@ def to_pixels(spectrum, grid, *, recipe=None):
     return Pixels(np.where(ivar > 0, flux, 1.0), ivar, continuum, raw)
 
 
-def to_spectrum(flux, grid, *, ivar=None, mask=None, meta=None):
+def to_spectrum(
+    flux: u.Quantity | ArrayLike,
+    grid: WavelengthGrid,
+    *,
+    ivar: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    meta: Mapping[str, Any] | None = None,
+) -> Spectrum:
     """Make a spectrum of pixels.
 
     Parameters
@@ -247,8 +259,8 @@ def to_spectrum(flux, grid, *, ivar=None, mask=None, meta=None):
         NaN, so that nobody takes it for a measurement who ignores the mask.
     mask : array_like of bool, shape (..., n_pixels), optional
         True for further bad pixels.
-    meta : dict, optional
-        Metadata; copied.
+    meta : mapping, optional
+        Metadata; copied. Default: none.
 
     Returns
     -------
@@ -309,8 +321,31 @@ _AIR_CARDS = {
 }
 
 
-def check_frame(spectrum):
-    """Raise if the metadata say that the wavelengths are in air or not at rest."""
+def check_frame(spectrum: Spectrum) -> None:
+    """Raise if the metadata of a spectrum say that its wavelengths are in air or not at rest.
+
+    Parameters
+    ----------
+    spectrum : `~specutils.Spectrum`
+        Of one star or many. Without any such entry in its metadata, the header
+        that they hold, or its WCS, and without a radial velocity, it is taken
+        to be in vacuum and at rest.
+
+    Raises
+    ------
+    GridError
+        With the entry that says so, and what to do.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> from cyclestarnet.spectra import Spectrum, check_frame
+    >>> spectrum = Spectrum(flux=[1, 1] * u.one, spectral_axis=[5000, 5001] * u.AA, meta={"AIRORVAC": "air"})
+    >>> check_frame(spectrum)
+    Traceback (most recent call last):
+        ...
+    cyclestarnet.exceptions.GridError: spectrum has air wavelengths (AIRORVAC = 'air' in its metadata), but the ...
+    """
     header = spectrum.meta.get("header")
     for source in (spectrum.meta, header):
         for key, is_air in _AIR_CARDS.items():
@@ -334,14 +369,14 @@ def check_frame(spectrum):
         )
 
 
-def _raise_air(why):
+def _raise_air(why: str) -> NoReturn:
     raise GridError(
         f"spectrum has air wavelengths ({why}), but the model needs vacuum; make a new one with "
         "spectral_axis=air_to_vacuum(spectrum.spectral_axis) and without that entry"
     )
 
 
-def _wavelength(axis):
+def _wavelength(axis: u.Quantity) -> np.ndarray:
     """Vacuum wavelengths in Angstrom of a spectral axis, in its own direction."""
     try:
         with np.errstate(divide="ignore"):  # a frequency of 0 is reported below
@@ -359,7 +394,7 @@ def _wavelength(axis):
     return wavelength
 
 
-def _is_flux_unit(unit):
+def _is_flux_unit(unit: u.UnitBase) -> bool:
     """Whether a unit is that of a flux, surface brightness or count, per whatever interval."""
     if isinstance(unit, u.LogUnit):
         return False
@@ -377,7 +412,7 @@ def _is_flux_unit(unit):
     return stripped.is_equivalent(u.Jy, u.spectral_density(1 * u.um))
 
 
-def _flux_and_variance(spectrum, wavelength):
+def _flux_and_variance(spectrum: Spectrum, wavelength: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
     """Flux (NaN where there is none), variance (inf where ignored), and whether the flux has a physical unit."""
     unit = spectrum.flux.unit
     physical = not (unit.is_equivalent(u.dimensionless_unscaled) and not isinstance(unit, u.LogUnit))
@@ -436,7 +471,7 @@ def _flux_and_variance(spectrum, wavelength):
 
 
 # -- resampling ------------------------------------------------------------
-def _matching_pixels(wavelength, grid):
+def _matching_pixels(wavelength: np.ndarray, grid: WavelengthGrid) -> np.ndarray | None:
     """Positions of the grid's pixels in rising wavelengths, or None if they are not all there."""
     wanted = grid.wavelength.value
     found = np.searchsorted(wavelength, wanted * (1 - SAME_WAVELENGTH))
@@ -448,7 +483,7 @@ def _matching_pixels(wavelength, grid):
     return found
 
 
-def _input_edges(wavelength):
+def _input_edges(wavelength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper edges of pixels at rising wavelengths; pixels beside a gap end half a step into it."""
     step = np.diff(wavelength)
     # Mirrored at the ends, so that a gap next to the first pixel counts once.
@@ -465,7 +500,9 @@ def _input_edges(wavelength):
     return lower, upper
 
 
-def _resample(wavelength, flux, variance, grid):
+def _resample(
+    wavelength: np.ndarray, flux: np.ndarray, variance: np.ndarray, grid: WavelengthGrid
+) -> tuple[np.ndarray, np.ndarray]:
     """Flux and variance on the grid; see the Notes of `to_pixels`."""
     lower, upper = _input_edges(wavelength)
     width, good = upper - lower, np.isfinite(variance)
