@@ -12,7 +12,9 @@ from __future__ import annotations
 import operator
 import os
 import warnings
+from collections.abc import Iterable
 from types import MappingProxyType
+from typing import BinaryIO, TypeAlias
 
 import astropy.units as u
 import numpy as np
@@ -26,6 +28,8 @@ from cyclestarnet.exceptions import FileFormatError
 from cyclestarnet.spectra import Spectrum
 
 __all__ = ["APOGEE_BAD_BITS", "read_apstar", "read_apvisit", "read_aspcapstar"]
+
+FitsFile: TypeAlias = str | os.PathLike[str] | BinaryIO | fits.HDUList
 
 # APOGEE_PIXMASK of SDSS, in bit order.
 _BIT_NAMES = (
@@ -65,7 +69,7 @@ _REGISTER = {"identifier": lambda *args, **kwargs: False, "extensions": ["fits"]
 
 
 @data_loader("cyclestarnet apStar", **_REGISTER)
-def read_apstar(path, *, row=0, mask_bits=None):
+def read_apstar(path: FitsFile, *, row: int = 0, mask_bits: Iterable[int | str] | None = None) -> Spectrum:
     """Read a combined spectrum, or one of its visits, from an apStar file.
 
     Parameters
@@ -138,7 +142,7 @@ def read_apstar(path, *, row=0, mask_bits=None):
 
 
 @data_loader("cyclestarnet aspcapStar", **_REGISTER)
-def read_aspcapstar(path, *, mask_bits=None):
+def read_aspcapstar(path: FitsFile, *, mask_bits: Iterable[int | str] | None = None) -> Spectrum:
     """Read the normalised spectrum from an aspcapStar file.
 
     The normalisation is ASPCAP's own, a pseudo-continuum that differs from
@@ -202,7 +206,9 @@ def read_aspcapstar(path, *, mask_bits=None):
 
 
 @data_loader("cyclestarnet apVisit", **_REGISTER)
-def read_apvisit(path, *, velocity=None, mask_bits=None):
+def read_apvisit(
+    path: FitsFile, *, velocity: u.Quantity | None = None, mask_bits: Iterable[int | str] | None = None
+) -> Spectrum:
     """Read the spectrum of one visit from an apVisit file and bring it to rest.
 
     The three detectors are joined in order of wavelength, with the gaps
@@ -288,7 +294,7 @@ def read_apvisit(path, *, velocity=None, mask_bits=None):
 
 
 # -- the common parts --------------------------------------------------------
-def _bit_numbers(mask_bits):
+def _bit_numbers(mask_bits: Iterable[int | str] | None) -> tuple[int, ...]:
     """Sorted bit numbers of names or numbers; None = the default."""
     if mask_bits is None:
         return tuple(APOGEE_BAD_BITS.values())
@@ -306,7 +312,8 @@ def _bit_numbers(mask_bits):
     return tuple(sorted(numbers))
 
 
-def _checked_velocity(velocity):
+def _checked_velocity(velocity: object) -> u.Quantity:
+    """A velocity in km/s, or an error that says what was wrong."""
     try:
         velocity = u.Quantity(velocity).to(u.km / u.s)
     except (u.UnitConversionError, TypeError):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 from cyclestarnet.exceptions import FileFormatError
 from cyclestarnet.io.apogee import read_apstar, read_apvisit, read_aspcapstar
+from cyclestarnet.spectra import Spectrum
 
 __all__ = ["read"]
 
@@ -19,7 +22,7 @@ _READERS = {
 }
 
 
-def read(path, **options):
+def read(path: str | os.PathLike[str], **options: Any) -> Spectrum:
     """Read a spectrum file whose kind its name tells.
 
     Parameters
@@ -27,11 +30,12 @@ def read(path, **options):
     path : path-like
         Named as SDSS does: ``apStar-…``, ``aspcapStar-…``, ``apVisit-…`` (or ``as…`` for the south).
     **options
-        Of the reader.
+        Of the reader, such as ``mask_bits``: `read_apstar`, `read_aspcapstar` and `read_apvisit` say which.
 
     Returns
     -------
     `~specutils.Spectrum`
+        Vacuum wavelengths at rest, with uncertainty and mask.
 
     Raises
     ------
@@ -39,6 +43,14 @@ def read(path, **options):
         If there is no such file.
     FileFormatError
         If the name tells nothing, or the file is not what its name says.
+
+    Examples
+    --------
+    >>> from astropy.utils.data import get_pkg_data_filename
+    >>> from cyclestarnet.io import read
+    >>> path = get_pkg_data_filename("data/apVisit-r13-9518-57729-104.fits", package="cyclestarnet")
+    >>> read(path).meta["object"]
+    '2M00242666+5341178'
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"no file {path}")

@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import astropy.units as u
 import h5py
@@ -16,8 +17,9 @@ import numpy as np
 from astropy.nddata import StdDevUncertainty
 
 from cyclestarnet.exceptions import FileFormatError, GridError, SpectrumError
+from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.io.readers import read
-from cyclestarnet.io.training_set import TrainingSet
+from cyclestarnet.io.training_set import Selection, TrainingSet
 from cyclestarnet.spectra import Spectrum
 
 __all__ = ["StarSource", "star_sources"]
@@ -26,23 +28,62 @@ PARTS = ("flux", "spectral_axis", "uncertainty", "mask", "meta")  # of a spectru
 
 
 class StarSource:
-    """One star, not yet read: ``name``, ``read()``, and ``identity``, a text by which a resumed run knows it."""
+    """One star whose spectrum is read when its turn comes, be it in this process or in another.
+
+    `star_sources` makes them of whatever holds the spectra of many stars.
+
+    Examples
+    --------
+    ::
+
+        for star in star_sources("spectra/apStar-*.fits"):
+            print(star.name, star.read().meta["snr"])
+    """
+
+    @property
+    def name(self) -> str:
+        """What tables call the star: its path, its name in the metadata, or its row. May be empty."""
+        raise TypeError("subclasses define name")
 
     @property
     def identity(self) -> str:
+        """Text by which a run that goes on after a kill knows the star again."""
         return self.name
+
+    def read(self) -> Spectrum:
+        """Read the spectrum.
+
+        Returns
+        -------
+        `~specutils.Spectrum`
+            As it is, not yet on the pixels of a model.
+
+        Raises
+        ------
+        TypeError
+            If a list of stars holds something else.
+        OSError
+            If there is no such file, or it cannot be read.
+
+        Examples
+        --------
+        ::
+
+            spectrum = star_sources("apStar-star.fits")[0].read()
+        """
+        raise TypeError("subclasses define read")
 
 
 @dataclass(frozen=True)
 class _File(StarSource):
     path: str
-    reader: Callable
+    reader: Callable[[str], Spectrum]
 
     @property
-    def name(self):
+    def name(self) -> str:
         return os.fsencode(self.path).decode("utf-8", "backslashreplace")  # a file name may be any bytes
 
-    def read(self):
+    def read(self) -> Spectrum:
         return self.reader(self.path)
 
 
@@ -61,12 +102,12 @@ class _Given(StarSource):
         return _Given, (self.spectrum,)
 
     @property
-    def name(self):
+    def name(self) -> str:
         meta = getattr(self.spectrum, "meta", None) or {}
         return str(meta.get("object") or meta.get("apogee_id") or "")
 
     @property
-    def identity(self):
+    def identity(self) -> str:
         if not isinstance(self.spectrum, Spectrum):
             return type(self.spectrum).__name__
         digest = hashlib.sha256()
@@ -75,7 +116,7 @@ class _Given(StarSource):
             digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
         return f"{self.name} {digest.hexdigest()[:16]}"
 
-    def read(self):
+    def read(self) -> Spectrum:
         if not isinstance(self.spectrum, Spectrum):
             raise TypeError(f"a star must be a specutils.Spectrum or a path, but is a {type(self.spectrum).__name__}")
         return self.spectrum
@@ -92,14 +133,14 @@ class _StackRow(StarSource):
     row: int
 
     @property
-    def name(self):
+    def name(self) -> str:
         return _Given(self.stack).name
 
     @property
-    def identity(self):
+    def identity(self) -> str:
         return _Given(self.read()).identity
 
-    def read(self):
+    def read(self) -> Spectrum:
         return self.stack[self.row]
 
     def __reduce__(self):  # a row travels to a worker without the others
@@ -112,21 +153,21 @@ class _TrainingRow(StarSource):
     row: int
 
     @property
-    def name(self):
+    def name(self) -> str:
         return f"{self.rows.dataset.path} {self.rows.dataset.split} {self.row}"
 
-    def read(self):
+    def read(self) -> Spectrum:
         return self.rows.read(self.row)
 
 
 class _TrainingRows:
     """Rows of a training file as spectra; neighbours are read together and kept until others are wanted."""
 
-    def __init__(self, dataset, wavelength):
+    def __init__(self, dataset: TrainingSet, wavelength: u.Quantity):
         self.dataset, self.wavelength = dataset, wavelength
-        self._block = (0, 0, ())
+        self._block: tuple[int, int, tuple] = (0, 0, ())
 
-    def read(self, row):
+    def read(self, row: int) -> Spectrum:
         start, stop, arrays = self._block
         if not start <= row < stop:
             start = row - row % self.dataset.block_rows
@@ -145,7 +186,16 @@ class _TrainingRows:
         return _TrainingRows, (self.dataset, self.wavelength)
 
 
-def star_sources(spectra, *, grid=None, selection=None, reader=read) -> list[StarSource]:
+Spectra: TypeAlias = str | os.PathLike[str] | Spectrum | TrainingSet | Iterable[Spectrum | str | os.PathLike[str]]
+
+
+def star_sources(
+    spectra: Spectra,
+    *,
+    grid: WavelengthGrid | None = None,
+    selection: Selection | None = None,
+    reader: Callable[[str], Spectrum] = read,
+) -> list[StarSource]:
     """Turn whatever holds the spectra of stars into a list of stars, none of which is read yet.
 
     Parameters
@@ -161,11 +211,13 @@ def star_sources(spectra, *, grid=None, selection=None, reader=read) -> list[Sta
     selection : `~cyclestarnet.io.Selection`, optional
         Which spectra of an HDF5 file to take. Default: all.
     reader : callable, optional
-        Reads a path. Default: `cyclestarnet.io.read`.
+        Reads a path to a `~specutils.Spectrum`. It must be importable, not a
+        lambda, if other processes are to call it. Default: `cyclestarnet.io.read`.
 
     Returns
     -------
     list of `StarSource`
+        In the order given, that of the sorted matches, or that of the rows.
 
     Raises
     ------
@@ -175,6 +227,8 @@ def star_sources(spectra, *, grid=None, selection=None, reader=read) -> list[Sta
         If ``spectra`` is none of these.
     FileFormatError, GridError
         If the HDF5 file is damaged, or its pixels are not known.
+    SpectrumError
+        If the HDF5 file has no errors, or none of its spectra passes the selection.
 
     Examples
     --------
@@ -209,7 +263,7 @@ def star_sources(spectra, *, grid=None, selection=None, reader=read) -> list[Sta
     return [_File(os.fspath(item), reader) if isinstance(item, str | os.PathLike) else _Given(item) for item in spectra]
 
 
-def _only_split(path):
+def _only_split(path: str) -> str:
     """The split of a training file that has one only."""
     splits = []
     if h5py.is_hdf5(path):  # else TrainingSet says what is wrong
@@ -222,7 +276,8 @@ def _only_split(path):
     return splits[0] if splits else "train"
 
 
-def _wavelength(dataset, grid):
+def _wavelength(dataset: TrainingSet, grid: WavelengthGrid | None) -> u.Quantity:
+    """Wavelengths of the pixels of a training set, of its file or else of a grid."""
     if dataset.domain != "observed":
         raise SpectrumError(f"{dataset!r} has no errors, without which no pixel can be weighted; use domain='observed'")
     with h5py.File(dataset.path) as file:

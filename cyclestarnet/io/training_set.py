@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -26,8 +27,11 @@ import astropy.units as u
 import h5py
 import numpy as np
 from astropy.table import QTable
+from numpy.typing import ArrayLike
 
+from cyclestarnet.continuum import ContinuumRecipe
 from cyclestarnet.exceptions import CycleStarNetError, CycleStarNetWarning, FileFormatError, GridError, SpectrumError
+from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.io.readers import read
 from cyclestarnet.progress import tqdm
 from cyclestarnet.spectra import SAME_WAVELENGTH, Spectrum, to_pixels
@@ -52,14 +56,21 @@ _KINDS = (*_PER_PIXEL, "labels", *_PER_SPECTRUM)
 # -- reading -----------------------------------------------------------------
 @dataclass(frozen=True)
 class Selection:
-    """Which spectra of a set are good enough to train on; the defaults are the paper's (S1, Section 3).
+    """Which spectra of a set are good enough to train on; the defaults are the paper's (S1, Section 4.1.1).
 
     Parameters
     ----------
     snr : (float, float) or None
-        Open interval of the signal-to-noise ratio per pixel; None: no cut.
+        The signal-to-noise ratio per pixel must lie between these; a spectrum
+        at either end does not pass. None: no cut. Default: (30, 500).
     chi2_max : float or None
-        The catalogue's reduced χ² must be below; None: no cut.
+        The reduced χ² of the catalogue's fit must be below. None: no cut.
+        Default: 50.
+
+    Raises
+    ------
+    ValueError
+        If the interval is empty or ``chi2_max`` is not positive.
 
     Examples
     --------
@@ -71,7 +82,7 @@ class Selection:
     snr: tuple[float, float] | None = (30.0, 500.0)
     chi2_max: float | None = 50.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.snr is not None:
             snr = tuple(self.snr)
             if len(snr) != 2 or not snr[0] < snr[1]:
@@ -90,24 +101,34 @@ class TrainingSet:
     Parameters
     ----------
     path : path-like
-        HDF5 file in the layout of this module.
+        HDF5 file in the layout of `write_training_set`, which is that of the
+        public files of Cycle-StarNet.
     split : str, optional
-        ``"train"`` (default), ``"val"`` or ``"test"``.
+        Part of the file: ``"train"`` (default), ``"val"``, ``"test"``, or
+        another name that follows ``spectra`` in its datasets.
     domain : {"observed", "synthetic"}, optional
-        An observed set must have errors and masks. Those of a synthetic set
-        are not read.
+        Observed (default) or synthetic spectra. An observed set must have
+        errors and masks. Those of a synthetic set are not read.
     pixels : slice, optional
         Pixels of the file to use, without a step. Files of 7214 pixels fit
         networks of 7167 with ``slice(0, 7167)`` (cut at the red end, as in the
         paper) or ``slice(47, None)`` (at the blue end, as in the public code).
     grid : `~cyclestarnet.WavelengthGrid`, optional
         What the pixels must be: their number, and their wavelengths if the
-        file has a dataset ``wavelength`` (Angstrom, vacuum).
+        file has a dataset ``wavelength`` (Angstrom, vacuum). Default: not checked.
 
     Attributes
     ----------
-    n_spectra, n_pixels : int
-        Pixels are counted after the cut by ``pixels``.
+    path : `~pathlib.Path`
+        The file.
+    split, domain : str
+        As given.
+    pixels : slice
+        Pixels of the file that are used, with both ends.
+    n_spectra : int
+        Number of spectra, good or not.
+    n_pixels : int
+        Number of pixels, after the cut by ``pixels``.
     block_rows : int
         How many rows are best read at once.
     label_names : tuple of str or None
@@ -136,7 +157,15 @@ class TrainingSet:
     <TrainingSet 'synthetic.h5' train: 100 synthetic spectra of 7167 pixels>
     """
 
-    def __init__(self, path, *, split="train", domain="observed", pixels=slice(None), grid=None):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        split: str = "train",
+        domain: str = "observed",
+        pixels: slice = slice(None),
+        grid: WavelengthGrid | None = None,
+    ):
         if domain not in _NEEDED:
             raise ValueError(f"domain must be one of {tuple(_NEEDED)}, but is {domain!r}")
         if not isinstance(pixels, slice) or pixels.step not in (None, 1):
@@ -156,43 +185,43 @@ class TrainingSet:
             self._extra = tuple(kind for kind in ("labels", *_PER_SPECTRUM) if f"{kind} {split}" in file)
         self._check_sample()
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         extra = f", {', '.join(self._extra)}" if self._extra else ""
         return (
             f"<TrainingSet {self.path.name!r} {self.split}: {self.n_spectra} {self.domain} spectra "
             f"of {self.n_pixels} pixels{extra}>"
         )
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.n_spectra
 
     @property
-    def labels(self):
-        """Labels, shape (n_spectra, n_labels), float32, as the file has them (NaN included), or None."""
+    def labels(self) -> np.ndarray | None:
+        """Values of the labels, (n_spectra, n_labels), float32, as the file has them (NaN included); None without."""
         return self._whole("labels")
 
     @property
-    def snr(self):
-        """Signal-to-noise ratio, shape (n_spectra,), float32, or None."""
+    def snr(self) -> np.ndarray | None:
+        """Signal-to-noise ratio per pixel, (n_spectra,), float32; None if the file has none."""
         return self._whole("snr")
 
     @property
-    def chi2(self):
-        """Reduced χ² of a catalogue's fit, shape (n_spectra,), float32, or None."""
+    def chi2(self) -> np.ndarray | None:
+        """Reduced χ² of a catalogue's fit, (n_spectra,), float32; None if the file has none."""
         return self._whole("chi2")
 
-    def rows(self, selection=None):
+    def rows(self, selection: Selection | None = None) -> np.ndarray:
         """Row numbers of the spectra that pass a selection.
 
         Parameters
         ----------
         selection : `Selection`, optional
-            Default: the paper's cuts.
+            Cuts on S/N and χ². Default: the paper's.
 
         Returns
         -------
-        array of int, rising
-            A spectrum whose S/N or χ² is NaN passes no cut on it. Files
+        array of int, shape (n,)
+            Rising. A spectrum whose S/N or χ² is NaN passes no cut on it. Files
             without χ² have no cut on χ².
 
         Raises
@@ -201,6 +230,16 @@ class TrainingSet:
             If there is a cut on S/N and the file has none.
         SpectrumError
             If no spectrum passes.
+
+        Examples
+        --------
+        >>> import tempfile, h5py, numpy as np
+        >>> from cyclestarnet.io import Selection, TrainingSet
+        >>> path = tempfile.mkdtemp() + "/synthetic.h5"
+        >>> with h5py.File(path, "w") as file:
+        ...     file["spectra train"], file["snr train"] = np.ones((3, 10)), [20, 100, 300]
+        >>> TrainingSet(path, domain="synthetic").rows(Selection(snr=(50, 1000)))
+        array([1, 2])
         """
         selection = Selection() if selection is None else selection
         snr, chi2 = self.snr, self.chi2
@@ -224,25 +263,41 @@ class TrainingSet:
             )
         return np.flatnonzero(good)
 
-    def read(self, start, stop):
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         """Read neighbouring rows.
 
         Parameters
         ----------
-        start, stop : int
-            Half-open range of rows.
+        start : int
+            First row.
+        stop : int
+            Row after the last.
 
         Returns
         -------
-        flux, sigma : array, shape (stop - start, n_pixels), float32
-        mask : array of bool, of the same shape
-            True = bad, as everywhere outside these files. ``sigma`` and
-            ``mask`` are None for a synthetic set.
+        flux : array, shape (stop - start, n_pixels), float32
+            Normalised, as the file has it, also at bad pixels; NaN included.
+        sigma : array, shape (stop - start, n_pixels), float32, or None
+            Its standard deviation; None of a synthetic set.
+        mask : array of bool, shape (stop - start, n_pixels), or None
+            True = bad, as everywhere outside these files; None of a synthetic set.
 
         Raises
         ------
         FileFormatError
             If the rows cannot be read.
+
+        Examples
+        --------
+        >>> import tempfile, h5py, numpy as np
+        >>> from cyclestarnet.io import TrainingSet
+        >>> path = tempfile.mkdtemp() + "/observed.h5"
+        >>> with h5py.File(path, "w") as file:
+        ...     file["spectra train"], file["spectra_err train"] = np.ones((3, 10)), np.full((3, 10), 0.01)
+        ...     file["spectra_msk train"] = np.arange(10) * np.ones((3, 1)) > 0  # pixel 0 is bad
+        >>> flux, sigma, mask = TrainingSet(path).read(0, 2)
+        >>> mask.sum(axis=1)
+        array([1, 1])
         """
         with _opened(self.path) as file:
             try:
@@ -336,19 +391,19 @@ class TrainingSet:
 
 # -- writing -----------------------------------------------------------------
 def write_training_set(
-    path,
-    spectra,
+    path: str | os.PathLike[str],
+    spectra: Iterable[Spectrum | str | os.PathLike[str]],
     *,
-    grid,
-    split="train",
-    recipe=None,
-    labels=None,
-    label_names=None,
-    chi2=None,
-    mask_bits=None,
-    overwrite=False,
-    progress=True,
-):
+    grid: WavelengthGrid,
+    split: str = "train",
+    recipe: ContinuumRecipe | None = None,
+    labels: ArrayLike | None = None,
+    label_names: Sequence[str] | None = None,
+    chi2: ArrayLike | None = None,
+    mask_bits: Iterable[int | str] | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> QTable:
     """Write spectra as one split of a training file, row by row.
 
     Memory holds a block of 64 spectra at a time. The other splits of an
@@ -368,21 +423,22 @@ def write_training_set(
     grid : `~cyclestarnet.WavelengthGrid`
         Pixels of the set.
     split : str, optional
-        ``"train"`` (default), ``"val"`` or ``"test"``.
+        Part of the file to write: ``"train"`` (default), ``"val"`` or ``"test"``.
     recipe : `~cyclestarnet.ContinuumRecipe`, optional
-        Normalises flux with a physical unit.
+        Normalises flux with a physical unit. Default: such spectra are skipped.
     labels : array_like, shape (n, n_labels), optional
-        Labels of each spectrum that goes in.
+        Values of the labels of each spectrum that goes in, in the labels' own
+        units (teff in K); NaN where one is not known. Default: none are written.
     label_names : sequence of str, optional
-        Kept in the file, for its readers.
+        Names of the columns of ``labels``, kept in the file for its readers.
     chi2 : array_like, shape (n,), optional
         Reduced χ² of a catalogue's fit, for `Selection`.
     mask_bits : iterable of int or str, optional
-        Of the readers of files: which bits make a pixel bad.
+        Of the readers of files: which bits make a pixel bad. Default: that of the readers.
     overwrite : bool, optional
-        Replace the split if the file has it.
+        Replace the split if the file has it. Default: False.
     progress : bool, optional
-        Show a progress bar.
+        Show a progress bar. Default: True.
 
     Returns
     -------
