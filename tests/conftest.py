@@ -6,7 +6,6 @@ from pathlib import Path
 import astropy.units as u
 import numpy as np
 import pytest
-import torch
 from tiny import TINY_NETWORK, LineFamily, tiny_trainer
 from toys import LinearPredictor, noisy_objective
 
@@ -34,15 +33,6 @@ def shared():
     if not (folder / "data").is_dir():
         pytest.skip("the developers' data are not here")
     return folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    """Tiny arrays are slower on many threads, and sums on one thread are the same everywhere."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # -- tiny things -----------------------------------------------------------------
