@@ -1,7 +1,7 @@
 """Line lists of MOOG, VALD and archives, and what in them missing lines may be."""
 
 import gzip
-import time
+import tracemalloc
 import warnings
 
 import astropy.units as u
@@ -165,9 +165,7 @@ def test_a_file_without_lines_is_a_format_error(read):
 
 @pytest.mark.needs_shared
 def test_list_of_the_moog_grid(shared):
-    start = time.perf_counter()
     lines = read_line_list(shared / "data/moog_grid/lines_grid.dat.gz", medium="vacuum")
-    assert time.perf_counter() - start < 10
     assert len(lines) == 21242
     assert np.all(np.diff(lines["wavelength"]) >= 0)
     atoms = np.char.count(np.asarray(lines["species"]), " ").sum()
@@ -461,9 +459,14 @@ def test_lists_in_vacuum_give_no_warning_and_the_right_lines(rng):
     assert np.mean(match["line_wavelength"].unmasked == lines["wavelength"][chosen]) > 0.9
 
 
-def test_large_catalogues_are_matched_in_a_second(rng):
+def test_large_catalogues_are_matched_without_comparing_all_with_all(rng):
+    """That would take 84 MB."""
     lines, found, _ = random_lines(rng, 21_000, spacing=0.09)
     found = found[rng.integers(0, len(found), 500)]
-    start = time.process_time()
-    match_lines(found, lines)
-    assert time.process_time() - start < 1
+    tracemalloc.start()
+    try:
+        match_lines(found, lines)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20e6

@@ -30,15 +30,21 @@ class Table:
         self.flux = np.repeat(np.arange(n) / 1000, N_PIXELS).reshape(n, N_PIXELS).astype(np.float32)
         self.sigma, self.mask = np.full_like(self.flux, 0.01), np.zeros(self.flux.shape, dtype=bool)
         self.labels = np.outer(np.arange(n), [1.0, -1.0]).astype(np.float32)
-        self.errors, self.broken, self.n_read, self.delay = errors, False, 0, 0.0
+        self.errors, self.broken, self.n_read, self.n_quick = errors, False, 0, np.inf
 
     def read(self, start, stop):
         if self.broken:
             raise OSError("the disk is on fire")
-        time.sleep(self.delay)
+        self._wait_as_slow_disks_do()
         self.n_read += stop - start
         part = slice(start, stop)
         return (self.flux[part], self.sigma[part], self.mask[part]) if self.errors else (self.flux[part], None, None)
+
+    def _wait_as_slow_disks_do(self):
+        """After ``n_quick`` rows a block takes longer than anybody wants to wait for it, but not for ever."""
+        reader, give_up = threading.current_thread(), time.monotonic() + 120
+        while self.n_read >= self.n_quick and not reader.cancelled and time.monotonic() < give_up:
+            time.sleep(0.001)
 
 
 def rows_of(flux):
@@ -342,22 +348,24 @@ def threads():
 
 @pytest.fixture
 def slow():
-    """A table whose next window is being read when the first has been: 0.02 s per block, 10 blocks."""
-    return Table(140)
+    """A table of two windows, of which the second is still being read when somebody has drawn from the first."""
+    table = Table(140)
+    table.n_quick = 140 + 70  # a source goes through the whole table when it is made
+    return table
 
 
 def start_reading(table):
     source = stream(table, window_rows=70)
-    table.delay, table.n_read = 0.02, 0
     source.draw(1)
     assert len(threads()) == 1
     return source
 
 
 def test_close_stops_the_thread_within_its_window(slow):
+    """After the block of seven rows that it is at."""
     start_reading(slow).close()
     assert threads() == []
-    assert 70 <= slow.n_read < 140
+    assert slow.n_read == 140 + 70 + 7
 
 
 def test_forgotten_stream_stops_its_thread(slow):
