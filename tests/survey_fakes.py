@@ -4,7 +4,6 @@ Everything is at module level, so that it can go to the workers of a cluster.
 """
 
 import os
-import time
 from dataclasses import dataclass
 
 import astropy.units as u
@@ -77,14 +76,7 @@ class Result:
 class Fit:
     """Fits stars; a flux of -1 is refused, one of -2 raises for the whole block, one of -3 is an interrupt."""
 
-    seconds: float = 0.0
-    pid_file: str = ""
-
     def __call__(self, spectra):
-        time.sleep(self.seconds)
-        if self.pid_file:
-            with open(self.pid_file, "a") as file:
-                file.write(f"{os.getpid()}\n")
         values = [spectrum.flux.value[0] for spectrum in spectra]
         if -2 in values:
             raise RuntimeError("the block cannot be fitted")

@@ -1,21 +1,16 @@
 """Runs that are killed, stopped, or cannot write: what is left of them, and that they go on as if nothing had been."""
 
-import multiprocessing
-import os
-import pkgutil
 import signal
 import sys
 import threading
-import time
-from functools import partial
 from itertools import count
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from deaths import CountEvents, DieAtCall, DieAtEvent, LiveOn, lives
 from tiny import LineFamily, noisy, quick_scores, tiny_trainer
-from tqdm.auto import tqdm
 from training_oracle import Oracle, assert_same_state, state
 
 from cyclestarnet.exceptions import ModelFileError
@@ -53,49 +48,6 @@ def train(folder, options, path=None):
         trainer.run(every=4, checkpoint_every=3, progress=False)
 
 
-def live_and_die(death, *arguments):
-    """What a process does that ``death`` may end."""
-    torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())  # its own is one between processes, and would outlive this one
-    death()
-    train(*arguments)
-
-
-def die_within(seconds):
-    """At any instruction, after some time of the processor's."""
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-
-
-def die_at(owner, name, number):
-    """By SIGKILL, at the call of this number of a function."""
-    owner = pkgutil.resolve_name(owner)
-    original, calls = getattr(owner, name), count(1)
-
-    def deadly(*args, **kwargs):
-        if next(calls) == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*args, **kwargs)
-
-    setattr(owner, name, deadly)
-
-
-def live_on():
-    """Do not die."""
-
-
-def lives(deaths, *arguments):
-    """Exit codes of processes, one after the other, that work on the same run."""
-    processes = multiprocessing.get_context("forkserver")  # it imports torch once
-    processes.set_forkserver_preload(["torch._dynamo", "pytest", "cyclestarnet.training.trainer"])
-    for death in deaths:
-        process = processes.Process(target=live_and_die, args=(death, *arguments))
-        process.start()
-        process.join(300)
-        process.kill()
-        process.join()
-        yield process.exitcode
-
-
 @pytest.fixture(scope="module")
 def streamed_set(tmp_path_factory):
     """A file of 30 observed spectra in 3 blocks."""
@@ -109,12 +61,12 @@ def streamed_set(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["everything", "streamed"])
 def run(request, streamed_set, tmp_path_factory):
-    """Options of a run, the folder of one that was never interrupted, and the processor's time that it took."""
+    """Options of a run, the folder of one that was never interrupted, and the calls and returns that it took."""
     options = (EVERYTHING,) if request.param == "everything" else (STREAMED, streamed_set)
-    tiny_trainer().step()  # torch loads parts of itself at the first, which would count
-    folder, before = tmp_path_factory.mktemp("whole"), time.process_time()
-    train(folder, *options)
-    return options, folder, time.process_time() - before
+    folder = tmp_path_factory.mktemp("whole")
+    events = folder.with_name(f"events of {request.param}")
+    assert list(lives([CountEvents(events)], train, folder, *options)) == [0]
+    return options, folder, int(events.read_text())
 
 
 def same(a, b):
@@ -142,16 +94,14 @@ def assert_same_run(folder, whole):
 
 @posix
 def test_run_that_is_killed_at_any_time_ends_as_if_it_had_not_been(run, tmp_path):
-    options, whole, duration = run
-    times = np.random.default_rng(10).uniform(0.3, 0.6, 9) * duration
-    reached = []
-    for code in lives([*(partial(die_within, seconds) for seconds in times), live_on], tmp_path, *options):
+    options, whole, n_events = run
+    numbers, reached = np.random.default_rng(10).uniform(0.2, 0.6, 5) * n_events, []
+    for code in lives([*map(DieAtEvent, numbers.astype(int)), LiveOn()], train, tmp_path, *options):
         if code == 0:
             break
-        assert code == -signal.SIGPROF
+        assert code == -signal.SIGKILL
         reached.append(load_state(tmp_path / "checkpoint.pt")["iteration"] if any(tmp_path.glob("*.pt")) else 0)
-    print(reached)
-    assert any(0 < iteration < options[0]["n_iterations"] for iteration in reached)
+    assert any(0 < iteration < options[0]["n_iterations"] for iteration in reached), reached
     assert_same_run(tmp_path, whole)
 
 
@@ -167,7 +117,7 @@ def test_run_that_is_killed_while_it_saves_ends_as_if_it_had_not_been(run, tmp_p
         ("pathlib:Path", "unlink", 3),
     ]
     codes = []
-    for code in lives([*(partial(die_at, *moment) for moment in moments), live_on], tmp_path, *options):
+    for code in lives([*(DieAtCall(*moment) for moment in moments), LiveOn()], train, tmp_path, *options):
         codes.append(code)
         load_state(tmp_path / "checkpoint.pt")  # whole at any time
     assert codes == [-signal.SIGKILL] * len(moments) + [0]

@@ -1,13 +1,12 @@
 """Chains of posteriors that are known in closed form, and files of chains that end in many ways."""
 
-import os
 import signal
-import subprocess
 import sys
 
 import h5py
 import numpy as np
 import pytest
+from deaths import DieAtCall, lives
 
 from cyclestarnet.exceptions import FileFormatError
 from cyclestarnet.fitting.chains import Chain, autocorrelation_time
@@ -267,33 +266,19 @@ def test_global_random_state_does_not_matter():
 
 
 # -- the file --------------------------------------------------------------------------------------
-KILLED = """
-import os, signal, sys
-import test_sampling
-
-calls = 0
-
-def deadly(x):
-    global calls
-    calls += 1
-    if calls == 437:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return test_sampling.sometimes_nan(x)
-
-test_sampling.sample(deadly, max_steps=300, check_every=30, store=test_sampling.ChainFile(sys.argv[1]))
-"""
-
-
 def sometimes_nan(x):
     return np.where(x[:, 0] > MEAN[0] + 2 * SIZE[0], np.nan, gaussian(x))
 
 
+def sample_into(path):
+    sample(sometimes_nan, max_steps=300, check_every=30, store=ChainFile(path))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_chain_of_a_killed_process_ends_as_if_it_had_lived(tmp_path):
     """Bit by bit, with all its figures; the random state is that of the file, not of the new seed."""
     path = tmp_path / "chain.h5"
-    places = os.pathsep.join([os.path.dirname(__file__), os.getcwd()])
-    run = subprocess.run([sys.executable, "-c", KILLED, path], env=os.environ | {"PYTHONPATH": places})
-    assert run.returncode == -signal.SIGKILL
+    assert list(lives([DieAtCall(__name__, "gaussian", 437)], sample_into, path)) == [-signal.SIGKILL]
     with h5py.File(path) as file:
         assert file["mcmc"].attrs["iteration"] in range(30, 300, 30)
     options = {"max_steps": 300, "check_every": 30}

@@ -1,8 +1,6 @@
 import gc
 import json
 import os
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import astropy.units as u
 import h5py
 import numpy as np
 import pytest
+from deaths import CountEvents, DieAtEvent, lives
 from survey_fakes import Fit, failed_row, make_star, read_star, save_stars
 
 from cyclestarnet import WavelengthGrid
@@ -80,11 +79,17 @@ def test_no_star_gives_an_empty_table(paths):
     assert_same(survey(paths[:1])[:0], survey([]))
 
 
-def test_seconds_are_those_of_the_block_divided_by_its_stars(paths):
-    seconds = survey(paths[:8], Fit(seconds=0.04))["seconds"]
-    assert (seconds >= 0.01).all()
-    assert (seconds < 0.04).all()
-    assert seconds[0] == seconds[3] != seconds[4]
+def test_seconds_are_those_of_the_block_divided_by_its_stars(paths, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    def fit(spectra):
+        clock[0] += 4.0 * spectra[0].flux.value[0]
+        return Fit()(spectra)
+
+    np.save(paths[0], 0.5)
+    np.save(paths[4], 1.5)
+    assert survey(paths[:8], fit)["seconds"].tolist() == [0.5] * 4 + [1.5] * 4
 
 
 @pytest.mark.parametrize("block_size", [0, -1])
@@ -471,44 +476,18 @@ def test_second_process_does_not_write_to_the_same_journal(paths, tmp_path):
     assert survey(paths, fit_again, output=tmp_path / "t.ecsv")["success"].all()
 
 
-KILLED = """
-import os, signal, sys, time
-sys.path.insert(0, {tests!r})
-import numpy as np
-from survey_fakes import Fit, failed_row, read_star
-from cyclestarnet.io.stars import star_sources
-from cyclestarnet.pipeline import ManyOptions
-from cyclestarnet.pipeline.many import fit_survey
-
-def size(path):
-    return os.path.getsize(path) if os.path.exists(path) else 0
-
-output, journal = {output!r}, {output!r} + ".partial"
-rng, kills = np.random.default_rng(7), 0
-while not size(output):
-    before, child = size(journal), os.fork()
-    if child == 0:
-        try:
-            stars = star_sources({pattern!r}, reader=read_star)
-            fit_survey(stars, Fit(seconds=0.02), failed_row, ManyOptions(output=output, progress=False), block_size=2)
-        finally:
-            os._exit(0)
-    while size(journal) <= before and not size(output) and os.waitpid(child, os.WNOHANG) == (0, 0):
-        time.sleep(0.001)
-    time.sleep(rng.uniform(0, 0.06))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    kills += 1
-print(kills)
-"""
+def survey_by_pairs(paths, output):
+    survey(paths, output=output, block_size=2)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_run_killed_again_and_again_ends_as_one_that_was_not(paths, tmp_path):
-    code = KILLED.format(
-        tests=str(Path(__file__).parent), pattern=f"{tmp_path}/star-*.npy", output=f"{tmp_path}/t.ecsv"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 3
+    events, output, left = tmp_path / "events", tmp_path / "t.ecsv", []
+    assert list(lives([CountEvents(events)], survey_by_pairs, paths, tmp_path / "whole.ecsv")) == [0]
+    numbers = np.random.default_rng(7).uniform(0, 0.3, 100) * int(events.read_text())
+    for code in lives(map(DieAtEvent, numbers.astype(int)), survey_by_pairs, paths, output):
+        if code == 0:
+            break
+        left.append(output.with_name("t.ecsv.partial").stat().st_size if any(tmp_path.glob("*.partial")) else 0)
+    assert len(set(left)) > 3, left  # it grew from life to life
     assert_same(survey(paths), read_results(tmp_path / "t.ecsv"))
