@@ -513,7 +513,7 @@ class Posterior:
         return data
 
     def plot(self, names=None):
-        """Corner plot; see `cyclestarnet.plotting.results.plot_posterior`.
+        """Corner plot; see `cyclestarnet.plotting.plot_posterior`.
 
         Parameters
         ----------

@@ -136,7 +136,7 @@ def wavelength_errors(domains, lines, mask):
 
     The true wavelength is the centre of what the mask has taken from the mean spectrum.
     """
-    from cyclestarnet.lines.missing import dip_centre
+    from cyclestarnet.lines import dip_centre
     from cyclestarnet.networks.predictor import EmulatorPredictor
 
     flux = EmulatorPredictor(domains.emulator).flux(domains.pool[:500]).mean(0)

@@ -11,7 +11,7 @@ from astropy.table import MaskedColumn, QTable, Table
 
 from cyclestarnet.exceptions import CycleStarNetWarning, FileFormatError
 from cyclestarnet.grid import air_to_vacuum
-from cyclestarnet.lines.line_lists import as_line_list, match_lines, read_line_list
+from cyclestarnet.lines import as_line_list, match_lines, read_line_list
 
 # K I 15163.067 in air is 15167.211 in vacuum, from its energy levels.
 AIR, VACUUM = 15163.067, 15167.211

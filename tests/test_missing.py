@@ -8,11 +8,21 @@ from mocks import LINES, NAMES, profile, true_model, truth
 
 from cyclestarnet import GaussianPrior, GridError, LabelError, LabelSet, SpectrumError, WavelengthGrid
 from cyclestarnet.derivatives import DerivativeSpectra
-from cyclestarnet.lines.attribution import _attribute, _Regression, attribute
-from cyclestarnet.lines.differences import FluxDifferences, model_differences, star_differences
-from cyclestarnet.lines.features import Feature, FeatureMask, Features
-from cyclestarnet.lines.missing import MissingLines, _dips, _false_discovery, find_missing_lines, with_elements
-from cyclestarnet.lines.score import score_missing_lines
+from cyclestarnet.lines import (
+    Feature,
+    FeatureMask,
+    Features,
+    FluxDifferences,
+    MissingLines,
+    attribute,
+    find_missing_lines,
+    model_differences,
+    score_missing_lines,
+    star_differences,
+    with_elements,
+)
+from cyclestarnet.lines.attribution import _attribute, _Regression
+from cyclestarnet.lines.dips import false_discovery, find_dips
 from cyclestarnet.spectra import to_spectrum
 
 N, EDGE = 4800, 2000
@@ -130,7 +140,7 @@ def test_widths_are_those_before_smoothing(measured):
 
 
 def test_pixels_of_a_line_are_those_of_a_fifth_of_its_depth():
-    dips = _dips(-gaussian([500]).sum(0), GRID.chips, NOISE)
+    dips = find_dips(-gaussian([500]).sum(0), GRID.chips, NOISE)
     reach = np.sqrt(2 * np.log(5)) * np.hypot(WIDTH, 0.8)  # 2.9 pixels, with the smoothing
     assert (dips.start[0], dips.peak[0], dips.stop[0]) == (500 - round(reach), 500, 500 + round(reach) + 1)
 
@@ -145,7 +155,7 @@ def test_a_difference_of_continua_is_no_line_and_changes_none(background):
 
 def test_no_line_crosses_the_edge_of_a_chip():
     narrow = noise(3) - 40 * NOISE * gaussian([EDGE - 5, EDGE + 4], width=3).sum(0)
-    dips = _dips(narrow, GRID.chips, NOISE)
+    dips = find_dips(narrow, GRID.chips, NOISE)
     assert {EDGE - 5, EDGE + 4} <= set(dips.peak[dips.significance > 10])
     assert ((dips.start < EDGE) == (dips.stop <= EDGE)).all()
     assert (dips.start >= 0).all()
@@ -190,14 +200,14 @@ def test_no_more_lines_are_false_than_the_rate_says():
 
 def test_false_discovery_rates_by_hand():
     # as bumps, of 2 and 0.5, and one more: 1 of 1, 1 of 2, and 2 of 3; what is more significant is no worse
-    rates = _false_discovery(np.array([1.0, 5.0, 3.0]), np.array([2.0, 0.5]), 1)
+    rates = false_discovery(np.array([1.0, 5.0, 3.0]), np.array([2.0, 0.5]), 1)
     np.testing.assert_allclose(rates, [2 / 3, 1 / 2, 1 / 2])
 
 
 def test_false_discovery_rates_of_several_models_by_hand():
     # in four spectra: none is above 5 or 4.5, four are at 3 or above, and one more
     chance = np.array([4.0, 4.0, 4.0, 3.0, 2.0, 2.0])
-    np.testing.assert_allclose(_false_discovery(np.array([5.0, 4.5, 3.0]), chance, 4), [1 / 8, 1 / 8, 5 / 12])
+    np.testing.assert_allclose(false_discovery(np.array([5.0, 4.5, 3.0]), chance, 4), [1 / 8, 1 / 8, 5 / 12])
 
 
 def test_rates_fall_as_lines_get_significant():
@@ -255,7 +265,7 @@ def line_of(*elements, slope=0.3, n=1):
 
 def pulls(differences, slopes, variance):
     """(found − true) / error of all slopes."""
-    regression = _Regression.on(differences.values, differences.labels)
+    regression = _Regression.on(differences.values, differences.label_set)
     out = []
     for peak, true in zip(peaks_of(differences), np.atleast_2d(slopes), strict=True):
         found, covariance = regression.slopes(-differences.flux[:, peak - 1 : peak + 2].mean(1), variance)
@@ -449,7 +459,7 @@ def test_differences_of_stars_are_from_the_spectra_of_their_labels(model, true_l
     found = star_differences(model, spectra, progress=False)
     np.testing.assert_allclose(found.flux, spectra.flux.value - truth(found.values), atol=1e-5)
     np.testing.assert_allclose(found.error, STAR_SIGMA, rtol=1e-6)
-    assert (found.labels.names, found.grid, len(found)) == (NAMES, model.grid, 4)
+    assert (found.label_set.names, found.grid, len(found)) == (NAMES, model.grid, 4)
 
 
 def test_masked_pixels_of_a_star_are_nan(model, true_labels):
@@ -599,7 +609,7 @@ def test_observed_stars_tell_elements(monkeypatch):
     slopes = np.zeros((N // 5, len(ELEMENTS)))
     slopes[:, ELEMENTS.index("fe_h")] = 0.3
     evidence, asked = simulate(slopes, n=100)[0], {}
-    evidence = FluxDifferences(GRID, evidence.labels, evidence.values, evidence.flux, evidence.error)
+    evidence = FluxDifferences(GRID, evidence.label_set, evidence.values, evidence.flux, evidence.error)
 
     def fitted(model, spectra, *, ignore, progress):
         asked.update(spectra=spectra, ignore=ignore)
@@ -616,7 +626,7 @@ def test_observed_stars_tell_elements(monkeypatch):
 def test_other_evidence_changes_elements_alone(catalogue):
     slopes = np.tile(0.3 * (np.array(ELEMENTS) == "fe_h"), (N // 5, 1))
     other = simulate(slopes, n=100)[0]
-    changed = with_elements(catalogue, FluxDifferences(GRID, other.labels, other.values, other.flux, other.error))
+    changed = with_elements(catalogue, FluxDifferences(GRID, other.label_set, other.values, other.flux, other.error))
     assert set(changed.table["element"]) == {"Fe"}
     assert set(catalogue.table["element"]) == {"Mg", "Si", "Fe"}
     for name in ("wavelength", "depth", "significance", "fdr", "kind"):

@@ -2,9 +2,13 @@
 
 from cyclestarnet.lines.attribution import attribute
 from cyclestarnet.lines.differences import FluxDifferences, model_differences, star_differences
-from cyclestarnet.lines.features import Feature, FeatureMask, Features, elements_of, find_features, k_giant
-from cyclestarnet.lines.line_lists import as_line_list, match_lines, read_line_list
-from cyclestarnet.lines.missing import MissingLines, dip_centre, find_missing_lines, with_elements
+from cyclestarnet.lines.dips import dip_centre
+from cyclestarnet.lines.elements import elements_of
+from cyclestarnet.lines.features import Feature, FeatureMask, Features, find_features, k_giant
+from cyclestarnet.lines.line_files import read_line_list
+from cyclestarnet.lines.line_lists import as_line_list
+from cyclestarnet.lines.matching import match_lines
+from cyclestarnet.lines.missing import MissingLines, find_missing_lines, with_elements
 from cyclestarnet.lines.score import Score, score_missing_lines
 
 __all__ = [

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cyclestarnet.exceptions import GridError, LabelError, SpectrumError
 from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.labels import LabelSet
+from cyclestarnet.lines.protocols import Model
 from cyclestarnet.progress import tqdm
-from cyclestarnet.spectra import to_pixels
+from cyclestarnet.spectra import Spectrum, to_pixels
 
-__all__ = ["FluxDifferences", "model_differences", "star_differences"]
+__all__ = ["FluxDifferences", "model_differences", "require_rows", "star_differences"]
 
 ROWS = 64
 
@@ -22,22 +24,49 @@ ROWS = 64
 class FluxDifferences:
     """Observed minus synthetic flux of many stars or label sets.
 
+    `model_differences` and `star_differences` make them; make them yourself
+    of spectra that you have compared in another way.
+
     Parameters
     ----------
     grid : `~cyclestarnet.WavelengthGrid`
-    labels : `~cyclestarnet.LabelSet`
+        The pixels of all spectra.
+    label_set : `~cyclestarnet.LabelSet`
+        What the columns of ``values`` are.
     values : array, shape (n, n_labels)
-        Labels of the synthetic spectra.
+        Labels of the synthetic spectra, in the units of the label set.
     flux : array, shape (n, n_pixels)
-        The differences; NaN where a pixel is masked.
+        The differences, as fractions of the continuum; NaN where a pixel is masked.
     error : array, shape (n, n_pixels), optional
-        Their errors, 1 σ.
+        Their errors, 1 σ; without meaning where a pixel is masked. Default: None, for spectra without noise.
     synthetic : array, shape (n_pixels,), optional
-        Mean of the synthetic spectra.
+        Mean of the synthetic spectra. Default: None, where it is not known.
+
+    Raises
+    ------
+    GridError
+        If an array has not a row per label set and a column per pixel.
+    LabelError
+        If ``values`` has not a column per label.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> import numpy as np
+    >>> from cyclestarnet import LabelSet, WavelengthGrid
+    >>> from cyclestarnet.lines import FluxDifferences
+    >>> grid = WavelengthGrid([1500.0, 1500.1, 1500.2] * u.nm)
+    >>> label_set = LabelSet(("teff", "mg_h"), [4000, -1], [5500, 0.5])
+    >>> values = [[4500, 0.0], [4600, 0.1]]
+    >>> differences = FluxDifferences(grid, label_set, values, np.array([[0, -0.1, 0], [0, np.nan, 0]]))
+    >>> differences
+    <FluxDifferences of 2 spectra, 3 pixels>
+    >>> differences.mean()
+    array([ 0. , -0.1,  0. ])
     """
 
     grid: WavelengthGrid
-    labels: LabelSet
+    label_set: LabelSet
     values: np.ndarray
     flux: np.ndarray
     error: np.ndarray | None = None
@@ -49,10 +78,27 @@ class FluxDifferences:
             array = getattr(self, name)
             if array is not None and np.shape(array) != expected:
                 raise GridError(f"{name} must have shape {expected}, a row per label set, but has {np.shape(array)}")
-        if np.shape(self.values)[1:] != (len(self.labels),):
+        if np.shape(self.values)[1:] != (len(self.label_set),):
             raise LabelError(
-                f"values must have a column for each of {len(self.labels)} labels: {np.shape(self.values)}"
+                f"values must have a column for each of {len(self.label_set)} labels: {np.shape(self.values)}"
             )
+
+    def mean(self) -> np.ndarray:
+        """Mean over the spectra that have seen a pixel.
+
+        Returns
+        -------
+        array, shape (n_pixels,)
+            NaN is left out; 0 where nobody has seen the pixel.
+
+        Examples
+        --------
+        What a model adds on average, without most of its noise::
+
+            mean = model_differences(model).mean()
+        """
+        seen = np.isfinite(self.flux).sum(0)
+        return np.where(seen, np.nansum(self.flux, axis=0, dtype=float) / np.maximum(seen, 1), 0.0)
 
     def __len__(self):
         return len(self.values)
@@ -61,62 +107,95 @@ class FluxDifferences:
         return f"<FluxDifferences of {len(self)} spectra, {self.grid.n_pixels} pixels>"
 
 
-def model_differences(model, *, labels=None, n=1_000, seed=0, progress=True):
+def model_differences(
+    model: Model,
+    *,
+    labels: ArrayLike | Mapping | None = None,
+    n: int = 1_000,
+    seed: int | np.random.Generator = 0,
+    progress: bool = True,
+) -> FluxDifferences:
     """What a translation adds to synthetic spectra.
 
     Parameters
     ----------
     model : `~cyclestarnet.CalibratedModel`
-    labels : array, shape (n, n_labels), optional
-        Where to look, in the units and order of ``model.labels``. Default: ``n``
+        Its spectra are predicted in both domains.
+    labels : array, shape (n, n_labels), or mapping of str to `~astropy.units.Quantity`, optional
+        Where to look; an array is in the units and order of ``model.labels``. Default: ``n``
         draws from the model's label prior, moved to the edge of the labels' range if they are beyond.
     n : int, optional
+        Draws, if no labels are given. Default: 1000.
     seed : int or `numpy.random.Generator`, optional
+        Of the draws.
     progress : bool, optional
+        Whether to show a progress bar.
 
     Returns
     -------
     `FluxDifferences`
+        Without errors; ``synthetic`` is the mean of the synthetic spectra.
+
+    Raises
+    ------
+    LabelError
+        If ``labels`` have not a column per label of the model, or no row.
+    ValueError
+        If ``n`` is less than 1.
+
+    Examples
+    --------
+    >>> from cyclestarnet import CalibratedModel
+    >>> from cyclestarnet.lines import model_differences
+    >>> model_differences(CalibratedModel.from_pretrained(), n=2, progress=False)
+    <FluxDifferences of 2 spectra, 7167 pixels>
     """
-    labels = label_sets(model, labels, n, seed)
+    values = _values(model, labels, n, seed)
     parts, total = [], np.zeros(model.grid.n_pixels)
-    for start in tqdm(range(0, len(labels), ROWS), desc="differences", disable=not progress):
-        where = model.labels.to_quantities(labels[start : start + ROWS])
+    for start in tqdm(range(0, len(values), ROWS), desc="differences", disable=not progress):
+        where = model.labels.to_quantities(values[start : start + ROWS])
         synthetic, observed = (model.predict(where, domain=domain).flux.value for domain in ("synthetic", "observed"))
         parts.append((observed - synthetic).astype(np.float32))
         total += synthetic.sum(0)
-    mean = total / len(labels)
-    return FluxDifferences(model.grid, model.labels, np.asarray(labels), np.concatenate(parts), synthetic=mean)
+    return FluxDifferences(model.grid, model.labels, values, np.concatenate(parts), synthetic=total / len(values))
 
 
-def label_sets(model, labels, n, seed):
+def _values(model, labels, n, seed):
     """Labels (n, n_labels) as they were given, or draws from the model's prior."""
     if labels is None:
         if n < 1:
             raise ValueError(f"n must be 1 or more, but is {n}")
-        labels = np.random.default_rng(seed).multivariate_normal(model.prior.mean, model.prior.covariance, n)
-        return labels.clip(model.labels.lower, model.labels.upper)
-    labels = np.atleast_2d(model.labels.to_array(labels) if isinstance(labels, Mapping) else np.asarray(labels))
-    if labels.ndim != 2 or labels.shape[1] != len(model.labels) or not len(labels):
+        values = np.random.default_rng(seed).multivariate_normal(model.prior.mean, model.prior.covariance, n)
+        return values.clip(model.labels.lower, model.labels.upper)
+    values = np.atleast_2d(model.labels.to_array(labels) if isinstance(labels, Mapping) else np.asarray(labels))
+    if values.ndim != 2 or values.shape[1] != len(model.labels) or not len(values):
         raise LabelError(
-            f"labels must have shape (n, {len(model.labels)}), a row per label set, but have {labels.shape}"
+            f"labels must have shape (n, {len(model.labels)}), a row per label set, but have {values.shape}"
         )
-    return labels
+    return values
 
 
-def as_list(argument, given):
-    """One model or several, as a list."""
-    models = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-    for model in models:
-        if not hasattr(model, "derivative_spectra"):
-            raise TypeError(
-                f"{argument} must be a CalibratedModel or several, but is {model!r:.60}; a name is read by "
-                "CalibratedModel.from_pretrained, a file by CalibratedModel.load"
-            )
-    return models
+def require_rows(spectra: Spectrum) -> None:
+    """Raise unless spectra are one object with a row per star.
 
+    Parameters
+    ----------
+    spectra : `~specutils.Spectrum`
+        Flux of shape (n, n_pixels).
 
-def require_rows(spectra):
+    Raises
+    ------
+    SpectrumError
+        If they are a list, or of one star.
+
+    Examples
+    --------
+    >>> from cyclestarnet.lines.differences import require_rows
+    >>> require_rows([])
+    Traceback (most recent call last):
+    ...
+    cyclestarnet.exceptions.SpectrumError: stars must be one Spectrum with a row per star, ..., but are a list
+    """
     if not hasattr(spectra, "flux") or np.ndim(spectra.flux) != 2:
         shape = np.shape(spectra.flux) if hasattr(spectra, "flux") else f"a {type(spectra).__name__}"
         raise SpectrumError(
@@ -124,7 +203,14 @@ def require_rows(spectra):
         )
 
 
-def star_differences(model, spectra, *, ignore=None, space="emulator", progress=True):
+def star_differences(
+    model: Model,
+    spectra: Spectrum,
+    *,
+    ignore: ArrayLike | None = None,
+    space: str = "emulator",
+    progress: bool = True,
+) -> FluxDifferences:
     """What observed stars have beyond the synthetic spectra of their own labels, which are fitted.
 
     Fitted with the label prior of the training, a star's labels are the means
@@ -134,23 +220,33 @@ def star_differences(model, spectra, *, ignore=None, space="emulator", progress=
     Parameters
     ----------
     model : `~cyclestarnet.CalibratedModel`
+        It fits the stars, and predicts their synthetic spectra.
     spectra : `~specutils.Spectrum`, a row per star
-        Normalised, on the model's grid, with an uncertainty.
+        Normalised, on the model's grid, with an uncertainty. Masked pixels are NaN in the differences.
     ignore : array of bool, shape (n_pixels,), optional
-        Pixels that the fits must not use, such as those of lines already found.
+        Pixels that the fits must not use, such as those of lines already found. Default: none.
     space : {"emulator", "observed"}, optional
-        How to fit: with the synthetic spectra as they are (default), or translated.
+        Where to fit: with the synthetic spectra as they are (default), or translated.
     progress : bool, optional
+        Whether to show a progress bar.
 
     Returns
     -------
     `FluxDifferences`
-        Of the stars that could be fitted.
+        Of the stars that could be fitted, in their order, with errors.
 
     Raises
     ------
     SpectrumError
-        If none could, or the spectra are one.
+        If none could, or the spectra are of one star.
+
+    Examples
+    --------
+    Which element makes the lines that were found, by a thousand stars of a survey::
+
+        lines = find_missing_lines(model)
+        stars = star_differences(model, spectra, ignore=lines.pixels)
+        lines = with_elements(lines, stars)
     """
     require_rows(spectra)
     table = model.fit_many(spectra, space=space, ignore=ignore, progress=progress)

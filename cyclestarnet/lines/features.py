@@ -3,24 +3,31 @@
 Line lists of synthetic spectra lack lines. A study of what translation makes of
 that takes known lines away on purpose: features of a model are found, some are
 chosen at random, and their pixels are set to the continuum.
+
+S1 is O'Briain et al. (2021).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from os import PathLike
 
 import astropy.units as u
 import numpy as np
 from astropy.table import QTable
+from numpy.typing import ArrayLike
 
 from cyclestarnet.derivatives import DerivativeSpectra, require_one_star
-from cyclestarnet.exceptions import FileFormatError, GridError, LabelError
+from cyclestarnet.exceptions import FileFormatError, GridError
 from cyclestarnet.files import write_atomically
+from cyclestarnet.labels import LabelSet
+from cyclestarnet.lines.elements import elements_of, label_of, symbol_of
+from cyclestarnet.lines.protocols import Gaussian, Model
 
-__all__ = ["Feature", "FeatureMask", "Features", "elements_of", "find_features", "k_giant"]
+__all__ = ["Feature", "FeatureMask", "Features", "find_features", "k_giant"]
 
 # The star at which S1 looks for features; its abundances are solar.
 K_GIANT = {"teff": 4750.0, "logg": 2.5}
@@ -31,14 +38,14 @@ FORMAT = "cyclestarnet-features-1"
 class Feature:
     """A stretch of pixels in which one element matters.
 
-    Attributes
+    Parameters
     ----------
     element : str
-        Such as ``"Mg"``.
+        Symbol of the element, such as ``"Mg"``.
     start, stop : int
         Its pixels, half-open.
     peak : int
-        Pixel with the steepest derivative.
+        The pixel with the steepest derivative.
     wavelength : `~astropy.units.Quantity`
         Of the peak, in vacuum.
     extent : `~astropy.units.Quantity`
@@ -46,7 +53,19 @@ class Feature:
     depth : float
         1 − flux at the peak, to which other elements may contribute.
     slope : `~astropy.units.Quantity`
-        ∂flux/∂[X/H] at the peak, in 1/dex.
+        ∂flux/∂[X/H] at the peak, in 1/dex; negative.
+
+    Examples
+    --------
+    `find_features` makes them; what the slope says of one of them:
+
+    >>> import astropy.units as u
+    >>> from cyclestarnet.lines import Feature
+    >>> line = Feature("Mg", 3, 8, 5, 15753.2 * u.AA, 1.1 * u.AA, depth=0.3, slope=-0.2 / u.dex)
+    >>> print(f"0.1 dex more of {line.element}: {line.slope * 0.1 * u.dex:.2f} of the continuum")
+    0.1 dex more of Mg: -0.02 of the continuum
+    >>> line.label, line.pixels
+    ('mg_h', slice(3, 8, None))
     """
 
     element: str
@@ -59,12 +78,12 @@ class Feature:
     slope: u.Quantity
 
     @property
-    def label(self):
+    def label(self) -> str:
         """Name of the element's label, such as ``"mg_h"``."""
-        return f"{self.element.lower()}_h"
+        return label_of(self.element)
 
     @property
-    def pixels(self):
+    def pixels(self) -> slice:
         """Its pixels, as a slice."""
         return slice(self.start, self.stop)
 
@@ -79,10 +98,22 @@ class Features:
     Parameters
     ----------
     features : sequence of `Feature`
+        In any order; `find_features` gives that of the elements, and of wavelengths.
     n_pixels : int
-        Of the spectra.
+        Of the spectra in which they are.
     settings : dict, optional
-        How they were found.
+        How they were found; kept in tables and files.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> from cyclestarnet.lines import Feature, Features
+    >>> about = (15753.2 * u.AA, 1.1 * u.AA, 0.3, -0.2 / u.dex)
+    >>> features = Features([Feature("Mg", start, start + 3, start + 1, *about) for start in (0, 4)], n_pixels=9)
+    >>> features
+    <Features 2: 2 of Mg>
+    >>> [feature.peak for feature in features]
+    [1, 5]
     """
 
     features: tuple[Feature, ...]
@@ -92,33 +123,46 @@ class Features:
     def __post_init__(self):
         object.__setattr__(self, "features", tuple(self.features))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.features)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Feature]:
         return iter(self.features)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Feature:
         return self.features[index]
 
     @property
-    def counts(self):
+    def counts(self) -> dict[str, int]:
         """Number of features of each element, by name."""
         return dict(Counter(feature.element for feature in self))
 
-    def choose(self, fraction, seed):
+    def choose(self, fraction: float, seed: int | np.random.Generator) -> FeatureMask:
         """Choose a fraction of the features of each element, to be masked.
 
         Parameters
         ----------
         fraction : float
-            0 to 1; the number per element is rounded.
+            0 to 1; the number per element is rounded, halves to even.
         seed : int or `numpy.random.Generator`
             With the same seed, a larger fraction contains the features of a smaller one.
 
         Returns
         -------
         `FeatureMask`
+            With the fraction and the seed among its settings; of a generator, no seed is known.
+
+        Raises
+        ------
+        ValueError
+            If the fraction is not between 0 and 1.
+
+        Examples
+        --------
+        Synthetic spectra that lack three in ten features of each element::
+
+            mask = find_features(model).choose(0.3, seed=1)
+            lacking = mask.apply(flux)
         """
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction must be between 0 and 1, but is {fraction}")
@@ -130,8 +174,22 @@ class Features:
         known = isinstance(seed, int | np.integer)
         return FeatureMask(self, chosen, {"fraction": float(fraction), "seed": int(seed) if known else None})
 
-    def to_table(self):
-        """`~astropy.table.QTable` with a row per feature, and the settings as ``meta``."""
+    def to_table(self) -> QTable:
+        """Put the features into a table.
+
+        Returns
+        -------
+        `~astropy.table.QTable`
+            A row per feature, with the columns of `Feature`; the settings and ``n_pixels`` are ``meta``.
+
+        Examples
+        --------
+        The ten strongest features of iron::
+
+            table = find_features(model).to_table()
+            iron = table[table["element"] == "Fe"]
+            print(iron[iron["slope"].argsort()[:10]])
+        """
         columns = {
             "element": np.array([f.element for f in self], dtype=str),
             **{name: np.array([getattr(f, name) for f in self], dtype=int) for name in ("start", "stop", "peak")},
@@ -161,8 +219,26 @@ class FeatureMask:
     features : `Features`
         All of them.
     chosen : array_like of bool, shape (n_features,)
+        Which are absent.
     settings : dict, optional
-        How they were chosen.
+        How they were chosen; kept in tables and files.
+
+    Raises
+    ------
+    ValueError
+        If ``chosen`` has not a value per feature.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> from cyclestarnet.lines import Feature, FeatureMask, Features
+    >>> about = (15753.2 * u.AA, 1.1 * u.AA, 0.3, -0.2 / u.dex)
+    >>> features = Features([Feature("Mg", start, start + 3, start + 1, *about) for start in (0, 4)], n_pixels=9)
+    >>> mask = FeatureMask(features, [False, True])
+    >>> mask
+    <FeatureMask 1 of 2 features, 3 of 9 pixels, 0 other features touched>
+    >>> mask.apply([0.9] * 9)
+    array([0.9, 0.9, 0.9, 0.9, 1. , 1. , 1. , 0.9, 0.9])
     """
 
     features: Features
@@ -177,7 +253,7 @@ class FeatureMask:
         object.__setattr__(self, "chosen", chosen)
 
     @cached_property
-    def pixels(self):
+    def pixels(self) -> np.ndarray:
         """Masked pixels: array of bool, shape (n_pixels,)."""
         pixels = np.zeros(self.features.n_pixels, dtype=bool)
         for feature in self.masked:
@@ -186,17 +262,17 @@ class FeatureMask:
         return pixels
 
     @property
-    def masked(self):
+    def masked(self) -> list[Feature]:
         """The chosen features, as a list."""
         return [feature for feature, chosen in zip(self.features, self.chosen, strict=True) if chosen]
 
     @property
-    def touched(self):
+    def touched(self) -> list[Feature]:
         """Features that were not chosen and lose pixels all the same, as a list."""
         others = zip(self.features, self.chosen, strict=True)
         return [feature for feature, chosen in others if not chosen and self.pixels[feature.pixels].any()]
 
-    def apply(self, flux):
+    def apply(self, flux: ArrayLike) -> np.ndarray:
         """Spectra with the continuum, 1, in masked pixels.
 
         Parameters
@@ -207,31 +283,58 @@ class FeatureMask:
         Returns
         -------
         array, shape (..., n_pixels)
+            A copy with 1 in masked pixels, also where the flux was NaN.
 
         Raises
         ------
         GridError
             If the spectra have another number of pixels.
+
+        Examples
+        --------
+        Spectra of a model without the features that were chosen::
+
+            lacking = mask.apply(model.predict(labels, domain="synthetic").flux.value)
         """
         flux = np.asarray(flux)
         if flux.shape[-1:] != self.pixels.shape:
             raise GridError(f"flux must have shape (..., {len(self.pixels)}), as the mask has, but has {flux.shape}")
         return np.where(self.pixels, 1.0, flux)
 
-    def to_table(self):
-        """`~astropy.table.QTable` of all features, with a column ``masked``, and the settings as ``meta``."""
+    def to_table(self) -> QTable:
+        """Put all features into a table, and which of them are masked.
+
+        Returns
+        -------
+        `~astropy.table.QTable`
+            That of `Features.to_table` with a column ``masked``, and the settings of both as ``meta``.
+
+        Examples
+        --------
+        How many features of each element are masked::
+
+            table = mask.to_table()
+            print(table[table["masked"]].group_by("element").groups.aggregate(len)["element", "masked"])
+        """
         table = self.features.to_table()
         table["masked"] = self.chosen
         table.meta |= dict(self.settings)
         return table
 
-    def write(self, path):
+    def write(self, path: str | PathLike) -> None:
         """Write the features, which of them are masked, and all settings to an ECSV file, atomically.
 
         Parameters
         ----------
         path : path-like
             An existing file is replaced.
+
+        Examples
+        --------
+        Kept with what was made with it, and read again::
+
+            mask.write("mask.ecsv")
+            mask = FeatureMask.read("mask.ecsv")
         """
         table = self.to_table()
         table.meta = {"format": FORMAT, "found": dict(self.features.settings), "chosen": dict(self.settings)} | {
@@ -240,13 +343,31 @@ class FeatureMask:
         write_atomically(path, lambda temporary: table.write(temporary, format="ascii.ecsv", overwrite=True))
 
     @classmethod
-    def read(cls, path):
+    def read(cls, path: str | PathLike) -> FeatureMask:
         """Read a mask that `write` wrote.
+
+        Parameters
+        ----------
+        path : path-like
+            An ECSV file.
+
+        Returns
+        -------
+        `FeatureMask`
+            With the features and all settings.
 
         Raises
         ------
+        FileNotFoundError
+            If there is no file.
         FileFormatError
             If the file is damaged or another one.
+
+        Examples
+        --------
+        Score a catalogue against what its model did not see::
+
+            score = score_missing_lines(lines, FeatureMask.read("mask.ecsv"))
         """
         try:
             table = QTable.read(path, format="ascii.ecsv")
@@ -272,7 +393,14 @@ class FeatureMask:
         return self.to_table()._repr_html_()
 
 
-def find_features(source, labels=None, *, strong=-0.1, edge=-0.02, least=4):
+def find_features(
+    source: Model | DerivativeSpectra,
+    labels: Mapping[str, u.Quantity] | None = None,
+    *,
+    strong: float = -0.1,
+    edge: float = -0.02,
+    least: int = 4,
+) -> Features:
     """Find the strong features of each element by derivatives of the flux (S1, Section 4.2).
 
     A feature is a stretch of pixels with ∂flux/∂[X/H] below ``edge``, at least
@@ -290,13 +418,15 @@ def find_features(source, labels=None, *, strong=-0.1, edge=-0.02, least=4):
         and log g 2.5 with solar abundances; other labels are as the model's
         prior expects them of such a star.
     strong, edge : float, optional
-        In 1/dex, negative.
+        Derivatives in 1/dex, negative, that a feature must reach, and at which it ends. Default:
+        −0.1 and −0.02.
     least : int, optional
-        Elements with fewer strong features are left out.
+        Elements with fewer strong features are left out. Default: 4.
 
     Returns
     -------
     `Features`
+        With the thresholds, the labels and what is known of the derivatives as settings.
 
     Raises
     ------
@@ -308,7 +438,7 @@ def find_features(source, labels=None, *, strong=-0.1, edge=-0.02, least=4):
     Examples
     --------
     >>> from cyclestarnet import CalibratedModel
-    >>> from cyclestarnet.lines.features import find_features
+    >>> from cyclestarnet.lines import find_features
     >>> model = CalibratedModel.from_pretrained()
     >>> features = find_features(model)
     >>> features.counts["Fe"] > 4
@@ -333,29 +463,39 @@ def find_features(source, labels=None, *, strong=-0.1, edge=-0.02, least=4):
     return Features(features, source.grid.n_pixels, settings | source.meta | {"domain": source.domain})
 
 
-def k_giant(labels, prior):
-    """Labels of the paper's K giant: 4750 K, log g 2.5, solar abundances.
+def k_giant(label_set: LabelSet, prior: Gaussian) -> np.ndarray:
+    """Labels of the paper's K giant (S1, Section 4.2): 4750 K, log g 2.5, solar abundances.
 
     Parameters
     ----------
-    labels : `~cyclestarnet.LabelSet`
+    label_set : `~cyclestarnet.LabelSet`
+        The labels that are wanted.
     prior : `~cyclestarnet.GaussianPrior`
         Tells what such a star usually has of other labels, such as
-        micro-turbulence and broadening.
+        micro-turbulence and broadening. Of the same labels, in their order.
 
     Returns
     -------
     array, shape (n_labels,)
-        Values beyond the range of ``labels`` are moved to its edge.
+        In the units of the label set. Values beyond its range are moved to its edge.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet import GaussianPrior, LabelSet
+    >>> from cyclestarnet.lines import k_giant
+    >>> label_set = LabelSet(("teff", "logg", "vmicro", "mg_h"), [4000, 0.5, 0.5, -1], [5500, 3.5, 2.5, 0.5])
+    >>> k_giant(label_set, GaussianPrior([4800, 2.2, 1.4, -0.1], np.diag([1e4, 0.1, 0.01, 0.01]))).tolist()
+    [4750.0, 2.5, 1.4, 0.0]
     """
     values = prior.mean.copy()
-    solar = {name: 0.0 for name in labels if name.endswith(("_h", "_m"))}
-    known = np.array([name in K_GIANT | solar for name in labels])
-    values[known] = [(K_GIANT | solar)[name] for name in labels if name in K_GIANT | solar]
+    solar = {name: 0.0 for name in label_set if name.endswith(("_h", "_m"))}
+    known = np.array([name in K_GIANT | solar for name in label_set])
+    values[known] = [(K_GIANT | solar)[name] for name in label_set if name in K_GIANT | solar]
     precision = prior.precision  # of a Gaussian, the conditional mean of some values given the others
     pull = precision[np.ix_(~known, known)] @ (values - prior.mean)[known]
     values[~known] -= np.linalg.solve(precision[np.ix_(~known, ~known)], pull)
-    return values.clip(labels.lower, labels.upper)
+    return values.clip(label_set.lower, label_set.upper)
 
 
 def _derivatives(model, labels):
@@ -363,14 +503,6 @@ def _derivatives(model, labels):
     values = k_giant(model.labels, model.prior) if labels is None else model.labels.to_array(labels)
     stack = model.labels.to_quantities(values[None])
     return model.derivative_spectra(stack, domain="synthetic", names=elements_of(model.labels)).star(0)
-
-
-def elements_of(names):
-    """Names of the labels that are elements, such as ``"mg_h"``, or a `LabelError`."""
-    elements = [name for name in names if name.endswith("_h") and name != "m_h"]
-    if not elements:
-        raise LabelError(f"no element among the labels {', '.join(names)}: their names are such as 'mg_h'")
-    return elements
 
 
 def _features_of(source, name, strong, edge):
@@ -384,7 +516,7 @@ def _features_of(source, name, strong, edge):
             if slope[peak] < strong:
                 features.append(
                     Feature(
-                        element=name.removesuffix("_h").capitalize(),
+                        element=symbol_of(name),
                         start=int(low + start),
                         stop=int(low + stop),
                         peak=peak,

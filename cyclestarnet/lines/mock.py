@@ -33,7 +33,8 @@ from cyclestarnet.labels import LabelSet
 from cyclestarnet.lines.attribution import attribute
 from cyclestarnet.lines.config import MockConfig
 from cyclestarnet.lines.differences import model_differences, star_differences
-from cyclestarnet.lines.features import FeatureMask, Features, elements_of, find_features, k_giant
+from cyclestarnet.lines.elements import elements_of
+from cyclestarnet.lines.features import FeatureMask, Features, find_features, k_giant
 from cyclestarnet.lines.missing import MissingLines, find_missing_lines, with_elements
 from cyclestarnet.lines.score import score_missing_lines
 from cyclestarnet.model import CalibratedModel
@@ -83,7 +84,7 @@ class MockDomains:
     grid : `~cyclestarnet.WavelengthGrid`
     emulator : `~cyclestarnet.networks.emulator.Emulator`
         Of complete spectra.
-    features : `~cyclestarnet.lines.features.Features`
+    features : `~cyclestarnet.lines.Features`
         The strong ones, at the K giant.
     giant : array, shape (n_labels,)
         Labels of the K giant.
@@ -211,7 +212,7 @@ class MockRun:
     ----------
     fraction : float
     seed : int
-    mask : `~cyclestarnet.lines.features.FeatureMask`
+    mask : `~cyclestarnet.lines.FeatureMask`
         What its synthetic spectra lack.
     training : `~cyclestarnet.training.config.Config`
     """
@@ -291,7 +292,7 @@ def recovery(model, domains: MockDomains, mask: FeatureMask, labels=None, *, pro
     model : `~cyclestarnet.CalibratedModel`
         Of a training of the study.
     domains : `MockDomains`
-    mask : `~cyclestarnet.lines.features.FeatureMask`
+    mask : `~cyclestarnet.lines.FeatureMask`
         Of that training.
     labels : array, shape (n, n_labels), optional
         Default: the K giant.
@@ -340,10 +341,10 @@ def compare_attributions(model, lines: MissingLines, mask: FeatureMask, stars, *
     Parameters
     ----------
     model : `~cyclestarnet.CalibratedModel`
-    lines : `~cyclestarnet.lines.missing.MissingLines`
-    mask : `~cyclestarnet.lines.features.FeatureMask`
-    stars : `~cyclestarnet.lines.differences.FluxDifferences` or None
-        Of observed stars, by `~cyclestarnet.lines.differences.star_differences`.
+    lines : `~cyclestarnet.lines.MissingLines`
+    mask : `~cyclestarnet.lines.FeatureMask`
+    stars : `~cyclestarnet.lines.FluxDifferences` or None
+        Of observed stars, by `~cyclestarnet.lines.star_differences`.
     seed : int, optional
     progress : bool, optional
 

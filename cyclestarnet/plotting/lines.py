@@ -49,7 +49,7 @@ def plot_recovery(synthetic, translated, truth=None, *, window=None, names=None,
     names : sequence of str, optional
         Labels to show, of one unit. Default: up to five elements with the
         steepest derivatives in the window, in any of the panels.
-    features : iterable of `~cyclestarnet.lines.features.Feature`, optional
+    features : iterable of `~cyclestarnet.lines.Feature`, optional
         To be shaded, such as ``mask.masked``.
     axes : sequence of `~matplotlib.axes.Axes`, optional
         Four. Default: a new figure.
@@ -172,12 +172,12 @@ def plot_missing_lines(lines, *, window=None, labels=True, truth=None, axes=None
 
     Parameters
     ----------
-    lines : `~cyclestarnet.lines.missing.MissingLines`
+    lines : `~cyclestarnet.lines.MissingLines`
     window : (`~astropy.units.Quantity`, `~astropy.units.Quantity`), optional
         Show these vacuum wavelengths in one panel. Default: a panel per chip.
     labels : bool, optional
         Write elements at the strongest lines, as many as there is room for.
-    truth : `~cyclestarnet.lines.features.FeatureMask`, optional
+    truth : `~cyclestarnet.lines.FeatureMask`, optional
         Pixels that are known to lack lines, to be shaded.
     axes : sequence of `~matplotlib.axes.Axes`, optional
         One per panel. Default: a new figure.
@@ -255,7 +255,7 @@ def plot_precision_recall(score, *, ax=None):
 
     Parameters
     ----------
-    score : `~cyclestarnet.lines.score.Score`
+    score : `~cyclestarnet.lines.Score`
         Or anything with the arrays ``precision``, ``recall`` and ``fdr``, from strict thresholds to loose ones.
     ax : `~matplotlib.axes.Axes`, optional
         Default: a new figure.

@@ -146,7 +146,7 @@ def plot_derivatives(synthetic, observed, *, difference=None, names=None, window
         steepest synthetic derivatives in the window.
     window : (`~astropy.units.Quantity`, `~astropy.units.Quantity`), optional
         Vacuum wavelengths to show. Default: all.
-    features : iterable of `~cyclestarnet.lines.features.Feature`, optional
+    features : iterable of `~cyclestarnet.lines.Feature`, optional
         To be shaded, such as ``mask.masked``.
     axes : sequence of `~matplotlib.axes.Axes`, optional
         Four. Default: a new figure.

@@ -61,7 +61,7 @@ def plot_training(run, *, scores=None, weights=None, axes=None):
 
     Examples
     --------
-    >>> from cyclestarnet.plotting.training import plot_training
+    >>> from cyclestarnet.plotting import plot_training
     >>> axes = plot_training("run")  # doctest: +SKIP
     >>> axes[0].figure.savefig("progress.png")  # doctest: +SKIP
     """
