@@ -2,6 +2,7 @@
 
 from cyclestarnet._version import __version__
 from cyclestarnet.continuum import ContinuumRecipe
+from cyclestarnet.derivatives import DerivativeSpectra, ensemble_derivatives
 from cyclestarnet.exceptions import (
     CycleStarNetError,
     CycleStarNetWarning,
@@ -14,14 +15,16 @@ from cyclestarnet.exceptions import (
     TrainingError,
     TrainingWarning,
 )
+from cyclestarnet.fitting.isochrones import IsochronePrior, mist_isochrones
 from cyclestarnet.fitting.priors import GaussianPrior
 from cyclestarnet.grid import WavelengthGrid, air_to_vacuum
 from cyclestarnet.io import read_apstar, read_apvisit, read_aspcapstar
-from cyclestarnet.labels import LabelSet
+from cyclestarnet.labels import LabelSet, difference_unit, unit_of_label
 from cyclestarnet.model import CalibratedModel
 from cyclestarnet.networks.emulator import EmulatorSettings
 from cyclestarnet.networks.translation import NetworkSettings
 from cyclestarnet.noise import NoiseModel
+from cyclestarnet.pipeline import FitOptions, ManyOptions, SampleOptions, read_results, write_results
 from cyclestarnet.results import FitFlag, FitResult, Posterior
 from cyclestarnet.training.runs import train
 from cyclestarnet.training.settings import TrainingSettings
@@ -32,19 +35,24 @@ __all__ = [
     "ContinuumRecipe",
     "CycleStarNetError",
     "CycleStarNetWarning",
+    "DerivativeSpectra",
     "EmulatorSettings",
     "FileFormatError",
     "FitFlag",
+    "FitOptions",
     "FitResult",
     "FitWarning",
     "GaussianPrior",
     "GridError",
+    "IsochronePrior",
     "LabelError",
     "LabelSet",
+    "ManyOptions",
     "ModelFileError",
     "NetworkSettings",
     "NoiseModel",
     "Posterior",
+    "SampleOptions",
     "SpectrumError",
     "TrainingError",
     "TrainingSettings",
@@ -53,8 +61,14 @@ __all__ = [
     "WavelengthGrid",
     "__version__",
     "air_to_vacuum",
+    "difference_unit",
+    "ensemble_derivatives",
+    "mist_isochrones",
     "read_apstar",
     "read_apvisit",
     "read_aspcapstar",
+    "read_results",
     "train",
+    "unit_of_label",
+    "write_results",
 ]

@@ -32,7 +32,7 @@ MAY_IMPORT = {
 }
 # These join what their rooms hold to a model, and run it.
 ABOVE_MODEL = {
-    "training.arrays", "training.assembly", "training.calibration", "training.emulators", "training.evaluation",
+    "training", "training.arrays", "training.assembly", "training.calibration", "training.emulators", "training.evaluation",
     "training.inputs", "training.runs", "training.shortcuts", "lines.mock", "lines.config",
 }  # fmt: skip
 ANYTHING = {"cli", "__main__", "__init__"}

@@ -1,1 +1,82 @@
 """From two sets of spectra to a model: losses, trainer, data, configuration, assembly and evaluation."""
+
+from cyclestarnet.training.alignment import (
+    LabelTransport,
+    classifier_accuracy,
+    gaussian_transport,
+    mmd,
+    overlap_weights,
+    principal_components,
+    prior_mismatch,
+    regress_labels,
+    sliced_wasserstein,
+)
+from cyclestarnet.training.assembly import (
+    Residuals,
+    assemble_model,
+    correlation_inflation,
+    filled_flux,
+    fit_residuals,
+    label_prior,
+    learn_errors,
+    misfits,
+    model_scatter,
+    quiet_pixels,
+    typical_latent,
+)
+from cyclestarnet.training.config import Config, example_config, read_config
+from cyclestarnet.training.datasets import ObservedSpectra, StoredSynthetic, SyntheticSpectra
+from cyclestarnet.training.emulators import load_emulator, save_emulator
+from cyclestarnet.training.inputs import read_labels
+from cyclestarnet.training.logs import read_run
+from cyclestarnet.training.runs import Run, finish, joined_processes, prepare, train
+from cyclestarnet.training.settings import TrainingSettings
+from cyclestarnet.training.streams import StreamedSpectra, StreamedSynthetic
+from cyclestarnet.training.trainer import Anchors, Trainer
+from cyclestarnet.training.watch import Watch, WatchSettings, alignment_scores
+
+__all__ = [
+    "Anchors",
+    "Config",
+    "LabelTransport",
+    "ObservedSpectra",
+    "Residuals",
+    "Run",
+    "StoredSynthetic",
+    "StreamedSpectra",
+    "StreamedSynthetic",
+    "SyntheticSpectra",
+    "Trainer",
+    "TrainingSettings",
+    "Watch",
+    "WatchSettings",
+    "alignment_scores",
+    "assemble_model",
+    "classifier_accuracy",
+    "correlation_inflation",
+    "example_config",
+    "filled_flux",
+    "finish",
+    "fit_residuals",
+    "gaussian_transport",
+    "joined_processes",
+    "label_prior",
+    "learn_errors",
+    "load_emulator",
+    "misfits",
+    "mmd",
+    "model_scatter",
+    "overlap_weights",
+    "prepare",
+    "principal_components",
+    "prior_mismatch",
+    "quiet_pixels",
+    "read_config",
+    "read_labels",
+    "read_run",
+    "regress_labels",
+    "save_emulator",
+    "sliced_wasserstein",
+    "train",
+    "typical_latent",
+]

@@ -26,12 +26,9 @@ from matplotlib import pyplot as plt
 from cyclestarnet import CalibratedModel, ContinuumRecipe, LabelSet, WavelengthGrid
 from cyclestarnet.cli import main as cyclestarnet
 from cyclestarnet.io import write_training_set
-from cyclestarnet.networks.emulator import EmulatorSettings, train_emulator
+from cyclestarnet.networks import EmulatorSettings, train_emulator
 from cyclestarnet.spectra import Spectrum, to_pixels
-from cyclestarnet.training.alignment import gaussian_transport
-from cyclestarnet.training.assembly import quiet_pixels
-from cyclestarnet.training.emulators import save_emulator
-from cyclestarnet.training.inputs import read_labels
+from cyclestarnet.training import gaussian_transport, quiet_pixels, read_labels, save_emulator
 
 LABELS = LabelSet(("teff", "logg", "fe_h", "mg_h"), (4000, 1.0, -1.2, -1.2), (5600, 4.0, 0.5, 0.7))
 SPEED_OF_LIGHT = 299792.458  # km/s
