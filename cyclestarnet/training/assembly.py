@@ -10,17 +10,22 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from astropy.nddata import StdDevUncertainty
+from numpy.typing import ArrayLike
 
 from cyclestarnet.continuum import ContinuumRecipe
 from cyclestarnet.exceptions import CycleStarNetError, FitWarning, SpectrumError
 from cyclestarnet.fitting.priors import GaussianPrior
+from cyclestarnet.grid import WavelengthGrid
+from cyclestarnet.labels import LabelSet
 from cyclestarnet.model import CalibratedModel
 from cyclestarnet.networks.clouds import LatentCloud, SplitLatentCloud
-from cyclestarnet.networks.predictor import EmulatorPredictor
+from cyclestarnet.networks.emulator import Emulator
+from cyclestarnet.networks.predictor import EmulatorPredictor, Translator
 from cyclestarnet.noise import NoiseModel
 from cyclestarnet.pipeline.diagnostics import continuum_misfit, local_misfit
 from cyclestarnet.pipeline.parts import FlagLimits, Population
@@ -51,18 +56,35 @@ DOMAIN_OF_SPACE = {"observed": "observed", "emulator": "synthetic"}
 
 
 def assemble_model(
-    name, *, labels, grid, emulator, translator, label_pool, observed, validation, noise, recipe=None,
-    provenance=None, fit=None, progress=True,
-):  # fmt: skip
+    name: str,
+    *,
+    labels: LabelSet,
+    grid: WavelengthGrid,
+    emulator: Emulator,
+    translator: Translator,
+    label_pool: ArrayLike,
+    observed: Spectrum,
+    validation: Spectrum,
+    noise: NoiseModel,
+    recipe: ContinuumRecipe | None = None,
+    provenance: Mapping[str, object] | None = None,
+    fit: Callable[..., Residuals] | None = None,
+    progress: bool = True,
+) -> CalibratedModel:
     """Join trained parts to a model, and learn the errors and limits that fits with it need.
 
     Parameters
     ----------
     name : str
+        Name of the model.
     labels : `~cyclestarnet.LabelSet`
+        Names and valid range of the labels, in the order of the emulator.
     grid : `~cyclestarnet.WavelengthGrid`
+        Pixels of all spectra.
     emulator : `~cyclestarnet.networks.emulator.Emulator`
+        Labels to synthetic flux.
     translator : `~cyclestarnet.networks.predictor.Translator`
+        The trained networks, with the scaling of the flux that they were trained with.
     label_pool : array, shape (n_pool, n_labels)
         Labels of the synthetic training spectra, in their units; their mean
         and covariance become the label prior.
@@ -79,11 +101,12 @@ def assemble_model(
         `quiet_pixels` of synthetic spectra; it is used for spectra with
         physical units only.
     provenance : dict, optional
-        What goes on the model card.
+        What goes on the model card. Default: nothing.
     fit : callable, optional
         Does the work of `fit_residuals`, the default, for instance in parallel.
     progress : bool, optional
         Show a bar over the fits, which take seconds per star for networks of the paper's size.
+        Default: True.
 
     Returns
     -------
@@ -95,6 +118,23 @@ def assemble_model(
         If the parts do not fit each other, or the pool leaves the range of the labels.
     SpectrumError
         If hardly any validation star can be fitted, or ``observed`` has no uncertainty.
+
+    Examples
+    --------
+    ::
+
+        model = assemble_model(
+            "my-model",
+            labels=labels,
+            grid=grid,
+            emulator=emulator,
+            translator=Translator(trainer.averaged_network(), settings.flux_mean, settings.flux_std),
+            label_pool=pool,
+            observed=observed,
+            validation=validation,
+            noise=settings.noise,
+        )
+        model.save("my-model.safetensors")
     """
     pool = np.asarray(label_pool, dtype=float)
     labels.check_range(pool)
@@ -169,13 +209,15 @@ def filled_flux(spectra: Spectrum, noise: NoiseModel) -> np.ndarray:
     return noise.filled_flux(flux, noise.used_pixels(flux, sigma, mask))
 
 
-def label_prior(pool, labels):
+def label_prior(pool: np.ndarray, labels: LabelSet) -> GaussianPrior:
     """Gaussian with the moments of a pool of labels.
 
     Parameters
     ----------
     pool : array, shape (n_pool, n_labels)
+        Labels in the order and units of ``labels``; finite.
     labels : `~cyclestarnet.LabelSet`
+        Their names and ranges.
 
     Returns
     -------
@@ -183,6 +225,15 @@ def label_prior(pool, labels):
         Where labels of the pool depend on each other or do not vary, every
         label is given an additional 1 % of its range, so that a fit may leave
         the plane in which the pool lies.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet import LabelSet
+    >>> from cyclestarnet.training.assembly import label_prior
+    >>> pool = np.array([[4000.0, 1.0], [5000.0, 2.0], [4500.0, 3.0]])
+    >>> label_prior(pool, LabelSet(["teff", "logg"], [3500, 0], [6000, 4])).mean
+    array([4.5e+03, 2.0e+00])
     """
     covariance = np.atleast_2d(np.cov(pool.T)) if len(pool) > 1 else np.zeros((len(labels), len(labels)))
     size = np.sqrt(np.diag(covariance))
@@ -192,17 +243,42 @@ def label_prior(pool, labels):
     return GaussianPrior(pool.mean(0), covariance)
 
 
-def typical_latent(latents):
-    """The one of latents (n, filters, positions) that is nearest to their mean; None of None.
+def typical_latent(latents: np.ndarray | None) -> np.ndarray | None:
+    """The latent that is nearest to the mean of all.
 
-    A mean of latents may be a latent that no spectrum has.
+    The mean itself may be a latent that no spectrum has.
+
+    Parameters
+    ----------
+    latents : array, shape (n, filters, positions), or None
+        Split latents of observed spectra; None for networks without them.
+
+    Returns
+    -------
+    array, shape (filters, positions), or None
+        One of them; None of None.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.training.assembly import typical_latent
+    >>> typical_latent(np.array([0.0, 1.0, 5.0]).reshape(3, 1, 1))
+    array([[1.]])
     """
     if latents is None:
         return None
     return latents[np.argmin(((latents - latents.mean(0)) ** 2).sum((1, 2)))]
 
 
-def quiet_pixels(flux, grid, *, window=100, per_window=7, limit=0.03, least=8):
+def quiet_pixels(
+    flux: np.ndarray,
+    grid: WavelengthGrid,
+    *,
+    window: int = 100,
+    per_window: int = 7,
+    limit: float = 0.03,
+    least: int = 8,
+) -> np.ndarray:
     """Choose continuum pixels: near 1 and deaf to the labels, spread evenly over each chip.
 
     The flux of a grid is a function of its labels alone, so its scatter over
@@ -213,16 +289,31 @@ def quiet_pixels(flux, grid, *, window=100, per_window=7, limit=0.03, least=8):
     flux : array, shape (n, n_pixels)
         Normalised synthetic spectra of many labels.
     grid : `~cyclestarnet.WavelengthGrid`
+        Their pixels, and the chips that these are on.
     window, per_window : int, optional
         In each ``window`` of pixels the quietest ``per_window`` are taken, ...
+        Default: 7 of 100.
     limit : float, optional
-        ... if depth and scatter together stay below this.
+        ... if depth and scatter together stay below this. Default: 0.03.
     least : int, optional
-        Pixels that a chip gets in any case.
+        Pixels that a chip gets in any case. Default: 8.
 
     Returns
     -------
     array of bool, shape (n_pixels,)
+        True for continuum pixels.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> import numpy as np
+    >>> from cyclestarnet import WavelengthGrid
+    >>> from cyclestarnet.training.assembly import quiet_pixels
+    >>> grid = WavelengthGrid(np.linspace(500, 510, 20) * u.nm)
+    >>> depth = np.array([[0.1], [0.3]])
+    >>> flux = 1 - depth * (np.arange(20) % 2)  # every second pixel lies in a line
+    >>> np.flatnonzero(quiet_pixels(flux, grid, window=10, per_window=2, least=2))
+    array([ 0,  2, 10, 12])
     """
     score = np.hypot(1 - flux.mean(0), flux.std(0))
     chosen = np.zeros(grid.n_pixels, dtype=bool)
@@ -244,11 +335,18 @@ class Residuals:
     Parameters
     ----------
     flux : array, shape (n_stars, n_pixels)
-        Data − model; NaN at masked pixels.
+        Data − model, in units of the continuum; NaN at masked pixels.
     sigma : array, shape (n_stars, n_pixels)
-        Error of the data.
+        Error of the data, 1 σ; NaN at masked pixels.
     reduced_chi2_total : array, shape (n_stars,)
-        With the model's scatter in the error budget.
+        Reduced χ² of the fits with the model's scatter in the error budget.
+
+    Examples
+    --------
+    ::
+
+        left = fit_residuals(model, validation)
+        scatter = model_scatter(left.flux, left.sigma)
     """
 
     flux: np.ndarray
@@ -256,27 +354,43 @@ class Residuals:
     reduced_chi2_total: np.ndarray
 
 
-def fit_residuals(model, spectra, *, space="observed", progress=True):
+def fit_residuals(
+    model: CalibratedModel, spectra: Spectrum, *, space: str = "observed", progress: bool = True
+) -> Residuals:
     """Fit stars one after the other and keep what is left over.
 
     Parameters
     ----------
     model : `~cyclestarnet.CalibratedModel`
+        Its scatter weights the fits.
     spectra : `~specutils.Spectrum`, a row per star
+        Observed spectra, with an uncertainty.
     space : {"observed", "emulator"}, optional
+        Where the model is compared with the data: after the translation (default), or before it.
     progress : bool, optional
+        Show a bar. Default: True.
 
     Returns
     -------
     `Residuals`
-        Of the stars that can be fitted.
+        Of the stars that can be fitted; the others are logged.
 
     Raises
     ------
     SpectrumError
-        If fewer than `LEAST_STARS` can.
+        If fewer than 3 can.
+
+    Examples
+    --------
+    ::
+
+        left = fit_residuals(model, validation, space="emulator")
+        print(np.nanstd(left.flux))
     """
-    residual, sigma, chi2, reasons = [], [], [], []
+    residual: list[np.ndarray] = []
+    sigma: list[np.ndarray] = []
+    chi2: list[float] = []
+    reasons: list[str] = []
     for row in tqdm(range(spectra.flux.shape[0]), desc=f"errors, {space} space", disable=not progress):
         try:
             with warnings.catch_warnings():
@@ -297,7 +411,7 @@ def fit_residuals(model, spectra, *, space="observed", progress=True):
     return Residuals(np.array(residual), np.array(sigma), np.array(chi2))
 
 
-def model_scatter(residual, sigma):
+def model_scatter(residual: ArrayLike, sigma: ArrayLike) -> np.ndarray:
     """Per-pixel scatter that the quoted errors leave unexplained, outliers beyond 5 σ clipped.
 
     Parameters
@@ -332,7 +446,9 @@ def model_scatter(residual, sigma):
     return np.where(seen, scatter, np.median(scatter[seen]) if seen.any() else FIRST_SCATTER["observed"])
 
 
-def correlation_inflation(residual, sigma, scatter, slopes, *, n_lags=10):
+def correlation_inflation(
+    residual: ArrayLike, sigma: ArrayLike, scatter: np.ndarray, slopes: np.ndarray, *, n_lags: int = 10
+) -> float:
     """Factor on the scatter that makes up for the correlation of neighbouring pixels.
 
     A label sums residuals weighted by its derivative. If residuals correlate
@@ -344,15 +460,27 @@ def correlation_inflation(residual, sigma, scatter, slopes, *, n_lags=10):
     residual, sigma : array, shape (n_stars, n_pixels)
         As for `model_scatter`.
     scatter : array, shape (n_pixels,)
+        Of `model_scatter`, 1 σ.
     slopes : array, shape (n_labels, n_pixels)
-        Derivatives of the flux with respect to the labels.
+        Derivatives of the flux with respect to the labels, in any units.
     n_lags : int, optional
-        Pixels over which errors are taken to correlate.
+        Pixels over which errors are taken to correlate. Default: 10.
 
     Returns
     -------
     float
         Factor on the scatter's σ: 1 for uncorrelated errors, never less.
+
+    Examples
+    --------
+    Errors that are the same in pairs of neighbours have twice the variance in a label that moves all pixels alike:
+
+    >>> import numpy as np
+    >>> from cyclestarnet.training.assembly import correlation_inflation
+    >>> residual = np.random.default_rng(0).normal(0, 0.01, (2000, 50)).repeat(2, axis=1)
+    >>> sigma, scatter = np.full(residual.shape, 1e-4), np.full(100, 0.01)
+    >>> round(correlation_inflation(residual, sigma, scatter, np.ones((1, 100)), n_lags=1), 2)
+    1.41
     """
     residual, sigma = np.asarray(residual, dtype=float), np.asarray(sigma, dtype=float)
     known = np.abs(residual) < 5 * np.hypot(sigma, scatter)  # False for NaN
@@ -369,7 +497,13 @@ def correlation_inflation(residual, sigma, scatter, slopes, *, n_lags=10):
     return float(np.sqrt(max(total, 1.0)))
 
 
-def learn_errors(model, spectra, *, fit=fit_residuals, progress=True):
+def learn_errors(
+    model: CalibratedModel,
+    spectra: Spectrum,
+    *,
+    fit: Callable[..., Residuals] = fit_residuals,
+    progress: bool = True,
+) -> CalibratedModel:
     """Give a model the scatter, its inflation and the limits of poor fits that fits of stars bear out.
 
     Parameters
@@ -379,12 +513,26 @@ def learn_errors(model, spectra, *, fit=fit_residuals, progress=True):
     spectra : `~specutils.Spectrum`, a row per star
         Observed spectra that training has not seen.
     fit : callable, optional
-        Does the work of `fit_residuals`, for instance in parallel.
+        Does the work of `fit_residuals`, the default, for instance in parallel.
     progress : bool, optional
+        Show bars over the fits. Default: True.
 
     Returns
     -------
     `~cyclestarnet.CalibratedModel`
+        A copy with ``noise.scatter``, ``noise.scatter_inflation`` and ``limits``.
+
+    Raises
+    ------
+    SpectrumError
+        If hardly any star can be fitted.
+
+    Examples
+    --------
+    ::
+
+        model = learn_errors(model, validation)
+        print(np.median(model.noise.scatter["observed"]))
     """
     for space, domain in DOMAIN_OF_SPACE.items():
         left = fit(model, spectra, space=space, progress=progress)
@@ -409,14 +557,15 @@ def learn_errors(model, spectra, *, fit=fit_residuals, progress=True):
     return replace(model, limits=replace(model.limits, **limits))
 
 
-def misfits(left, scatter, chips):
+def misfits(left: Residuals, scatter: np.ndarray, chips: Sequence[tuple[int, int]]) -> dict[str, np.ndarray]:
     """Measures of misfit that flags have limits on.
 
     Parameters
     ----------
     left : `Residuals`
+        Of fits of stars.
     scatter : array, shape (n_pixels,)
-        Of the model.
+        Of the model, 1 σ.
     chips : sequence of (int, int)
         Pixel ranges of the detectors.
 
@@ -424,6 +573,15 @@ def misfits(left, scatter, chips):
     -------
     dict of array, shape (n_stars,)
         By the names of `~cyclestarnet.pipeline.FlagLimits`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.training.assembly import Residuals, misfits
+    >>> flux = np.random.default_rng(0).normal(0, 0.01, (3, 600))
+    >>> left = Residuals(flux, np.full(flux.shape, 0.01), np.ones(3))
+    >>> sorted(misfits(left, np.full(600, 0.002), [(0, 600)]))
+    ['continuum_misfit', 'local_misfit', 'reduced_chi2_total']
     """
     known = np.isfinite(left.flux)
     residual = np.where(known, left.flux, 0.0)
