@@ -508,7 +508,7 @@ class CalibratedModel(ModelParts):
 
         References
         ----------
-        .. [1] O'Briain et al. 2021, ApJ 906, 130, Section 3.2.6.
+        .. [1] O'Briain et al. 2021, ApJ 906, 130, Sections 4.1.3 to 4.1.5.
 
         Examples
         --------
