@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 import warnings
-from importlib import resources
+from collections.abc import Sequence
 from pathlib import Path
 
 from cyclestarnet._version import __version__
@@ -16,8 +16,6 @@ __all__ = ["main"]
 
 log = logging.getLogger(__name__)
 
-DEMO_STAR = "apVisit-r13-9518-57729-104.fits"
-
 
 def _model(name):
     from cyclestarnet import CalibratedModel
@@ -25,13 +23,11 @@ def _model(name):
     return CalibratedModel.load(name) if Path(name).suffix == ".safetensors" else CalibratedModel.from_pretrained(name)
 
 
-def demo(options):
+def _demo(options: argparse.Namespace) -> int:
     """Fit a real K giant that ships with the package, with and without the translation, and plot it."""
-    from cyclestarnet import read_apvisit
+    from cyclestarnet import datasets
 
-    model = _model("apogee-giants")
-    with resources.as_file(resources.files("cyclestarnet.data") / DEMO_STAR) as path:
-        star = read_apvisit(path)
+    model, star = _model("apogee-giants"), datasets.k_giant()
     plain = model.fit(star, space="emulator")
     result = model.fit(star)
     print(repr(result))
@@ -45,7 +41,7 @@ def demo(options):
     return 0
 
 
-def fit(options):
+def _fit(options: argparse.Namespace) -> int:
     """Fit spectrum files and print or write a table; run again after a kill, it goes on where it was."""
     model = _model(options.model)
     try:
@@ -66,18 +62,23 @@ def fit(options):
     if options.output:
         print(f"{options.output}: {len(table)} rows, {int((~table['success']).sum())} of them failed or not converged")
     else:
-        columns = ["object", "reduced_chi2", "flag_names", "message"]
-        for name in ("alpha_m", "m_h", "logg", "teff"):
-            if name in table.colnames:
-                columns[1:1] = [name, f"{name}_err"]
-        shown = table[columns]
-        for name in shown.colnames[1:-2]:
-            shown[name].info.format = ".0f" if name.startswith("teff") else ".3f"
-        print("\n".join(shown.pformat(max_lines=-1, max_width=-1)))
+        _print_results(table)
     return 0 if table["success"].all() else 1
 
 
-def info(options):
+def _print_results(table):
+    """Print what most users look at first."""
+    columns = ["object", "reduced_chi2", "flag_names", "message"]
+    for name in ("alpha_m", "m_h", "logg", "teff"):
+        if name in table.colnames:
+            columns[1:1] = [name, f"{name}_err"]
+    shown = table[columns]
+    for name in shown.colnames[1:-2]:
+        shown[name].info.format = ".0f" if name.startswith("teff") else ".3f"
+    print("\n".join(shown.pformat(max_lines=-1, max_width=-1)))
+
+
+def _info(options: argparse.Namespace) -> int:
     """Print what a model is made of, or how far a training is."""
     if Path(options.model).is_dir():
         return _info_of_run(Path(options.model))
@@ -103,16 +104,21 @@ def _info_of_run(folder):
     for title, table in (("losses", record.losses), ("scores", record.scores)):
         if len(table.get("iteration", ())):
             print(f"{title} at iteration {table['iteration'][-1]:,}:")
-            for name, column in table.items():
-                if column.dtype.kind == "U":
-                    said = [f"{text} ({i:,})" for i, text in zip(table["iteration"], column, strict=True) if text]
-                    print(f"  {name:20}{', '.join(said)}")
-                elif name != "iteration" and column[-1] == column[-1]:  # NaN is not itself
-                    print(f"  {name:20}{column[-1]:.4g}")
+            _print_last_row(table)
     return 0
 
 
-def train(options):
+def _print_last_row(table):
+    """Print the last number of each column of a log, and all that a column of text said."""
+    for name, column in table.items():
+        if column.dtype.kind == "U":
+            said = [f"{text} ({i:,})" for i, text in zip(table["iteration"], column, strict=True) if text]
+            print(f"  {name:20}{', '.join(said)}")
+        elif name != "iteration" and column[-1] == column[-1]:  # NaN is not itself
+            print(f"  {name:20}{column[-1]:.4g}")
+
+
+def _train(options: argparse.Namespace) -> int:
     """Train a model as a TOML file says; run again, it goes on where it was."""
     from cyclestarnet.training.config import example_config, read_config
 
@@ -127,7 +133,7 @@ def train(options):
     again = f"run the same command again to go on: cyclestarnet train {options.config}"
     try:
         with joined_processes(config) as (config, rank):
-            return _train(config, options.until, again, talks=rank == 0)
+            return _train_and_finish(config, options.until, again, talks=rank == 0)
     except KeyboardInterrupt:
         if (config.run.folder / "checkpoint.pt").exists():
             print(f"\ninterrupted; what is done is saved in {config.run.folder}. To go on, {again}", file=sys.stderr)
@@ -136,7 +142,7 @@ def train(options):
         return 130
 
 
-def _train(config, until, again, *, talks):
+def _train_and_finish(config, until, again, *, talks):
     """Prepare, train, and finish unless there is more to train; only one of several processes talks."""
     from cyclestarnet.training.runs import finish, prepare
 
@@ -182,7 +188,7 @@ def _progress_figure(folder):
     print(f"progress: {folder / 'progress.png'}")
 
 
-def mock_lines(options):
+def _mock_lines(options: argparse.Namespace) -> int:
     """Take known lines away, train, and see what comes back; run again, it goes on where it was."""
     from cyclestarnet.lines.config import example_mock_config, read_mock_config
     from cyclestarnet.lines.mock import study
@@ -221,11 +227,11 @@ def _parser():
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    sub = commands.add_parser("demo", help=demo.__doc__)
+    sub = commands.add_parser("demo", help=_demo.__doc__)
     sub.add_argument("-o", "--output", type=Path, default=Path("cyclestarnet-demo.png"), help="figure to write")
-    sub.set_defaults(run=demo)
+    sub.set_defaults(run=_demo)
 
-    sub = commands.add_parser("fit", help=fit.__doc__)
+    sub = commands.add_parser("fit", help=_fit.__doc__)
     sub.add_argument(
         "files", nargs="+", help="apStar, aspcapStar or apVisit files, a pattern in quotes, or an HDF5 file"
     )
@@ -235,34 +241,52 @@ def _parser():
     sub.add_argument("--space", choices=["observed", "synthetic", "emulator"], default="observed")
     sub.add_argument("--method", choices=["lm", "lbfgs"], default="lm", help="quick (default), or the paper's")
     sub.add_argument("--no-prior", action="store_true", help="flat prior within the training range")
-    sub.set_defaults(run=fit)
+    sub.set_defaults(run=_fit)
 
-    sub = commands.add_parser("info", help=info.__doc__)
+    sub = commands.add_parser("info", help=_info.__doc__)
     sub.add_argument(
         "model", nargs="?", default="apogee-giants", help="embedded model, .safetensors file, or folder of a training"
     )
-    sub.set_defaults(run=info)
+    sub.set_defaults(run=_info)
 
-    sub = commands.add_parser("train", help=train.__doc__)
+    sub = commands.add_parser("train", help=_train.__doc__)
     sub.add_argument("config", nargs="?", type=Path, help="TOML file that describes the training")
     sub.add_argument("--until", type=int, metavar="N", help="stop at iteration N, for now")
     sub.add_argument("--example", action="store_true", help="print a file with all settings, to begin with")
-    sub.set_defaults(run=train)
+    sub.set_defaults(run=_train)
 
-    sub = commands.add_parser("mock-lines", help=mock_lines.__doc__)
+    sub = commands.add_parser("mock-lines", help=_mock_lines.__doc__)
     sub.add_argument("config", nargs="?", type=Path, help="TOML file that describes the study")
     sub.add_argument("--example", action="store_true", help="print a file with all settings, to begin with")
-    sub.set_defaults(run=mock_lines)
+    sub.set_defaults(run=_mock_lines)
     return parser
 
 
-def main(argv=None):
-    """Run a command; returns the exit status.
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command of the command line.
 
     Parameters
     ----------
-    argv : list of str, optional
-        Default: the arguments of the process.
+    argv : sequence of str, optional
+        What a shell would give after the program's name. Default: the arguments of the process.
+
+    Returns
+    -------
+    int
+        The exit status: 0 if all went well, 1 if a fit failed or did not converge, 2 after an
+        error that was told on stderr, 130 after Ctrl-C.
+
+    Raises
+    ------
+    SystemExit
+        If the arguments are not those of a command, or ask for help.
+
+    Examples
+    --------
+    >>> from cyclestarnet.cli import main
+    >>> main(["info", "apogee-giants"])
+    <CalibratedModel ...
+    0
     """
     options = _parser().parse_args(argv)
     output = getattr(options, "output", None)

@@ -9,7 +9,8 @@ import pytest
 from astropy.table import QTable
 
 from cyclestarnet import CalibratedModel
-from cyclestarnet.cli import DEMO_STAR, main
+from cyclestarnet.cli import main
+from cyclestarnet.datasets import K_GIANT
 from cyclestarnet.pipeline import read_results
 
 
@@ -21,8 +22,8 @@ def headless(monkeypatch):
 @pytest.fixture
 def star_file(tmp_path):
     """A copy of the shipped apVisit."""
-    with resources.as_file(resources.files("cyclestarnet.data") / DEMO_STAR) as path:
-        return shutil.copy(path, tmp_path / DEMO_STAR)
+    with resources.as_file(resources.files("cyclestarnet.data") / K_GIANT) as path:
+        return shutil.copy(path, tmp_path / K_GIANT)
 
 
 def test_demo_prints_labels_and_writes_the_figure(tmp_path, capsys):
