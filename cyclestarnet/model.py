@@ -57,9 +57,9 @@ class CalibratedModel(ModelParts):
         Pixels of the model.
     recipe : `~cyclestarnet.ContinuumRecipe`
         How the training spectra were normalised, and data are.
-    emulator : `~cyclestarnet.networks.emulator.Emulator`
+    emulator : `~cyclestarnet.networks.Emulator`
         Labels → synthetic flux.
-    translator : `~cyclestarnet.networks.predictor.Translator`
+    translator : `~cyclestarnet.networks.Translator`
         Synthetic flux → observed flux, and back.
     noise : `~cyclestarnet.NoiseModel`
         Which pixels count, and the errors of data, model and labels.
@@ -67,7 +67,7 @@ class CalibratedModel(ModelParts):
         The stars of the training: prior of the labels, and where latents lie.
     limits : `~cyclestarnet.pipeline.FlagLimits`, optional
         Beyond which fits are flagged.
-    shortcuts : `~cyclestarnet.networks.shortcuts.Shortcuts`, optional
+    shortcuts : `~cyclestarnet.networks.Shortcuts`, optional
         First guesses and expected derivatives, which make fits quick. Default: none.
     provenance : mapping, optional
         What the model was made of, and its measured figures, by name.
@@ -180,7 +180,7 @@ class CalibratedModel(ModelParts):
         ----------
         checkpoint : path-like
             Such as ``kurucz_to_apogee_1.pth.tar``; see
-            `~cyclestarnet.networks.published.read_published_checkpoint`.
+            `~cyclestarnet.networks.read_published_checkpoint`.
         emulator : path-like
             Such as ``PAYNE.pth.tar``, on the 7214 pixels of
             ``apogee_grid(7214)`` or on those of the network alone.

@@ -82,7 +82,7 @@ class MockDomains:
     ----------
     labels : `~cyclestarnet.LabelSet`
     grid : `~cyclestarnet.WavelengthGrid`
-    emulator : `~cyclestarnet.networks.emulator.Emulator`
+    emulator : `~cyclestarnet.networks.Emulator`
         Of complete spectra.
     features : `~cyclestarnet.lines.Features`
         The strong ones, at the K giant.
@@ -121,7 +121,7 @@ def masked_emulator(emulator: Emulator, pixels) -> Emulator:
 
     Parameters
     ----------
-    emulator : `~cyclestarnet.networks.emulator.Emulator`
+    emulator : `~cyclestarnet.networks.Emulator`
         It is not changed.
     pixels : array of bool, shape (n_pixels,)
     """

@@ -56,7 +56,7 @@ __all__ = ["Star", "failed_row", "fit_survey"]
 
 
 class Star(Protocol):
-    """A star that is read when its turn comes, such as `~cyclestarnet.io.stars.StarSource`.
+    """A star that is read when its turn comes, such as `~cyclestarnet.io.StarSource`.
 
     Examples
     --------
@@ -183,7 +183,7 @@ def fit_survey(
     Parameters
     ----------
     stars : sequence of `Star`
-        See `~cyclestarnet.io.stars.star_sources`.
+        See `~cyclestarnet.io.star_sources`.
     fit_stars : callable
         Takes a list of `~specutils.Spectrum` and returns a list of
         `~cyclestarnet.FitResult` or Exception, aligned with it. A star's result

@@ -29,9 +29,9 @@ class Population:
     ----------
     prior : `~cyclestarnet.GaussianPrior`
         Of the labels of the synthetic spectra in training, in the order and units of the model's labels.
-    shared_latents : `~cyclestarnet.networks.clouds.LatentCloud`
+    shared_latents : `~cyclestarnet.networks.LatentCloud`
         Where the shared latents of observed training spectra lie; a star far from them is unfamiliar.
-    split_latents : `~cyclestarnet.networks.clouds.SplitLatentCloud`, optional
+    split_latents : `~cyclestarnet.networks.SplitLatentCloud`, optional
         How the split latents of observed training spectra scatter: the prior of fits with
         ``split_latent="fitted"``. Default: not known.
     typical_split_latent : array, shape (split_filters, latent_length), optional
@@ -96,9 +96,9 @@ class ModelParts:
         Pixels of the model.
     recipe : `~cyclestarnet.ContinuumRecipe`
         How the training spectra were normalised, and data are.
-    emulator : `~cyclestarnet.networks.emulator.Emulator`
+    emulator : `~cyclestarnet.networks.Emulator`
         Labels → synthetic flux.
-    translator : `~cyclestarnet.networks.predictor.Translator`
+    translator : `~cyclestarnet.networks.Translator`
         Synthetic flux → observed flux, and back.
     noise : `~cyclestarnet.NoiseModel`
         Which pixels count, and the errors of data, model and labels.
@@ -106,7 +106,7 @@ class ModelParts:
         The stars of the training.
     limits : `FlagLimits`, optional
         Beyond which fits are flagged.
-    shortcuts : `~cyclestarnet.networks.shortcuts.Shortcuts`, optional
+    shortcuts : `~cyclestarnet.networks.Shortcuts`, optional
         First guesses and expected derivatives, which make fits quick. Default: none.
     provenance : mapping, optional
         What the model was made of, and its measured figures, by name.

@@ -81,9 +81,9 @@ def assemble_model(
         Names and valid range of the labels, in the order of the emulator.
     grid : `~cyclestarnet.WavelengthGrid`
         Pixels of all spectra.
-    emulator : `~cyclestarnet.networks.emulator.Emulator`
+    emulator : `~cyclestarnet.networks.Emulator`
         Labels to synthetic flux.
-    translator : `~cyclestarnet.networks.predictor.Translator`
+    translator : `~cyclestarnet.networks.Translator`
         The trained networks, with the scaling of the flux that they were trained with.
     label_pool : array, shape (n_pool, n_labels)
         Labels of the synthetic training spectra, in their units; their mean

@@ -117,7 +117,7 @@ class Domains:
         Pixels of all spectra.
     labels : `~cyclestarnet.LabelSet`
         Names and valid range of the model's labels.
-    emulator : `~cyclestarnet.networks.emulator.Emulator`
+    emulator : `~cyclestarnet.networks.Emulator`
         Labels to synthetic spectra, for the model.
     label_pool : array, shape (n_pool, n_labels), float64
         Labels of the synthetic training spectra, in the order and units of

@@ -61,7 +61,7 @@ def trained_emulator(
 
     Returns
     -------
-    emulator : `~cyclestarnet.networks.emulator.Emulator`
+    emulator : `~cyclestarnet.networks.Emulator`
     error : float
         Its mean absolute error in normalised flux, on spectra held out.
 
@@ -123,7 +123,7 @@ def save_emulator(emulator: Emulator, labels: LabelSet, path: str | os.PathLike,
 
     Parameters
     ----------
-    emulator : `~cyclestarnet.networks.emulator.Emulator`
+    emulator : `~cyclestarnet.networks.Emulator`
         Any emulator, trained here or read from a public file.
     labels : `~cyclestarnet.LabelSet`
         Names and range of the labels that it takes, in its order.
@@ -162,7 +162,7 @@ def load_emulator(path: str | os.PathLike, *, grid: WavelengthGrid | None = None
 
     Returns
     -------
-    emulator : `~cyclestarnet.networks.emulator.Emulator`
+    emulator : `~cyclestarnet.networks.Emulator`
         In evaluation mode, without gradients.
     labels : `~cyclestarnet.LabelSet` or None
         Names and range of its labels. None for files that do not name them.

@@ -32,9 +32,9 @@ def learn_shortcuts(
 
     Parameters
     ----------
-    emulator : `~cyclestarnet.networks.emulator.Emulator`
+    emulator : `~cyclestarnet.networks.Emulator`
         Labels → synthetic flux.
-    translator : `~cyclestarnet.networks.predictor.Translator`
+    translator : `~cyclestarnet.networks.Translator`
         Encodes the synthetic flux, and translates it to the observed domain.
     prior : `~cyclestarnet.GaussianPrior`
         Of the labels, in their units.
@@ -48,7 +48,7 @@ def learn_shortcuts(
 
     Returns
     -------
-    `~cyclestarnet.networks.shortcuts.Shortcuts`
+    `~cyclestarnet.networks.Shortcuts`
 
     Examples
     --------

@@ -67,9 +67,9 @@ class Adaptation(nn.Module):
 
     Attributes
     ----------
-    network : `~cyclestarnet.networks.translation.TranslationNetwork`
+    network : `~cyclestarnet.networks.TranslationNetwork`
         Encoders and decoders.
-    critic_synth, critic_obs : `~cyclestarnet.networks.translation.Critic`
+    critic_synth, critic_obs : `~cyclestarnet.networks.Critic`
         They tell true spectra of a domain from translated ones.
     label_head : `torch.nn.Module` or None
         Reads labels from shared latents, if ``weight_labels`` asks for it.

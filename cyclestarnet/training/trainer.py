@@ -82,7 +82,7 @@ class Anchors:
 
 
 class Trainer:
-    """Trains a `~cyclestarnet.networks.translation.TranslationNetwork` on unpaired spectra of two domains.
+    """Trains a `~cyclestarnet.networks.TranslationNetwork` on unpaired spectra of two domains.
 
     In several processes (`join_processes`) each works on its share of every
     batch; the first writes the files.
@@ -115,7 +115,7 @@ class Trainer:
     ----------
     iteration : int
         How many iterations are done.
-    network : `~cyclestarnet.networks.translation.TranslationNetwork`
+    network : `~cyclestarnet.networks.TranslationNetwork`
         The networks with their latest weights; see `averaged_network`.
     parts : `~cyclestarnet.training.terms.Adaptation`
         All that is trained.
@@ -583,7 +583,7 @@ class Trainer:
 
         Returns
         -------
-        `~cyclestarnet.networks.translation.TranslationNetwork`
+        `~cyclestarnet.networks.TranslationNetwork`
             A copy in evaluation mode, without gradients, on the CPU.
 
         Examples

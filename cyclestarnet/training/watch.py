@@ -48,7 +48,7 @@ def alignment_scores(
 
     Parameters
     ----------
-    network : `~cyclestarnet.networks.translation.TranslationNetwork`
+    network : `~cyclestarnet.networks.TranslationNetwork`
         The network to judge; best with averaged weights.
     x_synth, x_obs : Tensor, shapes (n_synth, n_pixels) and (n_obs, n_pixels)
         Standardised spectra, at least 10 of each; use some 250, and the same at each evaluation.
