@@ -142,8 +142,8 @@ def assemble_model(
     if recipe is None:
         rows = np.linspace(0, len(pool) - 1, min(len(pool), 500)).astype(int)
         recipe = ContinuumRecipe(grid, quiet_pixels(EmulatorPredictor(emulator).flux(pool[rows]), grid))
-    shared, split = translator.encode_obs(filled_flux(observed, noise))
-    typical = typical_latent(split)
+    shared_latents, split_latents = translator.encode_obs(filled_flux(observed, noise))
+    typical = typical_latent(split_latents)
     model = CalibratedModel(
         name=name,
         labels=labels,
@@ -154,8 +154,10 @@ def assemble_model(
         noise=replace(noise, scatter={space: np.full(grid.n_pixels, value) for space, value in FIRST_SCATTER.items()}),
         population=Population(
             prior=prior,
-            shared_latents=LatentCloud.from_latents(shared, n_components=max(1, min(40, len(shared) // 4))),
-            split_latents=None if split is None else SplitLatentCloud.from_latents(split),
+            shared_latents=LatentCloud.from_latents(
+                shared_latents, n_components=max(1, min(40, len(shared_latents) // 4))
+            ),
+            split_latents=None if split_latents is None else SplitLatentCloud.from_latents(split_latents),
             typical_split_latent=typical,
         ),
         limits=FlagLimits(prior_distance=1.1 * float(np.quantile(np.sqrt(prior.distance2(pool) / len(labels)), 0.999))),

@@ -29,9 +29,9 @@ class Transfers:
         Standardised spectra of both domains, as the autoencoders reconstruct them.
     fake_synth, fake_obs : tensor, shape (n, n_pixels)
         Spectra translated to either domain.
-    z_synth, z_obs : tensor, shape (n, shared_filters, positions)
+    shared_latent_synth, shared_latent_obs : tensor, shape (n, shared_filters, positions)
         Shared latents of both domains.
-    split_true, split_fake : tensor, shape (n, split_filters, positions), or None
+    split_latent_true, split_latent_fake : tensor, shape (n, split_filters, positions), or None
         Split latents of observed spectra, and of spectra translated to the observed
         domain. None: the networks have no split latent.
 
@@ -47,10 +47,10 @@ class Transfers:
     fake_synth: Tensor
     true_obs: Tensor
     fake_obs: Tensor
-    z_synth: Tensor
-    z_obs: Tensor
-    split_true: Tensor | None
-    split_fake: Tensor | None
+    shared_latent_synth: Tensor
+    shared_latent_obs: Tensor
+    split_latent_true: Tensor | None
+    split_latent_fake: Tensor | None
 
 
 class Adaptation(nn.Module):
@@ -175,26 +175,33 @@ class Adaptation(nn.Module):
         net, n = self.network, len(x_synth)
         matrices: convolutions.Matrices = {}
         z, hidden_obs = self._encode(x_synth, x_obs, matrices)  # z of (synth, obs)
-        z_split = convolutions.run(net.encoder_sp, hidden_obs, matrices) if net.has_split else None
+        split_latent = convolutions.run(net.encoder_sp, hidden_obs, matrices) if net.has_split else None
         hidden = convolutions.run(net.decoder_sh, z.to(self.dtype), matrices)
-        hidden_split = None if z_split is None else convolutions.run(net.decoder_sp, z_split.to(self.dtype), matrices)
+        hidden_split = (
+            None if split_latent is None else convolutions.run(net.decoder_sp, split_latent.to(self.dtype), matrices)
+        )
         twice = None if hidden_split is None else self.maps.join(hidden_split, hidden_split)
         rec_synth, obs_to_synth = convolutions.run(net.decoder_synth, hidden, matrices).spectra().split(n)
         synth_to_obs, rec_obs = self._decode_obs(hidden, twice, matrices).split(n)
 
-        z_back, hidden_obs_back = self._encode(obs_to_synth, synth_to_obs, matrices)  # z of (obs→synth, synth→obs)
-        split_back = convolutions.run(net.encoder_sp, hidden_obs_back, matrices) if net.has_split else None
-        hidden_back = convolutions.run(net.decoder_sh, z_back.to(self.dtype), matrices)
+        # of (obs→synth, synth→obs)
+        shared_latent_back, hidden_obs_back = self._encode(obs_to_synth, synth_to_obs, matrices)
+        split_latent_back = convolutions.run(net.encoder_sp, hidden_obs_back, matrices) if net.has_split else None
+        hidden_back = convolutions.run(net.decoder_sh, shared_latent_back.to(self.dtype), matrices)
         cyc_obs = self._decode_obs(hidden_back[:n], hidden_split, matrices)  # with the original split latent
         cyc_synth = convolutions.run(net.decoder_synth, hidden_back[n:], matrices).spectra()
 
         # in full precision, in which latents come out of their normalisation, if there is one
         full = self.critic_synth.fc.weight.dtype
-        z_synth, z_obs = z.channels().to(full).split(n)
-        split_true, split_fake = (None if s is None else s.channels().to(full) for s in (z_split, split_back))
+        shared_latent_synth, shared_latent_obs = z.channels().to(full).split(n)
+        split_latent_true, split_latent_fake = (
+            None if s is None else s.channels().to(full) for s in (split_latent, split_latent_back)
+        )
         judge = {
-            "gen_synth": self._judge(self.critic_synth, obs_to_synth, z_obs, matrices),
-            "gen_obs": self._judge(self.critic_obs, synth_to_obs, _joined(z_synth, split_fake), matrices),
+            "gen_synth": self._judge(self.critic_synth, obs_to_synth, shared_latent_obs, matrices),
+            "gen_obs": self._judge(
+                self.critic_obs, synth_to_obs, _joined(shared_latent_synth, split_latent_fake), matrices
+            ),
         }
         weight, target = self.settings.flux_std / self.settings.synthetic_sigma, x_synth.detach()
         terms = {
@@ -204,12 +211,12 @@ class Adaptation(nn.Module):
             "cyc_obs": losses.distance(cyc_obs, x_obs, weight_obs),
         } | {name: losses.generator_loss(verdict, self.settings.adversarial) for name, verdict in judge.items()}
         if self.settings.weight_latent:
-            terms["latent"] = losses.energy_distance(z_synth.flatten(1), z_obs.flatten(1))
+            terms["latent"] = losses.energy_distance(shared_latent_synth.flatten(1), shared_latent_obs.flatten(1))
         if self.label_head is not None:
-            terms["labels"] = (self.label_head(z_synth) - labels).square().mean()
-        kept = (rec_synth, obs_to_synth, rec_obs, synth_to_obs, z_synth, z_obs)
-        split = (None if z is None else z.detach() for z in (split_true, split_fake))
-        return terms, Transfers(*(tensor.detach() for tensor in kept), *split)
+            terms["labels"] = (self.label_head(shared_latent_synth) - labels).square().mean()
+        kept = (rec_synth, obs_to_synth, rec_obs, synth_to_obs, shared_latent_synth, shared_latent_obs)
+        of_split = (None if z is None else z.detach() for z in (split_latent_true, split_latent_fake))
+        return terms, Transfers(*(tensor.detach() for tensor in kept), *of_split)
 
     def warm_start_terms(self, x_synth: Tensor) -> Terms:
         """Loss of the synthetic autoencoder alone.
@@ -281,8 +288,8 @@ class Adaptation(nn.Module):
         hidden = convolutions.run(net.decoder_sh, z[:n].to(self.dtype), matrices)
         hidden_split = None
         if net.has_split:
-            z_split = convolutions.run(net.encoder_sp, hidden_obs, matrices).to(self.dtype)
-            hidden_split = convolutions.run(net.decoder_sp, z_split, matrices)
+            split_latent = convolutions.run(net.encoder_sp, hidden_obs, matrices).to(self.dtype)
+            hidden_split = convolutions.run(net.decoder_sp, split_latent, matrices)
         translated = self._decode_obs(hidden, hidden_split, matrices)
         return {"anchors": losses.distance(translated, x_obs, weight_obs)}
 
@@ -310,8 +317,11 @@ class Adaptation(nn.Module):
         n, kind = len(t.true_synth), self.settings.adversarial
         matrices: convolutions.Matrices = {}
         fluxes = torch.cat([t.true_synth, t.fake_synth]), torch.cat([t.true_obs, t.fake_obs])
-        true_obs = _joined(t.z_obs, t.split_true)
-        latents = torch.cat([t.z_synth, t.z_obs]), torch.cat([true_obs, _joined(t.z_synth, t.split_fake)])
+        true_obs = _joined(t.shared_latent_obs, t.split_latent_true)
+        latents = (
+            torch.cat([t.shared_latent_synth, t.shared_latent_obs]),
+            torch.cat([true_obs, _joined(t.shared_latent_synth, t.split_latent_fake)]),
+        )
         synth, obs = (
             self._judge(critic, flux, latent, matrices)
             for critic, flux, latent in zip((self.critic_synth, self.critic_obs), fluxes, latents, strict=True)
@@ -324,7 +334,7 @@ class Adaptation(nn.Module):
             "critic_accuracy": right,
         }
         if self.settings.critic_penalty:
-            terms["penalty"] = losses.gradient_penalty(self.critic_synth, t.true_synth, t.z_synth)
+            terms["penalty"] = losses.gradient_penalty(self.critic_synth, t.true_synth, t.shared_latent_synth)
             terms["penalty"] = terms["penalty"] + losses.gradient_penalty(self.critic_obs, t.true_obs, true_obs)
         return terms
 
@@ -351,5 +361,5 @@ class Adaptation(nn.Module):
         return critic.fc(torch.cat(features, dim=1))[:, 0]
 
 
-def _joined(z_shared: Tensor, z_split: Tensor | None) -> Tensor:
-    return z_shared if z_split is None else torch.cat([z_shared, z_split], dim=1)
+def _joined(shared_latent: Tensor, split_latent: Tensor | None) -> Tensor:
+    return shared_latent if split_latent is None else torch.cat([shared_latent, split_latent], dim=1)

@@ -106,22 +106,25 @@ def alignment_scores(
         parts = zip(*(x.split(PART) for x in inputs), strict=True)
         return torch.cat([function(*(x.to(like) for x in part)) for part in parts]).cpu()
 
-    def decode_obs(z_shared: Tensor, z_split: Tensor | None = None) -> Tensor:
-        return network.decode_obs(z_shared, z_split)
+    def decode_obs(shared_latent: Tensor, split_latent: Tensor | None = None) -> Tensor:
+        return network.decode_obs(shared_latent, split_latent)
 
-    def split_latent(x: Tensor) -> Tensor:
-        _, split = network.encode_obs(x)
-        assert split is not None  # asked for only if the network has one
-        return split
+    def encode_split(x: Tensor) -> Tensor:
+        _, split_latent = network.encode_obs(x)
+        assert split_latent is not None  # asked for only if the network has one
+        return split_latent
 
     x_synth, x_obs, weight_obs = (x.cpu() for x in (x_synth, x_obs, weight_obs))
     donors = np.resize(np.random.default_rng(seed).permutation(len(x_obs)), len(x_synth))
     z_synth, z_obs = through(network.encode_synth, x_synth), through(lambda x: network.encode_obs(x)[0], x_obs)
-    split = [through(split_latent, x_obs)] if network.has_split else []
-    rec_synth, rec_obs = through(network.decode_synth, z_synth), through(decode_obs, z_obs, *split)
-    to_synth, to_obs = through(network.decode_synth, z_obs), through(decode_obs, z_synth, *(z[donors] for z in split))
+    split_latents = [through(encode_split, x_obs)] if network.has_split else []
+    rec_synth, rec_obs = through(network.decode_synth, z_synth), through(decode_obs, z_obs, *split_latents)
+    to_synth, to_obs = (
+        through(network.decode_synth, z_obs),
+        through(decode_obs, z_synth, *(z[donors] for z in split_latents)),
+    )
     cyc_synth = through(network.obs_to_synth, to_obs)
-    cyc_obs = through(lambda x, *z: decode_obs(network.encode_synth(x), *z), to_synth, *split)
+    cyc_obs = through(lambda x, *z: decode_obs(network.encode_synth(x), *z), to_synth, *split_latents)
 
     weights: dict[str, Tensor | float] = {"synth": weight_synth, "obs": weight_obs}
     results = {"rec": {"synth": rec_synth, "obs": rec_obs}, "cyc": {"synth": cyc_synth, "obs": cyc_obs}}
