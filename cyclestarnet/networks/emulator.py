@@ -246,21 +246,14 @@ def train_emulator(
     order = np.random.default_rng(settings.seed).permutation(len(labels))
     n_validation = max(1, round(settings.validation_fraction * len(labels)))
     held, used = order[:n_validation], order[n_validation:]
-    mean = flux[used].mean(0)
-    n_components = min(settings.n_components, len(used), flux.shape[1])
-    with torch.random.fork_rng(devices=[]):  # the decomposition starts from random directions
-        torch.manual_seed(settings.seed)
-        _, _, basis = torch.svd_lowrank(
-            torch.from_numpy(flux[used] - mean), q=min(n_components + 20, *flux[used].shape), niter=4
-        )
-    basis = basis[:, :n_components]  # (n_pixels, n_components), orthonormal: errors of components are errors of pixels
+    mean, basis = _principal_components(flux[used], settings)
     components = torch.from_numpy(flux - mean) @ basis
     scale = components[used].std()
 
     generator = torch.Generator().manual_seed(settings.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        reduced = Emulator(lower, upper, n_components, settings.hidden, settings.activation)
+        reduced = Emulator(lower, upper, basis.shape[1], settings.hidden, settings.activation)
     inputs, targets = torch.from_numpy(labels).float(), components / scale
     optimizer = torch.optim.Adam(reduced.parameters(), settings.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.n_epochs, settings.learning_rate * 1e-3)
@@ -317,6 +310,16 @@ def _checked(
     if lower.shape != labels.shape[1:] or upper.shape != labels.shape[1:] or not np.all(lower < upper):
         raise ValueError(f"every label needs a range, lower < upper, but these are {lower} and {upper}")
     return labels, flux, lower, upper
+
+
+def _principal_components(flux: np.ndarray, settings: EmulatorSettings) -> tuple[np.ndarray, Tensor]:
+    """Mean flux, and orthonormal components (n_pixels, n_components): errors of components are errors of pixels."""
+    mean = flux.mean(0)
+    n_components = min(settings.n_components, *flux.shape)
+    with torch.random.fork_rng(devices=[]):  # the decomposition starts from random directions
+        torch.manual_seed(settings.seed)
+        _, _, basis = torch.svd_lowrank(torch.from_numpy(flux - mean), q=min(n_components + 20, *flux.shape), niter=4)
+    return mean, basis[:, :n_components]
 
 
 def _unfold(reduced: Emulator, basis: Tensor, mean: Tensor) -> Emulator:
