@@ -300,6 +300,20 @@ WRONG = {
         GridError,
         "the wavelengths of synthetic are not those of the training",
     ),
+    "wavelengths in air": (
+        lambda d: {
+            "synthetic": Spectrum(flux=d["synthetic"] * u.one, spectral_axis=WAVELENGTH, meta={"AIRORVAC": "air"})
+        },
+        GridError,
+        "spectrum has air wavelengths",
+    ),
+    "stars that move": (
+        lambda d: {
+            "observed": Spectrum(flux=d["observed"] * u.one, spectral_axis=WAVELENGTH, radial_velocity=30 * u.km / u.s)
+        },
+        GridError,
+        "so its spectral axis is not at rest",
+    ),
     "pixels that do not fit": (
         lambda d: {"network": {"split_filters": 1}},
         GridError,
