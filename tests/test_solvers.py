@@ -8,7 +8,8 @@ from toys import GaussianLine, LinearPredictor, data, noisy_objective
 
 from cyclestarnet import GaussianPrior
 from cyclestarnet.fitting.lbfgs import _inverse_hessian_times, _strong_wolfe, lbfgs
-from cyclestarnet.fitting.objective import Objective, Parameters
+from cyclestarnet.fitting.objective import Objective
+from cyclestarnet.fitting.parameters import Parameters
 from cyclestarnet.fitting.solvers import _bounded_step, levenberg_marquardt
 
 CENTRE = np.array([4500.0, 2.0, 0.0])
@@ -54,7 +55,7 @@ def size(covariance):
 def assert_same_optimum(found, labels, covariance, atol=0.02):
     """Labels to a fraction of their error, and covariances."""
     varies = size(covariance) > 0
-    np.testing.assert_allclose((found.labels - labels)[varies] / size(covariance)[varies], 0, atol=atol)
+    np.testing.assert_allclose((found.inputs - labels)[varies] / size(covariance)[varies], 0, atol=atol)
     unit = np.outer(size(covariance)[varies], size(covariance)[varies])
     block = np.ix_(varies, varies)
     np.testing.assert_allclose(found.covariance[block] / unit, covariance[block] / unit, atol=0.01)
@@ -68,7 +69,7 @@ def test_optimum_of_a_linear_predictor(solve, make_objective, linear_predictor, 
     mean, covariance = linear_predictor.posterior(*data(objective), prior)
     found = solve(objective, start, **TIGHT)
     assert found.success
-    np.testing.assert_allclose((found.labels - mean) / size(covariance), 0, atol=0.01)
+    np.testing.assert_allclose((found.inputs - mean) / size(covariance), 0, atol=0.01)
     np.testing.assert_allclose(found.covariance, covariance, rtol=1e-9)
 
 
@@ -81,8 +82,8 @@ def test_fixed_label_is_conditioned_on(solve, make_objective, linear_predictor, 
     moved = mean + covariance[:, 1] / covariance[1, 1] * (at - mean[1])
     block = np.linalg.inv(np.linalg.inv(covariance)[np.ix_([0, 2], [0, 2])])
     found = solve(objective, [4500, at, 0], **TIGHT)
-    assert found.labels[1] == at
-    np.testing.assert_allclose((found.labels - moved) / size(covariance), 0, atol=0.01)
+    assert found.inputs[1] == at
+    np.testing.assert_allclose((found.inputs - moved) / size(covariance), 0, atol=0.01)
     np.testing.assert_allclose(found.covariance[np.ix_([0, 2], [0, 2])], block, rtol=1e-9)
 
 
@@ -100,7 +101,7 @@ def test_tied_labels_are_one_parameter_of_the_normal_equations(solve, make_objec
     mean, covariance = linear_predictor.posterior(flux - linear_predictor.matrix @ [0, 2, 0], ivar, matrix=matrix)
     found = solve(objective, CENTRE, **TIGHT)
     assert_same_optimum(found, matrix @ mean + [0, 2, 0], matrix @ covariance @ matrix.T)
-    assert found.labels[1] - found.labels[2] == pytest.approx(2, abs=1e-12)
+    assert found.inputs[1] - found.inputs[2] == pytest.approx(2, abs=1e-12)
 
 
 # -- against SciPy -----------------------------------------------------------------------------
@@ -119,7 +120,7 @@ def test_default_tolerance_is_a_fifth_of_an_error(solve, noisy, start):
     exact = least_squares(lambda y: (GaussianLine().flux(y) - noisy) / SIGMA, TRUE).x
     found = solve(line(noisy), start)
     assert found.success
-    offset = found.labels - exact
+    offset = found.inputs - exact
     assert offset @ np.linalg.solve(found.covariance, offset) < 0.2**2
 
 
@@ -135,7 +136,7 @@ def test_errors_that_are_scaled_have_the_optimum_of_scipys_scalar_minimiser(solv
     expected = TRUE * minimize(loss, np.ones(3), method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12}).x
     found = solve(line(noisy, sigma=0.001, prior=prior, errors=errors), TRUE, **TIGHT)
     assert found.success
-    np.testing.assert_allclose((found.labels - expected) / size(found.covariance), 0, atol=0.05)
+    np.testing.assert_allclose((found.inputs - expected) / size(found.covariance), 0, atol=0.05)
 
 
 def test_tied_labels_of_a_line_equal_least_squares_of_the_same_parameters(solve, noisy):
@@ -161,7 +162,7 @@ def test_optimum_at_bounds_equals_bounded_least_squares(solve, bounds):
     ends = (objective.parameters.lower / scale, objective.parameters.upper / scale)
     expected = lsq_linear(design, target, ends).x * scale
     found = solve(objective, CENTRE, **TIGHT)
-    np.testing.assert_allclose((found.labels - expected) / size(found.covariance), 0, atol=0.1)
+    np.testing.assert_allclose((found.inputs - expected) / size(found.covariance), 0, atol=0.1)
 
 
 @pytest.mark.parametrize(
@@ -186,8 +187,8 @@ def test_no_label_leaves_its_bounds(solve, noisy, value):
     lower, upper = LOWER.copy(), UPPER.copy()
     (upper if value < 0.4 else lower)[0] = value
     found = solve(line(noisy, lower=lower, upper=upper), TRUE)
-    assert (found.labels >= lower).all()
-    assert (found.labels <= upper).all()
+    assert (found.inputs >= lower).all()
+    assert (found.inputs <= upper).all()
     assert found.at_bound.tolist() == [True, False, False]
 
 
@@ -238,8 +239,8 @@ def test_a_kink_in_the_flux_is_no_obstacle(solve, shift):
     objective = noisy_objective(kinked, flux=kinked.flux(np.array([4600.0 + shift, 2.2, 0.1])) + 0.3 * noise)
     found = solve(objective, CENTRE)
     assert found.success
-    around = found.labels + 0.5 * size(found.covariance) * np.random.default_rng(1).normal(size=(3000, 3))
-    assert objective.log_posterior(around).max() < objective.log_posterior(found.labels)[0] + 0.03
+    around = found.inputs + 0.5 * size(found.covariance) * np.random.default_rng(1).normal(size=(3000, 3))
+    assert objective.log_posterior(around).max() < objective.log_posterior(found.inputs)[0] + 0.03
 
 
 # -- what the data do not tell -------------------------------------------------------------------
@@ -261,7 +262,7 @@ def test_unconstrained_label_leaves_the_others_alone(solve, noisy):
     blind = solve(line(noisy, predictor=Blind()), TRUE, **TIGHT)
     fixed = solve(line(noisy, free=np.array([True, True, False])), TRUE, **TIGHT)
     np.testing.assert_allclose(blind.covariance[:2, :2], fixed.covariance[:2, :2], rtol=0.01)
-    np.testing.assert_allclose((blind.labels - fixed.labels)[:2] / size(fixed.covariance)[:2], 0, atol=0.05)
+    np.testing.assert_allclose((blind.inputs - fixed.inputs)[:2] / size(fixed.covariance)[:2], 0, atol=0.05)
 
 
 # -- many stars --------------------------------------------------------------------------------------
@@ -282,7 +283,7 @@ def test_a_bad_star_stops_no_other(solve, many):
     alone = [solve(line(many.flux[k]), LINE_STARTS["far"]) for k in good]
     assert found.success[good].all()
     assert found.message[4] == "the objective is not finite"
-    np.testing.assert_allclose(found.labels[good], [f.labels for f in alone], rtol=1e-9)
+    np.testing.assert_allclose(found.inputs[good], [f.inputs for f in alone], rtol=1e-9)
 
 
 def test_a_star_without_data_goes_where_the_prior_has_its_maximum(solve):
@@ -291,7 +292,7 @@ def test_a_star_without_data_goes_where_the_prior_has_its_maximum(solve):
     blank.ivar[:] = 0
     found = solve(blank, TRUE, **TIGHT)
     assert found.success
-    np.testing.assert_allclose(found.labels, prior.mean, rtol=1e-3)
+    np.testing.assert_allclose(found.inputs, prior.mean, rtol=1e-3)
 
 
 def test_stars_that_are_done_leave_the_batch(solve, many):
@@ -308,7 +309,7 @@ def test_each_star_has_its_own_start(solve, noisy):
     starts = np.stack([TRUE, *LINE_STARTS.values()])
     found = solve(line(np.tile(noisy, (4, 1))), starts, **TIGHT)
     alone = solve(line(noisy), TRUE, **TIGHT)
-    np.testing.assert_allclose((found.labels - alone.labels) / size(alone.covariance), 0, atol=0.02)
+    np.testing.assert_allclose((found.inputs - alone.inputs) / size(alone.covariance), 0, atol=0.02)
 
 
 # -- slopes that are expected -------------------------------------------------------------------------
@@ -325,7 +326,7 @@ def test_slopes_wrong_by_a_fifth_lead_to_the_same_optimum(noisy, start):
     expected = least_squares(lambda y: (GaussianLine().flux(y) - noisy) / SIGMA, TRUE, xtol=1e-15, ftol=1e-15).x
     found = first(levenberg_marquardt(line(noisy, predictor=GaussianLine(wrong_by(0.2))), start[None]))
     assert found.success
-    offset = found.labels - expected
+    offset = found.inputs - expected
     assert offset @ np.linalg.solve(found.covariance, offset) < 0.2**2
 
 
@@ -354,7 +355,7 @@ def test_nonsense_slopes_give_way_to_true_ones(noisy, nonsense):
     found = first(levenberg_marquardt(objective, LINE_STARTS["far"][None]))
     assert found.success
     assert found.n_jacobians > 0
-    offset = found.labels - exact
+    offset = found.inputs - exact
     assert offset @ np.linalg.solve(found.covariance, offset) < 0.2**2
 
 
@@ -479,7 +480,7 @@ def test_start_is_left_alone(solve, noisy):
 def test_looser_tolerance_costs_less_and_stays_close(solve, noisy):
     loose, tight = (solve(line(noisy), LINE_STARTS["far"], tolerance=t) for t in (1.0, 1e-6))
     assert loose.n_evaluations + loose.n_jacobians <= tight.n_evaluations + tight.n_jacobians
-    np.testing.assert_allclose((loose.labels - tight.labels) / size(tight.covariance), 0, atol=1.5)
+    np.testing.assert_allclose((loose.inputs - tight.inputs) / size(tight.covariance), 0, atol=1.5)
 
 
 def test_the_better_of_two_optima_is_kept(noisy):
@@ -489,7 +490,7 @@ def test_the_better_of_two_optima_is_kept(noisy):
     long = levenberg_marquardt(line(flux[:2]), np.tile(TRUE, (2, 1)))
     both = short.improved(np.array([0, 2]), long)
     assert both.success.tolist() == [True, False, True]
-    np.testing.assert_array_equal(both.labels, np.stack([long.labels[0], short.labels[1], long.labels[1]]))
+    np.testing.assert_array_equal(both.inputs, np.stack([long.inputs[0], short.inputs[1], long.inputs[1]]))
     assert both.message == [long.message[0], short.message[1], long.message[1]]
     assert both.n_evaluations[0] == short.n_evaluations[0] + long.n_evaluations[0]
     np.testing.assert_array_equal(both.improved(np.array([0, 1, 2]), short).loss[[0, 2]], long.loss)
@@ -502,7 +503,7 @@ def pulls(solve):
     rng = np.random.default_rng(12)
     true = rng.uniform([0.3, 29, 2.5], [0.6, 33, 4], (200, 3))
     found = solve(line(rng.normal(GaussianLine().flux(true), SIGMA)), np.tile([0.4, 30, 3], (200, 1)))
-    return (found.labels - true) / np.sqrt(np.diagonal(found.covariance, axis1=1, axis2=2))
+    return (found.inputs - true) / np.sqrt(np.diagonal(found.covariance, axis1=1, axis2=2))
 
 
 def test_errors_cover_68_percent(pulls):

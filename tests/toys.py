@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from cyclestarnet.fitting.objective import Objective, Parameters
+from cyclestarnet.fitting.objective import Objective
+from cyclestarnet.fitting.parameters import Parameters
 
 
 class Toy:

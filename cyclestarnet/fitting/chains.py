@@ -186,7 +186,10 @@ class ChainStore(Protocol):
 
         Examples
         --------
-        See `ChainStore`.
+        ::
+
+            state = store.load()
+            n_steps = 0 if state is None else state.n_steps
         """
         ...
 
@@ -200,7 +203,9 @@ class ChainStore(Protocol):
 
         Examples
         --------
-        See `ChainStore`.
+        ::
+
+            store.save(ChainState(positions, log_posterior, accepted, random_state, n_nan=0))
         """
         ...
 

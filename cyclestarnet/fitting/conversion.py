@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from astropy.units import Quantity
 from numpy.typing import ArrayLike
-from torch import Tensor, as_tensor
 
 from cyclestarnet.exceptions import LabelError
 from cyclestarnet.labels import LabelSet, difference_unit
 
-__all__ = ["sigma_of", "tensor_like", "values_of", "weights_of"]
+__all__ = ["sigma_of", "values_of", "weights_of"]
 
 
 def weights_of(labels: LabelSet, name: str) -> np.ndarray:
@@ -77,7 +74,7 @@ def values_of(name: str, quantity: Quantity | ArrayLike, ndim: int | None = None
     >>> values_of("vmicro", [1200, 900] * u.m / u.s)
     array([1.2, 0.9])
     """
-    values = LabelSet([name], [0.0], [1.0]).value(name, quantity)
+    values = LabelSet((name,), np.zeros(1), np.ones(1)).value(name, quantity)
     if ndim is not None and values.ndim != ndim:
         raise LabelError(f"'{name}' must be {('one number', 'a column')[ndim]} here, but has shape {values.shape}")
     return values
@@ -113,28 +110,3 @@ def sigma_of(name: str, quantity: Quantity | float) -> np.ndarray:
     if not sigma > 0:
         raise LabelError(f"sigma of '{name}' must be positive, but is {sigma:g} {difference_unit(name)}")
     return sigma
-
-
-def tensor_like(array: np.ndarray | Sequence[float], like: Tensor) -> Tensor:
-    """Return an array as a tensor of the type of another one, on its device.
-
-    Parameters
-    ----------
-    array : array_like of float
-        What is converted; shared with the tensor where type and device allow it.
-    like : Tensor
-        Of which type and device are taken.
-
-    Returns
-    -------
-    Tensor
-        Of the shape of ``array``.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from cyclestarnet.fitting.conversion import tensor_like
-    >>> tensor_like([1.0, 2.0], torch.zeros(3, dtype=torch.float64)).dtype
-    torch.float64
-    """
-    return as_tensor(array, dtype=like.dtype, device=like.device)

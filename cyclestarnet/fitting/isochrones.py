@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from os import PathLike
+from typing import TypeAlias
 
 import astropy.units as u
 import numpy as np
 import torch
 from astropy.table import QTable
+from astropy.units import Quantity
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from cyclestarnet.exceptions import LabelError
-from cyclestarnet.fitting.conversion import sigma_of, tensor_like, values_of, weights_of
+from cyclestarnet.fitting.conversion import sigma_of, values_of, weights_of
+from cyclestarnet.fitting.tensors import tensor_like
 from cyclestarnet.labels import LabelSet, unit_of_label
+
+# Of initial masses (Msun), log10 of ages (yr) and [Fe/H] to columns by name: a `minimint.TheoryInterpolator`
+Tracks: TypeAlias = Callable[[np.ndarray, np.ndarray, np.ndarray], Mapping[str, np.ndarray]]
 
 __all__ = ["IsochronePrior", "mist_isochrones"]
 
@@ -40,11 +48,11 @@ class IsochronePrior:
     points : `~astropy.table.QTable` or mapping
         A column per label or combination that ``sigma`` names, (n_points,),
         with units; other columns do not matter. A row per point.
-    sigma : mapping of str to `~astropy.units.Quantity`
-        Width of the Gaussians, for two or more labels or combinations:
+    sigma : mapping of str to `~astropy.units.Quantity` or float
+        Widths of the Gaussians, for two or more labels or combinations:
         spacing of the isochrones, and what may be wrong with them.
     labels : `~cyclestarnet.LabelSet`
-        Of the model.
+        Of the model that is fitted: what the prior is a density of. Flat in those that ``sigma`` leaves out.
     weights : array_like, shape (n_points,), optional
         Not negative; proportional to how many stars a point stands for: the
         initial-mass function times the step in initial mass. Default: equal.
@@ -75,7 +83,13 @@ class IsochronePrior:
     True
     """
 
-    def __init__(self, points, sigma: Mapping, labels: LabelSet, weights=None):
+    def __init__(
+        self,
+        points: QTable | Mapping[str, Quantity | ArrayLike],
+        sigma: Mapping[str, Quantity | float],
+        labels: LabelSet,
+        weights: ArrayLike | None = None,
+    ):
         if len(sigma) < 2:
             raise LabelError(f"sigma must name two or more labels of the isochrones, but names {list(sigma)}")
         matrix = np.stack([weights_of(labels, name) for name in sigma])
@@ -101,11 +115,60 @@ class IsochronePrior:
         self._log_weights = np.log(weights[keep] / weights.sum())
 
     def log_density(self, labels: Tensor) -> Tensor:
-        """See `Prior`."""
+        """Return the logarithm of the density.
+
+        Parameters
+        ----------
+        labels : Tensor, shape (n, n_labels)
+            A row per star, float64, in the labels' units.
+
+        Returns
+        -------
+        Tensor, shape (n,)
+            Up to a constant.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from cyclestarnet import LabelSet
+        >>> from cyclestarnet.fitting import IsochronePrior
+        >>> labels = LabelSet(["logg", "m_h"], [0, -2], [4, 0.5])
+        >>> prior = IsochronePrior({"logg": [1.0, 3.0], "m_h": [0.0, 0.0]}, {"logg": 0.1, "m_h": 0.1}, labels)
+        >>> stars = torch.tensor([[1.0, 0.0], [1.1, 0.0], [3.0, 0.1]], dtype=torch.float64)
+        >>> (prior.log_density(stars) - prior.log_density(stars[:1])).round(decimals=3)
+        tensor([ 0.0000, -0.5000, -0.5000], dtype=torch.float64)
+        """
         return torch.cat([peak + density.sum(1).log() for _, peak, density in self._blocks(labels)])
 
     def derivatives(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Prior`; value and gradient are exact."""
+        """Return the logarithm of the density with its derivatives.
+
+        Parameters
+        ----------
+        labels : Tensor, shape (n, n_labels)
+            A row per star, float64, in the labels' units.
+
+        Returns
+        -------
+        value : Tensor, shape (n,)
+            As of `log_density`.
+        gradient : Tensor, shape (n, n_labels)
+            Of the value, exact.
+        curvature : Tensor, shape (n, n_labels, n_labels)
+            Minus the Hessian, without its negative eigenvalues.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from cyclestarnet import LabelSet
+        >>> from cyclestarnet.fitting import IsochronePrior
+        >>> labels = LabelSet(["logg", "m_h"], [0, -2], [4, 0.5])
+        >>> prior = IsochronePrior({"logg": [1.0, 3.0], "m_h": [0.0, 0.0]}, {"logg": 0.1, "m_h": 0.1}, labels)
+        >>> _, gradient, curvature = prior.derivatives(torch.tensor([[1.1, 0.0]], dtype=torch.float64))
+        >>> gradient.round(decimals=3), curvature.round(decimals=3)
+        (tensor([[-10.,   0.]], dtype=torch.float64), tensor([[[100.,   0.],
+                 [  0., 100.]]], dtype=torch.float64))
+        """
         points, matrix = tensor_like(self._points, labels), tensor_like(self._matrix, labels)
         m = points.shape[1]
         moments = torch.cat([points, (points[:, :, None] * points[:, None, :]).flatten(1)], dim=1)
@@ -121,7 +184,7 @@ class IsochronePrior:
             curvatures.append(_without_negative(hessian))
         return torch.cat(values), torch.cat(slopes) @ matrix.T, matrix @ torch.cat(curvatures) @ matrix.T
 
-    def _blocks(self, labels: Tensor):
+    def _blocks(self, labels: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Of blocks of stars: place in units of sigma (b, m), log of the largest of the points' densities (b,), and
         each point's density as a fraction of that (b, n_points)."""
         points, log_weights = tensor_like(self._points, labels), tensor_like(self._log_weights, labels)
@@ -133,8 +196,8 @@ class IsochronePrior:
             yield white, peak - 0.5 * (white**2).sum(1), logits.sub_(peak[:, None]).exp_()
 
 
-def mist_isochrones(ages, metallicities, *, folder=None) -> QTable:
-    """Points of MIST isochrones, with the numbers of stars that they stand for, for an `IsochronePrior`.
+def mist_isochrones(ages: Quantity, metallicities: ArrayLike, *, folder: str | PathLike[str] | None = None) -> QTable:
+    """Return points of MIST isochrones, with the numbers of stars that they stand for, for an `IsochronePrior`.
 
     Needs the package minimint (``pip install cyclestarnet[isochrones]``) and
     the MIST tracks, which ``minimint.download_and_prepare()`` brings once (more
@@ -205,7 +268,9 @@ def mist_isochrones(ages, metallicities, *, folder=None) -> QTable:
             f"the MIST tracks are not there ({error}); get them once with minimint.download_and_prepare()"
         ) from error
 
-    columns = {name: [] for name in ("teff", "logg", "m_h", "weight", "age", "initial_mass")}
+    columns: dict[str, list[np.ndarray]] = {
+        name: [] for name in ("teff", "logg", "m_h", "weight", "age", "initial_mass")
+    }
     for age in years:
         for metallicity in metallicities:
             mass, teff, logg = _mist_isochrone(tracks, np.log10(age), metallicity)
@@ -221,7 +286,7 @@ def mist_isochrones(ages, metallicities, *, folder=None) -> QTable:
     return QTable({name: column * units[name] if name in units else column for name, column in joined.items()})
 
 
-def _mist_isochrone(tracks, log_age: float, metallicity: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _mist_isochrone(tracks: Tracks, log_age: float, metallicity: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Initial masses, and effective temperatures and log g; NaN where there is no star any more."""
 
     def stars(mass: np.ndarray) -> np.ndarray:

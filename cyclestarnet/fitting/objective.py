@@ -2,165 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from cyclestarnet.fitting.conversion import tensor_like
+from cyclestarnet.fitting.parameters import Parameters
+from cyclestarnet.fitting.predictor import Predictor
+from cyclestarnet.fitting.priors import Prior
+from cyclestarnet.fitting.tensors import star_by_star
 
-if TYPE_CHECKING:
-    from cyclestarnet.fitting.priors import Prior
-
-__all__ = ["Objective", "Parameters", "Predictor", "star_by_star"]
+__all__ = ["Objective"]
 
 ERRORS = ("quoted", "minimum", "unknown")
-
-
-class Predictor(Protocol):
-    """Labels in, flux and derivatives out; see `cyclestarnet.networks.predictor`.
-
-    Tensors of float64 (slopes may be float32), rows of labels (m, n_labels);
-    ``stars`` (m,) tells which star each row belongs to.
-    """
-
-    n_labels: int
-    n_pixels: int
-    device: torch.device
-
-    def flux(self, labels: Tensor, stars: Tensor | None = None) -> Tensor: ...
-
-    def pullback(self, labels: Tensor, stars: Tensor | None = None) -> tuple[Tensor, Callable[[Tensor], Tensor]]: ...
-
-    def jacobian(
-        self, labels: Tensor, stars: Tensor | None = None, *, coarse: bool = False
-    ) -> tuple[Tensor, Tensor]: ...
-
-    def expected_slopes(self, labels: Tensor) -> Tensor | None: ...
-
-
-def star_by_star(function: Callable, *rows: Tensor):
-    """Apply a function of batches to one row at a time on a processor, and to all at once on a GPU.
-
-    The last bits of a product or sum depend on the shape of the batch. Star by
-    star, a result does not depend on the company that a star is in.
-    """
-    if rows[0].device.type != "cpu":
-        return function(*rows)
-    results = [function(*(tensor[k : k + 1] for tensor in rows)) for k in range(len(rows[0]))]
-    if not results or isinstance(results[0], Tensor):
-        return torch.cat(results) if results else function(*rows)
-    return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
-
-
-@dataclass(frozen=True, eq=False)
-class Parameters:
-    """What a fit varies: labels = origin + matrix @ parameters, within bounds.
-
-    Parameters
-    ----------
-    origin : array, shape (n_labels,)
-        Values of fixed labels, and those from which tied labels move; 0 for free ones.
-    matrix : array, shape (n_labels, n_parameters)
-        Each label depends on at most one parameter.
-    lower, upper : array, shape (n_parameters,)
-    """
-
-    origin: np.ndarray
-    matrix: np.ndarray
-    lower: np.ndarray
-    upper: np.ndarray
-
-    @classmethod
-    def of_labels(
-        cls,
-        lower: np.ndarray,
-        upper: np.ndarray,
-        start: np.ndarray,
-        *,
-        free: np.ndarray | None = None,
-        tied: Sequence[Sequence[int]] = (),
-    ) -> Parameters:
-        """Make a parameter of each free label, and one of each group of tied ones.
-
-        Parameters
-        ----------
-        lower, upper : array, shape (n_labels,)
-            Bounds of the labels.
-        start : array, shape (n_labels,)
-            Where fixed labels stay, and from where tied ones move together.
-        free : array of bool, shape (n_labels,), optional
-            Default: all.
-        tied : sequence of sequences of int, optional
-            Groups of labels, disjoint, that keep their differences.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from cyclestarnet.fitting.objective import Parameters
-        >>> three = Parameters.of_labels(np.zeros(3), np.ones(3), np.array([0.2, 0.5, 0.3]), tied=[(1, 2)])
-        >>> three.lower, three.upper  # of the first label, and of the shift of the other two
-        (array([ 0. , -0.3]), array([1. , 0.5]))
-        """
-        start = np.array(start, dtype=float)
-        free = np.ones(len(start), dtype=bool) if free is None else np.asarray(free)
-        member = {k for group in tied for k in group}
-        columns, low, high, origin = [], [], [], start.copy()
-        for k in np.flatnonzero(free):
-            if k not in member:
-                columns.append([k])
-                low.append(lower[k])
-                high.append(upper[k])
-                origin[k] = 0.0
-        for group in tied:
-            group = [k for k in group if free[k]]
-            if group:
-                columns.append(group)
-                low.append((lower - start)[group].max())
-                high.append((upper - start)[group].min())
-        matrix = np.zeros((len(start), len(columns)))
-        for column, group in enumerate(columns):
-            matrix[group, column] = 1.0
-        return cls(origin, matrix, np.array(low, dtype=float), np.array(high, dtype=float))
-
-    def __len__(self) -> int:
-        return self.matrix.shape[1]
-
-    def labels(self, values):
-        """Labels (..., n_labels) of parameters (..., n_parameters); arrays or tensors."""
-        if isinstance(values, Tensor):
-            return values @ tensor_like(self.matrix, values).T + tensor_like(self.origin, values)
-        return values @ self.matrix.T + self.origin
-
-    def values(self, labels: np.ndarray) -> np.ndarray:
-        """Parameters (..., n_parameters), within bounds, nearest to labels (..., n_labels)."""
-        moved = labels - self.origin
-        # row by row: the last bits of a sum over a group must not depend on the other stars
-        sums = np.array([row @ self.matrix for row in moved.reshape(-1, moved.shape[-1])])
-        values = sums.reshape(*moved.shape[:-1], len(self)) / (self.matrix**2).sum(0)
-        return np.clip(values, self.lower, self.upper)
 
 
 @dataclass(frozen=True, eq=False)
 class Objective:
     """Posterior of the labels of n stars, each on its own.
 
+    Methods take parameters in rows (m, k), with ``stars`` (m,) that tell which
+    star each row belongs to, so that a star may be asked about several times,
+    or not at all. All are tensors of float64 on the predictor's device, but
+    for `log_posterior`, which is made for samplers.
+
     Parameters
     ----------
-    predictor : `Predictor`
-    flux, ivar : array or Tensor, shape (n_pixels,) or (n, n_pixels)
-        Data and inverse variance (model scatter included); 0 = not used.
-    parameters : `Parameters`
-    prior : `~cyclestarnet.fitting.priors.Prior` or None
-        Of the labels. None: flat within the bounds.
-    errors : {"quoted", "minimum", "unknown"}
+    predictor : `~cyclestarnet.fitting.predictor.Predictor`
+        What is compared with the data.
+    flux : array or Tensor, shape (n_pixels,) or (n, n_pixels)
+        Data, a row per star. Finite also where they are not used.
+    ivar : array or Tensor, shape (n_pixels,) or (n, n_pixels)
+        Inverse variance, in which the model's scatter is included; 0 = not used.
+    parameters : `~cyclestarnet.fitting.parameters.Parameters`
+        What of the labels varies, and its bounds.
+    prior : `~cyclestarnet.fitting.priors.Prior`, optional
+        Of the labels. None, the default: flat within the bounds.
+    errors : {"quoted", "minimum", "unknown"}, optional
+        ``"quoted"``, the default: errors are right.
         ``"minimum"``: where χ² exceeds the degrees of freedom, all errors are
         larger by a common factor, which takes its most likely value.
         Without this, misfits would overrule the prior and leave tiny error
         bars. ``"unknown"``: the factor may be below 1, too.
+
+    Raises
+    ------
+    ValueError
+        If ``errors`` is none of these, or parameters and predictor are not of as many labels.
+
+    Examples
+    --------
+    Two pixels of flux 1 + a and 1 + 2 a, and data that are right for a = 0.5:
+
+    >>> import numpy as np
+    >>> from cyclestarnet.fitting import LinearPredictor, Objective, Parameters
+    >>> slope = LinearPredictor([1.0, 1.0], [[1.0], [2.0]])
+    >>> objective = Objective(slope, [1.5, 2.0], [16.0, 16.0], Parameters.of_labels([0], [1], [0.9]))
+    >>> objective.log_posterior(np.array([[0.5], [0.25], [1.1]]))
+    array([-0. , -2.5, -inf])
     """
 
     predictor: Predictor
@@ -170,7 +71,7 @@ class Objective:
     prior: Prior | None = None
     errors: str = "quoted"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("flux", "ivar"):
             tensor = torch.as_tensor(getattr(self, name), dtype=torch.float64, device=self.predictor.device)
             object.__setattr__(self, name, torch.atleast_2d(tensor))
@@ -182,6 +83,7 @@ class Objective:
 
     @property
     def n_stars(self) -> int:
+        """Number of stars."""
         return len(self.flux)
 
     @property
@@ -189,28 +91,117 @@ class Objective:
         """Degrees of freedom of each star, (n,)."""
         return ((self.ivar > 0).sum(1) - len(self.parameters)).clamp(min=1)
 
-    def of(self, stars) -> Objective:
-        """The objective of some stars, whose predictor still knows all: pass ``stars`` on to it."""
-        return replace(self, flux=self.flux[stars], ivar=self.ivar[stars])
-
     # -- values: parameters (m, k) of stars (m,) ---------------------------------
     def predict(self, values: Tensor, stars: Tensor) -> Tensor:
-        """Flux (m, n_pixels)."""
+        """Predict the flux.
+
+        Parameters
+        ----------
+        values : Tensor, shape (m, k)
+            Parameters, a row per spectrum.
+        stars : Tensor of int, shape (m,)
+            Which star each row belongs to.
+
+        Returns
+        -------
+        Tensor, shape (m, n_pixels)
+
+        Examples
+        --------
+        >>> import torch
+        >>> from cyclestarnet.fitting import LinearPredictor, Objective, Parameters
+        >>> slope = LinearPredictor([1.0, 1.0], [[1.0], [2.0]])
+        >>> objective = Objective(slope, [1.5, 2.0], [16.0, 16.0], Parameters.of_labels([0], [1], [0.9]))
+        >>> values, star = torch.tensor([[0.25]], dtype=torch.float64), torch.tensor([0])
+        >>> objective.predict(values, star)
+        tensor([[1.2500, 1.5000]], dtype=torch.float64)
+        """
         return self.predictor.flux(self.parameters.labels(values), stars)
 
     def chi2(self, flux: Tensor, stars: Tensor) -> Tensor:
-        """χ² (m,) of predicted flux (m, n_pixels), with the errors as quoted."""
+        """Compare predicted flux with the data, with the errors as quoted.
+
+        Parameters
+        ----------
+        flux : Tensor, shape (m, n_pixels)
+            As of `predict`.
+        stars : Tensor of int, shape (m,)
+            Which star each row belongs to.
+
+        Returns
+        -------
+        Tensor, shape (m,)
+            χ², the sum of squared deviations over variance.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from cyclestarnet.fitting import LinearPredictor, Objective, Parameters
+        >>> slope = LinearPredictor([1.0, 1.0], [[1.0], [2.0]])
+        >>> objective = Objective(slope, [1.5, 2.0], [16.0, 16.0], Parameters.of_labels([0], [1], [0.9]))
+        >>> values, star = torch.tensor([[0.25]], dtype=torch.float64), torch.tensor([0])
+        >>> objective.chi2(objective.predict(values, star), star)
+        tensor([5.], dtype=torch.float64)
+        """
         return star_by_star(
             lambda flux, data, ivar: ((flux - data) ** 2 * ivar).sum(1), flux, self.flux[stars], self.ivar[stars]
         )
 
     def error_scale2(self, chi2: Tensor, stars: Tensor) -> Tensor:
-        """Factor (m,) on all variances of a star."""
+        """Return the most likely factor on all variances of a star.
+
+        Parameters
+        ----------
+        chi2 : Tensor, shape (m,)
+            With the errors as quoted.
+        stars : Tensor of int, shape (m,)
+            Which star each row belongs to.
+
+        Returns
+        -------
+        Tensor, shape (m,)
+            1 if errors are right, χ² per degree of freedom where they are not.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from cyclestarnet.fitting import LinearPredictor, Objective, Parameters
+        >>> slope = LinearPredictor([1.0, 1.0], [[1.0], [2.0]])
+        >>> objective = Objective(slope, [1.5, 2.0], [16.0, 16.0], Parameters.of_labels([0], [1], [0.9]))
+        >>> values, star = torch.tensor([[0.25]], dtype=torch.float64), torch.tensor([0])
+        >>> objective.error_scale2(torch.tensor([5.0]), star)
+        tensor([1.])
+        """
         ratio = chi2 / self.dof[stars]
         return {"quoted": torch.ones_like(ratio), "minimum": ratio.clamp(min=1.0), "unknown": ratio}[self.errors]
 
     def loss(self, flux: Tensor, values: Tensor, stars: Tensor) -> Tensor:
-        """Negative log posterior (m,) within the bounds, of parameters and the flux that they lead to."""
+        """Return the negative log posterior within the bounds, of parameters and the flux that they lead to.
+
+        Parameters
+        ----------
+        flux : Tensor, shape (m, n_pixels)
+            As `predict` makes it of ``values``.
+        values : Tensor, shape (m, k)
+            Parameters, a row per spectrum.
+        stars : Tensor of int, shape (m,)
+            Which star each row belongs to.
+
+        Returns
+        -------
+        Tensor, shape (m,)
+            Up to a constant; χ²/2 if errors are right and the prior is flat.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from cyclestarnet.fitting import LinearPredictor, Objective, Parameters
+        >>> slope = LinearPredictor([1.0, 1.0], [[1.0], [2.0]])
+        >>> objective = Objective(slope, [1.5, 2.0], [16.0, 16.0], Parameters.of_labels([0], [1], [0.9]))
+        >>> values, star = torch.tensor([[0.25]], dtype=torch.float64), torch.tensor([0])
+        >>> objective.loss(objective.predict(values, star), values, star)
+        tensor([2.5000], dtype=torch.float64)
+        """
         chi2, dof = self.chi2(flux, stars), self.dof[stars]
         scale2 = self.error_scale2(chi2, stars)
         # with the most likely scale put in: χ²/2 where it is 1, and the logarithm of χ² where it is free
@@ -219,8 +210,30 @@ class Objective:
             return loss
         return loss - star_by_star(self.prior.log_density, self.parameters.labels(values))
 
-    def log_posterior(self, values: np.ndarray, star: int = 0) -> np.ndarray:
-        """Log posterior (m,) of parameters (m, k) of one star; −∞ outside the bounds, which the networks never see."""
+    def log_posterior(self, values: ArrayLike, star: int = 0) -> np.ndarray:
+        """Return the log posterior of one star, for samplers.
+
+        Parameters
+        ----------
+        values : array_like, shape (m, k) or (k,)
+            Parameters, a row per position.
+        star : int, optional
+            Which star. Default: the first.
+
+        Returns
+        -------
+        array, shape (m,)
+            Up to a constant; −inf outside the bounds, of which the predictor
+            is not asked, and for NaN.
+
+        Examples
+        --------
+        >>> from cyclestarnet.fitting import LinearPredictor, Objective, Parameters
+        >>> slope = LinearPredictor([1.0, 1.0], [[1.0], [2.0]])
+        >>> objective = Objective(slope, [1.5, 2.0], [16.0, 16.0], Parameters.of_labels([0], [1], [0.9]))
+        >>> objective.log_posterior([[0.25], [-0.1]])
+        array([-2.5, -inf])
+        """
         values = np.atleast_2d(values)
         inside = ((values >= self.parameters.lower) & (values <= self.parameters.upper)).all(1)
         out = np.full(len(values), -np.inf)
@@ -232,9 +245,34 @@ class Objective:
 
     # -- derivatives ---------------------------------------------------------------
     def flux_and_gradient(self, values: Tensor, stars: Tensor) -> tuple[Tensor, Tensor]:
-        """Flux (m, n_pixels), and the exact gradient (m, k) of the negative log posterior."""
+        """Predict the flux, with the exact gradient of the negative log posterior.
 
-        def exact(values, stars):
+        Parameters
+        ----------
+        values : Tensor, shape (m, k)
+            Parameters, a row per spectrum.
+        stars : Tensor of int, shape (m,)
+            Which star each row belongs to.
+
+        Returns
+        -------
+        flux : Tensor, shape (m, n_pixels)
+            As of `predict`.
+        gradient : Tensor, shape (m, k)
+            Of `loss`, by the parameters.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from cyclestarnet.fitting import LinearPredictor, Objective, Parameters
+        >>> slope = LinearPredictor([1.0, 1.0], [[1.0], [2.0]])
+        >>> objective = Objective(slope, [1.5, 2.0], [16.0, 16.0], Parameters.of_labels([0], [1], [0.9]))
+        >>> values, star = torch.tensor([[0.25]], dtype=torch.float64), torch.tensor([0])
+        >>> objective.flux_and_gradient(values, star)[1]
+        tensor([[-20.]], dtype=torch.float64)
+        """
+
+        def exact(values: Tensor, stars: Tensor) -> tuple[Tensor, Tensor]:
             labels = self.parameters.labels(values)
             flux, pull = self.predictor.pullback(labels, stars)
             scale2 = self.error_scale2(self.chi2(flux, stars), stars)
@@ -244,20 +282,94 @@ class Objective:
             return flux, gradient @ self._matrix
 
         # one by one also because the graphs of many stars would fill the memory
-        return star_by_star(exact, values, stars)
+        flux, gradient = star_by_star(exact, values, stars)
+        return flux, gradient
 
     def loss_and_gradient(self, values: Tensor, stars: Tensor) -> tuple[Tensor, Tensor]:
-        """Negative log posterior (m,) and its exact gradient (m, k)."""
+        """Return the negative log posterior and its exact gradient.
+
+        Parameters
+        ----------
+        values : Tensor, shape (m, k)
+            Parameters, a row per spectrum.
+        stars : Tensor of int, shape (m,)
+            Which star each row belongs to.
+
+        Returns
+        -------
+        loss : Tensor, shape (m,)
+            As of `loss`.
+        gradient : Tensor, shape (m, k)
+            By the parameters.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from cyclestarnet.fitting import LinearPredictor, Objective, Parameters
+        >>> slope = LinearPredictor([1.0, 1.0], [[1.0], [2.0]])
+        >>> objective = Objective(slope, [1.5, 2.0], [16.0, 16.0], Parameters.of_labels([0], [1], [0.9]))
+        >>> values, star = torch.tensor([[0.25]], dtype=torch.float64), torch.tensor([0])
+        >>> objective.loss_and_gradient(values, star)
+        (tensor([2.5000], dtype=torch.float64), tensor([[-20.]], dtype=torch.float64))
+        """
         flux, gradient = self.flux_and_gradient(values, stars)
         return self.loss(flux, values, stars), gradient
 
     def linearise(self, values: Tensor, stars: Tensor, *, coarse: bool = True) -> tuple[Tensor, Tensor]:
-        """Flux (m, n_pixels) and its derivatives (m, k, n_pixels) with respect to the parameters."""
+        """Predict the flux and its derivatives by the parameters.
+
+        Parameters
+        ----------
+        values : Tensor, shape (m, k)
+            Parameters, a row per spectrum.
+        stars : Tensor of int, shape (m,)
+            Which star each row belongs to.
+        coarse : bool, optional
+            Whether derivatives that are right to about 0.5 % will do, the
+            default; see `Predictor.jacobian <cyclestarnet.fitting.predictor.Predictor.jacobian>`.
+
+        Returns
+        -------
+        flux : Tensor, shape (m, n_pixels)
+            As of `predict`.
+        slopes : Tensor, shape (m, k, n_pixels)
+            Float32 or float64, as the predictor has them.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from cyclestarnet.fitting import LinearPredictor, Objective, Parameters
+        >>> slope = LinearPredictor([1.0, 1.0], [[1.0], [2.0]])
+        >>> objective = Objective(slope, [1.5, 2.0], [16.0, 16.0], Parameters.of_labels([0], [1], [0.9]))
+        >>> values, star = torch.tensor([[0.25]], dtype=torch.float64), torch.tensor([0])
+        >>> objective.linearise(values, star)[1]
+        tensor([[[1., 2.]]], dtype=torch.float64)
+        """
         flux, slopes = self.predictor.jacobian(self.parameters.labels(values), stars, coarse=coarse)
         return flux, self._of_parameters(slopes)
 
     def expected_slopes(self, values: Tensor) -> Tensor | None:
-        """Derivatives (m, k, n_pixels) that the predictor expects without computing them; None if it does not."""
+        """Return the derivatives that the predictor expects, without computing them.
+
+        Parameters
+        ----------
+        values : Tensor, shape (m, k)
+            Parameters, a row per spectrum.
+
+        Returns
+        -------
+        Tensor, shape (m, k, n_pixels), or None
+            None if the predictor expects nothing.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from cyclestarnet.fitting import LinearPredictor, Objective, Parameters
+        >>> slope = LinearPredictor([1.0, 1.0], [[1.0], [2.0]])
+        >>> objective = Objective(slope, [1.5, 2.0], [16.0, 16.0], Parameters.of_labels([0], [1], [0.9]))
+        >>> objective.expected_slopes(torch.tensor([[0.25]])) is None  # a linear predictor computes them at once
+        True
+        """
         slopes = self.predictor.expected_slopes(self.parameters.labels(values))
         return None if slopes is None else self._of_parameters(slopes)
 
@@ -270,10 +382,44 @@ class Objective:
     def normal_equations(
         self, values: Tensor, flux: Tensor, slopes: Tensor, stars: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss (m,), gradient (m, k) and Gauss-Newton Hessian (m, k, k), from the result of `linearise`."""
+        """Return loss, gradient and Hessian of the linearised problem.
+
+        Parameters
+        ----------
+        values : Tensor, shape (m, k)
+            Parameters, a row per spectrum.
+        flux : Tensor, shape (m, n_pixels)
+            As `linearise` makes it of ``values``.
+        slopes : Tensor, shape (m, k, n_pixels)
+            Likewise.
+        stars : Tensor of int, shape (m,)
+            Which star each row belongs to.
+
+        Returns
+        -------
+        loss : Tensor, shape (m,)
+            As of `loss`.
+        gradient : Tensor, shape (m, k)
+            As good as ``slopes``.
+        hessian : Tensor, shape (m, k, k)
+            Of Gauss and Newton: positive semi-definite, without second derivatives of the flux.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from cyclestarnet.fitting import LinearPredictor, Objective, Parameters
+        >>> slope = LinearPredictor([1.0, 1.0], [[1.0], [2.0]])
+        >>> objective = Objective(slope, [1.5, 2.0], [16.0, 16.0], Parameters.of_labels([0], [1], [0.9]))
+        >>> values, star = torch.tensor([[0.25]], dtype=torch.float64), torch.tensor([0])
+        >>> loss, gradient, hessian = objective.normal_equations(values, *objective.linearise(values, star), star)
+        >>> (values - gradient / hessian[:, 0]).numpy()  # a Newton step
+        array([[0.5]])
+        """
         labels, matrix = self.parameters.labels(values), self._matrix
 
-        def products(slopes, flux, data, weight, labels):
+        def products(
+            slopes: Tensor, flux: Tensor, data: Tensor, weight: Tensor, labels: Tensor
+        ) -> tuple[Tensor, Tensor]:
             slopes = slopes.double()
             weighted = slopes * weight[:, None]
             gradient = (weighted @ (flux - data)[..., None])[..., 0]
@@ -284,7 +430,8 @@ class Objective:
             return gradient - slope @ matrix, hessian + matrix.T @ curvature @ matrix
 
         weight = self.ivar[stars] / self.error_scale2(self.chi2(flux, stars), stars)[:, None]
-        return self.loss(flux, values, stars), *star_by_star(products, slopes, flux, self.flux[stars], weight, labels)
+        gradient, hessian = star_by_star(products, slopes, flux, self.flux[stars], weight, labels)
+        return self.loss(flux, values, stars), gradient, hessian
 
     @property
     def _matrix(self) -> Tensor:

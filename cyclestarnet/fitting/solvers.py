@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from cyclestarnet.fitting.objective import Objective, star_by_star
+from cyclestarnet.fitting.objective import Objective
 from cyclestarnet.fitting.optimum import NOISE, Optimum, make_optimum
+from cyclestarnet.fitting.tensors import star_by_star
 
 __all__ = ["levenberg_marquardt"]
 
@@ -22,10 +24,9 @@ SOON = 100.0  # tolerances: after a step that promises less, the exact gradient 
 SURPRISE = 0.5  # part of the squared change of flux; what a Jacobian without any truth does not foresee is 1
 
 
-# -- Levenberg-Marquardt -----------------------------------------------------
 def levenberg_marquardt(
     objective: Objective,
-    start: np.ndarray,
+    start: ArrayLike,
     *,
     tolerance: float = 0.02,
     max_iterations: int = 60,
@@ -41,19 +42,39 @@ def levenberg_marquardt(
 
     Parameters
     ----------
-    objective : `Objective`
-    start : array, shape (n, n_labels)
-        Moved inside the bounds if need be.
+    objective : `~cyclestarnet.fitting.objective.Objective`
+        Posterior of n stars.
+    start : array_like, shape (n, n_labels)
+        Labels at which the search begins, moved inside the bounds if need be. Finite.
     tolerance : float, optional
         Converged when the next step promises less than this in log posterior
         (0.02 below its maximum is within 0.2 σ of it).
     max_iterations : int, optional
+        Steps after which the search ends without success; most fits take five to ten.
     exact : bool, optional
         True Jacobians in full precision at every step: for comparison.
 
     Returns
     -------
-    `Optimum`
+    `~cyclestarnet.fitting.optimum.Optimum`
+        Of all stars; ``success`` and ``message`` tell of each how its search
+        ended. A star whose objective is not finite stops no other.
+
+    See Also
+    --------
+    cyclestarnet.fitting.lbfgs.lbfgs : steps by gradients.
+
+    Examples
+    --------
+    Two stars side by side; their flux is 1 + a and 1 + 2 a.
+
+    >>> from cyclestarnet.fitting import LinearPredictor, Objective, Parameters, levenberg_marquardt
+    >>> slope = LinearPredictor([1.0, 1.0], [[1.0], [2.0]])
+    >>> flux, ivar = [[1.25, 1.5], [1.5, 2.0]], [[1e4, 1e4]] * 2
+    >>> objective = Objective(slope, flux, ivar, Parameters.of_labels([0], [1], [0.9]))
+    >>> optimum = levenberg_marquardt(objective, [[0.9], [0.9]])
+    >>> optimum.inputs.round(2).tolist(), optimum.success.tolist()
+    ([[0.25], [0.5]], [True, True])
     """
     fit = _Descent(objective, start, tolerance, exact)
     for _ in range(max_iterations):
@@ -72,7 +93,7 @@ def levenberg_marquardt(
 class _Descent:
     """State of `levenberg_marquardt`: arrays with a row per star, of which only the active ones are touched."""
 
-    def __init__(self, objective: Objective, start: np.ndarray, tolerance: float, exact: bool):
+    def __init__(self, objective: Objective, start: ArrayLike, tolerance: float, exact: bool):
         device = objective.predictor.device
         self.objective, self.tolerance, self.exact = objective, tolerance, exact
         self.lower, self.upper = (
@@ -126,10 +147,12 @@ class _Descent:
             step, gain = self._step(now, gradient, hessian, self.damping[now])
         self._try(now, step, gain, loss, hessian)
 
-    def _step(self, stars, gradient, hessian, damping):
-        return star_by_star(
-            lambda *rows: _bounded_step(*rows, self.lower, self.upper), self.x[stars], gradient, hessian, damping
-        )
+    def _step(self, stars: Tensor, gradient: Tensor, hessian: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+        step, gain = star_by_star(
+            lambda x, g, h, d: _bounded_step(x, g, h, d, self.lower, self.upper),
+            self.x[stars], gradient, hessian, damping,
+        )  # fmt: skip
+        return step, gain
 
     def _try(self, now: Tensor, step: Tensor, gain: Tensor, loss: Tensor, hessian: Tensor) -> None:
         objective = self.objective
@@ -236,9 +259,3 @@ def _broyden(slopes: Tensor, hessian: Tensor, step: Tensor, change: Tensor) -> T
     if length > 0:
         slopes.addr_((along / length).to(slopes.dtype), missing.to(slopes.dtype))
     return missing
-
-
-# -- L-BFGS --------------------------------------------------------------------
-
-
-# -- common ----------------------------------------------------------------------

@@ -198,7 +198,7 @@ def _starts(parts, stars, setup):
         tied = [[name for name in group if name in parts.labels] for group in options.tied]
         rough = FitOptions(space="synthetic", method="lm", fixed=fixed, tied=tied, prior=options.prior)
         objective = make_objective(parts, stars, FitSetup.of(parts, rough))
-        guess = levenberg_marquardt(objective, begin[:, :n], tolerance=0.1).labels
+        guess = levenberg_marquardt(objective, begin[:, :n], tolerance=0.1).inputs
     begin[:, :n] = np.where(setup.free[:n], np.clip(guess, parts.labels.lower, parts.labels.upper), begin[:, :n])
     return begin
 
@@ -292,6 +292,6 @@ def _second_try(parts, stars, setup, optimum: Optimum) -> Optimum:
     begin = np.repeat(setup.begin[None], len(rows), axis=0)
     if setup.fits_velocity:
         velocity = setup.label_set.index("velocity")
-        begin[:, velocity] = optimum.labels[rows, setup.layout.label_places[velocity]]
+        begin[:, velocity] = optimum.inputs[rows, setup.layout.label_places[velocity]]
     begin = setup.layout.row(begin, _start_coordinates(parts, some, setup))
     return optimum.improved(rows, SOLVERS[setup.options.method](objective, begin))

@@ -58,7 +58,7 @@ def make_result(
     """
     options, layout, space = setup.options, setup.layout, setup.options.space
     flux, fit_ivar = objective.flux[row].cpu().numpy(), objective.ivar[row].cpu().numpy()
-    values, model_flux, good = optimum.labels[row][layout.label_places], optimum.flux[row], fit_ivar > 0
+    values, model_flux, good = optimum.inputs[row][layout.label_places], optimum.flux[row], fit_ivar > 0
     residual = np.where(good, flux - model_flux, 0.0)
     dof = max(int(good.sum()) - len(setup.parameters), 1)
     data_ivar = 1 / stars.variance[row]
@@ -116,7 +116,7 @@ def _split_latent(optimum, row, layout):
     places = layout.coordinate_places
     if not len(places):
         return None
-    return SplitLatentEstimate(optimum.labels[row][places], np.sqrt(np.diag(optimum.covariance[row]))[places])
+    return SplitLatentEstimate(optimum.inputs[row][places], np.sqrt(np.diag(optimum.covariance[row]))[places])
 
 
 # -- flags -------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def _extra_precision(parts, row, objective, optimum):
     """Curvature of the prior of a fit at the optimum, over the model's labels, minus that of the training prior."""
     n, extra = len(parts.labels), -parts.prior.precision
     if objective.prior is not None:
-        at = torch.as_tensor(optimum.labels[row][None], dtype=torch.float64)
+        at = torch.as_tensor(optimum.inputs[row][None], dtype=torch.float64)
         extra = extra + objective.prior.derivatives(at)[2][0].numpy()[:n, :n]
     return extra
 
@@ -201,9 +201,9 @@ def _propagated(parts, stars, row, objective, optimum, n_draws=64):
     sigma = np.where(variance < np.inf, np.sqrt(variance), 0.0)  # what does not count has no noise: it is filled
     noise = np.random.default_rng(0).standard_normal((n_draws, parts.grid.n_pixels)) * sigma
     translated = parts.translator.obs_to_synth(stars.filled[row] + noise)
-    _, slopes = objective.predictor.jacobian(optimum.labels[row])
+    _, slopes = objective.predictor.jacobian(torch.as_tensor(optimum.inputs[row][None], device=objective.flux.device))
     weight = objective.ivar[row].cpu().numpy() / optimum.error_scale[row] ** 2
-    gain = optimum.covariance[row] @ (slopes * weight)  # d labels / d translated flux
+    gain = optimum.covariance[row] @ (slopes[0].double().cpu().numpy() * weight)  # d labels / d translated flux
     return np.cov(gain @ translated.T)
 
 
@@ -215,7 +215,7 @@ def _beyond_bounds(objective, optimum, row):
     matrix, device, hessian = objective.parameters.matrix, objective.predictor.device, optimum.hessian[row]
     if not (optimum.at_bound[row].any() and np.isfinite(hessian).all()):
         return np.zeros((2, len(matrix)))
-    values = torch.as_tensor(objective.parameters.values(optimum.labels[row])[None], device=device)
+    values = torch.as_tensor(objective.parameters.values(optimum.inputs[row])[None], device=device)
     _, gradient = objective.loss_and_gradient(values, torch.tensor([row], device=device))
     size = np.sqrt(np.diag(hessian))
     size = np.where(size > 0, size, 1.0)

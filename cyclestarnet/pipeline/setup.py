@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cyclestarnet.exceptions import GridError, LabelError
-from cyclestarnet.fitting.objective import Parameters
+from cyclestarnet.fitting.parameters import Parameters
 from cyclestarnet.fitting.priors import GaussianConstraints, GaussianPrior, LeadingLabels, Prior, ProductPrior
 from cyclestarnet.labels import LabelSet
 from cyclestarnet.pipeline.options import MOTION, FitOptions
@@ -114,7 +114,7 @@ class FitSetup:
         Labels that are not fixed.
     layout : `Layout`
         Of labels and coordinates of the split latent in rows of parameters.
-    parameters : `~cyclestarnet.fitting.objective.Parameters`
+    parameters : `~cyclestarnet.fitting.parameters.Parameters`
         Of labels and coordinates.
     prior : `~cyclestarnet.fitting.priors.Prior` or None
         Of labels and coordinates.
