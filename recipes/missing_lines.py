@@ -32,7 +32,7 @@ from cyclestarnet.lines.line_lists import match_lines, read_line_list
 from cyclestarnet.lines.missing import find_missing_lines, with_elements
 from cyclestarnet.lines.mock import compare_attributions, make_domains, make_run, observed_stars, trained
 from cyclestarnet.lines.score import score_missing_lines
-from cyclestarnet.plotting.lines import (
+from cyclestarnet.plotting import (
     plot_error_map,
     plot_missing_lines,
     plot_precision_recall,

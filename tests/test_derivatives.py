@@ -268,7 +268,7 @@ def pair():
 def plot():
     """The function under test, without a screen."""
     pyplot = pytest.importorskip("matplotlib.pyplot")
-    from cyclestarnet.plotting.results import plot_derivatives
+    from cyclestarnet.plotting import plot_derivatives
 
     pyplot.switch_backend("Agg")
     yield plot_derivatives

@@ -16,15 +16,15 @@ from cyclestarnet.derivatives import DerivativeSpectra
 from cyclestarnet.lines.features import FeatureMask, Features, find_features
 from cyclestarnet.lines.missing import MissingLines
 from cyclestarnet.lines.score import Score
-from cyclestarnet.plotting import plot_derivatives
-from cyclestarnet.plotting.axes import ELEMENTS, element_style
-from cyclestarnet.plotting.lines import (
+from cyclestarnet.plotting import (
+    plot_derivatives,
     plot_error_map,
     plot_missing_lines,
     plot_precision_recall,
     plot_recovery,
     plot_recovery_error,
 )
+from cyclestarnet.plotting.axes import ELEMENTS, element_style
 
 INDEX = np.arange(50)
 # Two chips of 20 and 30 pixels of 1 Å, from 15000 and from 15120 Å.

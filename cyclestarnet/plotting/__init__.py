@@ -1,13 +1,13 @@
 """All figures: of results, of trainings and of lines."""
 
+from cyclestarnet.plotting.derivatives import plot_derivatives, plot_recovery
 from cyclestarnet.plotting.lines import (
     plot_error_map,
     plot_missing_lines,
     plot_precision_recall,
-    plot_recovery,
     plot_recovery_error,
 )
-from cyclestarnet.plotting.results import plot_derivatives, plot_fit, plot_posterior
+from cyclestarnet.plotting.results import plot_fit, plot_posterior
 from cyclestarnet.plotting.training import plot_training
 
 __all__ = [

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 import astropy.units as u
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cyclestarnet.exceptions import GridError
+from cyclestarnet.grid import WavelengthGrid
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = [
+    "element_style",
+    "mark_guess",
+    "one_axes",
+    "pixels_of",
+    "plain_log_ticks",
+    "pyplot",
+    "tidy",
+    "with_gaps",
+]
 
 # Okabe and Ito's colours, which all kinds of colour vision tell apart.
 DOMAIN_STYLES = {"synth": ("synthetic", "#0072B2"), "obs": ("observed", "#D55E00")}
+OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 NEUTRAL, SHADE = "0.25", "0.88"
-# All kinds of colour vision tell the six colours apart, and marks tell apart the elements of one colour.
+# Colour vision tells these six apart, too, and marks tell apart the elements of one colour.
 ELEMENT_COLORS = ("#117733", "#AA3377", "#E69F00", "#56B4E9", "#332288", "#000000")
 ELEMENT_MARKS = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
 ELEMENTS = (
@@ -19,11 +39,27 @@ ELEMENTS = (
     *("Cr", "S", "V", "Co", "Na", "Ce"),
     *("P", "Cu", "Nd", "Yb", "Rb", "Ge"),
 )
-OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
-def pyplot():
-    """Import Matplotlib, or say how to get it."""
+def pyplot() -> ModuleType:
+    """Import Matplotlib, or say how to get it.
+
+    Returns
+    -------
+    module
+        ``matplotlib.pyplot``.
+
+    Raises
+    ------
+    ImportError
+        If Matplotlib is not installed; the message tells which extra has it.
+
+    Examples
+    --------
+    Where a figure is drawn, so that the package does without Matplotlib elsewhere::
+
+        figure, axes = pyplot().subplots()
+    """
     try:
         from matplotlib import pyplot as plt
     except ImportError as error:
@@ -31,15 +67,106 @@ def pyplot():
     return plt
 
 
-def element_style(element):
-    """Colour, line style and marker of an element, the same in all figures; rare elements share those of others."""
+def one_axes(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
+    """Give the axes that a user gave, or those of a new figure.
+
+    Parameters
+    ----------
+    ax : `~matplotlib.axes.Axes` or None
+        As it was given.
+    figsize : (float, float)
+        Width and height of a new figure, in inches.
+
+    Returns
+    -------
+    `~matplotlib.axes.Axes`
+        To draw on.
+
+    Examples
+    --------
+    ::
+
+        ax = one_axes(None, (7, 5))
+    """
+    return pyplot().subplots(figsize=figsize, layout="constrained")[1] if ax is None else ax
+
+
+def tidy(ax: Axes) -> None:
+    """Take the frame off at the top and at the right, and put the grid behind what is drawn.
+
+    Parameters
+    ----------
+    ax : `~matplotlib.axes.Axes`
+        Changed in place.
+
+    Examples
+    --------
+    ::
+
+        tidy(ax)
+    """
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_axisbelow(True)
+
+
+def element_style(element: str) -> tuple[str, str, str]:
+    """Look up how an element is drawn, the same in all figures.
+
+    Parameters
+    ----------
+    element : str
+        Its symbol, or the name of any other label. Rare ones share the style of others.
+
+    Returns
+    -------
+    color, linestyle, marker : str
+        As Matplotlib takes them.
+
+    Examples
+    --------
+    >>> from cyclestarnet.plotting.axes import element_style
+    >>> element_style("Mg")
+    ('#AA3377', '-', 'o')
+    """
     k = ELEMENTS.index(element) if element in ELEMENTS else sum(map(ord, element))
     linestyle, marker = ELEMENT_MARKS[k // len(ELEMENT_COLORS) % len(ELEMENT_MARKS)]
     return ELEMENT_COLORS[k % len(ELEMENT_COLORS)], linestyle, marker
 
 
-def pixels_of(grid, window):
-    """Both ends of a window [Angstrom], or those of the grid, and which pixels lie in it."""
+def pixels_of(
+    grid: WavelengthGrid, window: tuple[u.Quantity, u.Quantity] | None
+) -> tuple[float, float, np.ndarray]:
+    """Find the pixels of a window.
+
+    Parameters
+    ----------
+    grid : `~cyclestarnet.WavelengthGrid`
+        Of the spectra that are drawn.
+    window : (`~astropy.units.Quantity`, `~astropy.units.Quantity`) or None
+        Both ends, as vacuum wavelengths; None is the whole grid.
+
+    Returns
+    -------
+    low, high : float
+        The ends, in Angstrom.
+    show : array of bool, shape (n_pixels,)
+        Which pixels lie within.
+
+    Raises
+    ------
+    GridError
+        If none does.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> from cyclestarnet import WavelengthGrid
+    >>> from cyclestarnet.plotting.axes import pixels_of
+    >>> grid = WavelengthGrid([1500.0, 1500.1, 1500.2] * u.nm)
+    >>> low, high, show = pixels_of(grid, (1500.05 * u.nm, 1600 * u.nm))
+    >>> show
+    array([False,  True,  True])
+    """
     wavelength = grid.wavelength.to_value(u.AA)
     low, high = wavelength[[0, -1]] if window is None else [u.Quantity(edge).to_value(u.AA) for edge in window]
     show = (wavelength >= low) & (wavelength <= high)
@@ -48,13 +175,50 @@ def pixels_of(grid, window):
     return low, high, show
 
 
-def with_gaps(grid, array, show=True):
-    """Pixels with NaN in between where one chip ends, so that no line bridges chips, and where they are not shown."""
+def with_gaps(grid: WavelengthGrid, array: ArrayLike, show: ArrayLike = True) -> np.ndarray:
+    """Put a NaN between chips, so that no line bridges them.
+
+    Parameters
+    ----------
+    grid : `~cyclestarnet.WavelengthGrid`
+        Of the array.
+    array : array, shape (n_pixels,)
+        What is drawn: wavelengths as well as fluxes.
+    show : array of bool, shape (n_pixels,), optional
+        Other pixels become NaN. Default: all are shown.
+
+    Returns
+    -------
+    array, shape (n_pixels + n_chips − 1,)
+        A copy.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> from cyclestarnet import WavelengthGrid
+    >>> from cyclestarnet.plotting.axes import with_gaps
+    >>> grid = WavelengthGrid([1500.0, 1500.1, 1600.0, 1600.1] * u.nm, chips=((0, 2), (2, 4)))
+    >>> with_gaps(grid, [1.0, 0.9, 0.8, 0.7])
+    array([1. , 0.9, nan, 0.8, 0.7])
+    """
     return np.insert(np.where(show, array, np.nan), [start for start, _ in grid.chips[1:]], np.nan)
 
 
-def plain_log_ticks(ax):
-    """Write 1, 2, 5, 10, ... at a logarithmic axis."""
+def plain_log_ticks(ax: Axes) -> None:
+    """Write 1, 2, 5, 10, ... at a logarithmic axis.
+
+    Parameters
+    ----------
+    ax : `~matplotlib.axes.Axes`
+        Its y axis is changed in place.
+
+    Examples
+    --------
+    ::
+
+        ax.set_yscale("log")
+        plain_log_ticks(ax)
+    """
     from matplotlib.ticker import LogLocator, NullFormatter
 
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -62,8 +226,26 @@ def plain_log_ticks(ax):
     ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-def mark_guess(ax, value, text, *, below=False):
-    """Dotted line of judges that can only guess."""
+def mark_guess(ax: Axes, value: float, text: str, *, below: bool = False) -> None:
+    """Draw a dotted line at what a judge reaches by guessing, and write what it is at its right end.
+
+    Parameters
+    ----------
+    ax : `~matplotlib.axes.Axes`
+        Changed in place.
+    value : float
+        Height of the line, in units of the y axis.
+    text : str
+        A few words.
+    below : bool, optional
+        Whether to write below the line. Default: above it.
+
+    Examples
+    --------
+    ::
+
+        mark_guess(ax, 0.5, "guess", below=True)
+    """
     ax.axhline(value, color=NEUTRAL, lw=1, ls=":", zorder=1)
     ax.annotate(
         text, (1, value), (0, -8 if below else 2), xycoords=("axes fraction", "data"), textcoords="offset points",

@@ -1,84 +1,55 @@
-"""Figures of a study of missing lines, for the ``matplotlib`` extra."""
+"""Catalogues of missing lines, and studies of what becomes of lines that were taken away.
+
+S1 is O'Briain et al. (2021).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import cycle
+from typing import TYPE_CHECKING
 
 import astropy.units as u
 import numpy as np
+from astropy.table import Table
+from numpy.typing import ArrayLike
 
 from cyclestarnet.exceptions import GridError
-from cyclestarnet.lines.features import K_GIANT
+from cyclestarnet.lines.features import K_GIANT, FeatureMask
+from cyclestarnet.lines.missing import MissingLines
+from cyclestarnet.lines.score import Score
 from cyclestarnet.plotting.axes import (
-    DOMAIN_STYLES,
     NEUTRAL,
     OTHERS,
     SHADE,
     element_style,
     mark_guess,
+    one_axes,
     pixels_of,
     plain_log_ticks,
     pyplot,
+    tidy,
     with_gaps,
 )
-from cyclestarnet.plotting.results import difference_of, draw_derivatives
 
-__all__ = ["plot_error_map", "plot_missing_lines", "plot_precision_recall", "plot_recovery", "plot_recovery_error"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_error_map", "plot_missing_lines", "plot_precision_recall", "plot_recovery_error"]
 
 # Errors of the paper's Table 1 in %, of the K giant and one seed each: from and to.
 PUBLISHED = {10: (0.35, 0.41), 70: (0.35, 0.41), 80: (4.50, 4.50), 90: (4.59, 4.59)}
 FALSE_DISCOVERIES = 0.05
 
 
-def plot_recovery(synthetic, translated, truth=None, *, window=None, names=None, features=(), axes=None):
-    """Plot what translation makes of spectra that lack lines, and the derivatives by abundances (S1, Figs 12 and 14).
-
-    Four panels above each other: flux; derivatives of the synthetic spectrum;
-    of the translated one; and of the truth. The last three share their scale.
-    Bands are uncertainties, if there are any.
-
-    Parameters
-    ----------
-    synthetic, translated : `~cyclestarnet.derivatives.DerivativeSpectra`
-        Of one star, in the synthetic domain, which lacks lines, and in the observed one.
-    truth : `~cyclestarnet.derivatives.DerivativeSpectra`, optional
-        Of the complete spectrum. Default: the last panel has the difference
-        translated − synthetic instead.
-    window : (`~astropy.units.Quantity`, `~astropy.units.Quantity`), optional
-        Vacuum wavelengths to show. Default: all.
-    names : sequence of str, optional
-        Labels to show, of one unit. Default: up to five elements with the
-        steepest derivatives in the window, in any of the panels.
-    features : iterable of `~cyclestarnet.lines.Feature`, optional
-        To be shaded, such as ``mask.masked``.
-    axes : sequence of `~matplotlib.axes.Axes`, optional
-        Four. Default: a new figure.
-
-    Returns
-    -------
-    list of `~matplotlib.axes.Axes`
-
-    Raises
-    ------
-    GridError
-        If the window holds no pixel, or the spectra have different grids.
-    ValueError
-        If the derivatives are of several stars, have different units, or there are not four axes.
-    """
-    panels = {"synthetic": synthetic, "translated": translated}
-    panels |= difference_of(panels) if truth is None else {"truth": truth}
-    styles = {"truth": {"color": "black", "lw": 1.8}} if truth is not None else {}
-    styles |= {
-        "synthetic": {"color": "0.5", "ls": "--"},
-        "translated": {"color": DOMAIN_STYLES["obs"][1]},
-    }
-    return draw_derivatives(
-        panels, styles, steepest=[*panels.values()], names=names, window=window, features=features, axes=axes
-    )
-
-
-def plot_error_map(recovery, *, bins=30, least=5, ax=None):
-    """Map the error of recovered pixels over effective temperature and gravity (S1, Fig. 13).
+def plot_error_map(
+    recovery: Table,
+    *,
+    bins: int | tuple[int, int] | tuple[ArrayLike, ArrayLike] = 30,
+    least: int = 5,
+    ax: Axes | None = None,
+) -> Axes:
+    """Map the error of recovered pixels over effective temperature and gravity (S1, Figure 13).
 
     Parameters
     ----------
@@ -86,20 +57,28 @@ def plot_error_map(recovery, *, bins=30, least=5, ax=None):
         A row per label set, with columns ``teff``, ``logg`` and ``error``, the
         mean percentage error of the masked pixels.
     bins : int, or pair of int or of arrays, optional
-        Cells along both axes, or their edges in K and dex, as for `numpy.histogram2d`.
+        Cells along both axes, or their edges in K and dex, as for `numpy.histogram2d`. Default: 30.
     least : int, optional
-        Cells with fewer label sets are left blank.
+        Cells with fewer label sets are left blank. Default: 5.
     ax : `~matplotlib.axes.Axes`, optional
         Default: a new figure.
 
     Returns
     -------
     `~matplotlib.axes.Axes`
+        Hot stars are on the left and dwarfs at the bottom; a star marks the K giant.
 
     Raises
     ------
     ValueError
         If there are so few label sets in all cells.
+
+    Examples
+    --------
+    Of a training of a mock study, which keeps its errors in a file::
+
+        ax = plot_error_map(QTable.read("mock/masked-30-seed-0/recovery.ecsv"))
+        ax.figure.savefig("errors.png")
     """
     teff, logg, error = (_values(recovery[name]) for name in ("teff", "logg", "error"))
     number, *edges = np.histogram2d(teff, logg, bins)
@@ -109,7 +88,7 @@ def plot_error_map(recovery, *, bins=30, least=5, ax=None):
             f"no cell has {least} of the {len(error)} label sets, at most {number.max():.0f}; ask for fewer bins"
         )
     mean = np.ma.masked_where(number < least, total / np.maximum(number, 1))
-    ax = _axis(ax, (7, 5.2))
+    ax = one_axes(ax, (7, 5.2))
     top = np.nanpercentile(mean.compressed(), 98)  # a few bad cells at the edge would hide all differences elsewhere
     image = ax.pcolormesh(*edges, mean.T, cmap="cividis", vmax=top)
     beyond = "max" if mean.max() > top else "neither"
@@ -125,8 +104,10 @@ def plot_error_map(recovery, *, bins=30, least=5, ax=None):
     return ax
 
 
-def plot_recovery_error(table, *, ax=None):
+def plot_recovery_error(table: Table, *, ax: Axes | None = None) -> Axes:
     """Plot the error of recovered pixels against the fraction of features that were masked (S1, Table 1).
+
+    The errors that the paper found are shown, too.
 
     Parameters
     ----------
@@ -140,8 +121,15 @@ def plot_recovery_error(table, *, ax=None):
     Returns
     -------
     `~matplotlib.axes.Axes`
+        Both axes are in per cent, that of the errors is logarithmic.
+
+    Examples
+    --------
+    Of a mock study of several fractions and seeds::
+
+        plot_recovery_error(study(read_mock_config("mock.toml")))
     """
-    ax = _axis(ax, (7, 4.6))
+    ax = one_axes(ax, (7, 4.6))
     low, high = np.transpose([*PUBLISHED.values()])
     ax.fill_between([*PUBLISHED], low, high, color="0.75", lw=2, label="O'Briain et al. (2021)", zorder=1)
     ax.plot([*PUBLISHED][2:], low[2:], "s", color="0.6", ms=6, zorder=1)
@@ -160,11 +148,18 @@ def plot_recovery_error(table, *, ax=None):
         [*handles[1:], handles[0]], [*names[1:], names[0]], frameon=False, fontsize=9,
         title="dots: single seeds; lines: their mean", title_fontsize=9,
     )  # fmt: skip
-    _tidy(ax)
+    tidy(ax)
     return ax
 
 
-def plot_missing_lines(lines, *, window=None, labels=True, truth=None, axes=None):
+def plot_missing_lines(
+    lines: MissingLines,
+    *,
+    window: tuple[u.Quantity, u.Quantity] | None = None,
+    labels: bool = True,
+    truth: FeatureMask | None = None,
+    axes: Sequence[Axes] | None = None,
+) -> list[Axes]:
     """Plot the mean difference of observed and synthetic flux, and the missing lines found in it.
 
     Markers are at the wavelength and depth of each line, in the colour of its
@@ -173,18 +168,20 @@ def plot_missing_lines(lines, *, window=None, labels=True, truth=None, axes=None
     Parameters
     ----------
     lines : `~cyclestarnet.lines.MissingLines`
+        A catalogue, or a part of one, such as ``lines.strongest(100)``.
     window : (`~astropy.units.Quantity`, `~astropy.units.Quantity`), optional
         Show these vacuum wavelengths in one panel. Default: a panel per chip.
     labels : bool, optional
-        Write elements at the strongest lines, as many as there is room for.
+        Whether to write elements at the strongest lines, as many as there is room for. Default: yes.
     truth : `~cyclestarnet.lines.FeatureMask`, optional
-        Pixels that are known to lack lines, to be shaded.
+        Pixels that are known to lack lines, to be shaded. Default: none is known.
     axes : sequence of `~matplotlib.axes.Axes`, optional
         One per panel. Default: a new figure.
 
     Returns
     -------
     list of `~matplotlib.axes.Axes`
+        One per panel, from blue to red.
 
     Raises
     ------
@@ -192,6 +189,13 @@ def plot_missing_lines(lines, *, window=None, labels=True, truth=None, axes=None
         If the window holds no pixel, or the truth has another number of pixels.
     ValueError
         If there is another number of axes than of panels.
+
+    Examples
+    --------
+    The strongest hundred lines of the packaged model, chip by chip::
+
+        lines = find_missing_lines(CalibratedModel.from_pretrained())
+        plot_missing_lines(lines.strongest(100))
     """
     grid = lines.grid
     if truth is not None and truth.pixels.shape != (grid.n_pixels,):
@@ -208,19 +212,15 @@ def plot_missing_lines(lines, *, window=None, labels=True, truth=None, axes=None
     if len(axes) != len(ranges):
         raise ValueError(f"axes must be one per panel, {len(ranges)}, but are {len(axes)}")
 
-    x = with_gaps(grid, grid.wavelength.to_value(u.AA))
     at, depth = lines.table["wavelength"].to_value(u.AA), _values(lines.table["depth"])
     elements, handles, curves = np.asarray(lines.table["element"]).astype(str), {}, []
     for ax, (low, high) in zip(axes, ranges, strict=True):
-        _, _, show = pixels_of(grid, (low * u.AA, high * u.AA))
         if truth is not None:
             handles["known to be missing"] = ax.broken_barh(
                 _stretches(grid, truth.pixels), (0, 1), transform=ax.get_xaxis_transform(), color=SHADE, lw=0, zorder=-1
             )
-        band = (with_gaps(grid, lines.difference + side * lines.noise, show) for side in (-1, 1))
-        handles["±1σ"] = ax.fill_between(x, *band, color="0.65", lw=0, zorder=1)
-        curves += ax.plot(x, with_gaps(grid, lines.difference, show), color=NEUTRAL, lw=0.7, zorder=2)
-        ax.axhline(0, color=NEUTRAL, lw=0.5, ls=":", zorder=0)
+        handles["±1σ"], curve = _difference_panel(ax, lines, low, high)
+        curves.append(curve)
         inside = (at >= low) & (at <= high)
         for element in np.unique(elements[inside]):
             mine, (color, _, marker) = inside & (elements == element), element_style(element)
@@ -228,18 +228,13 @@ def plot_missing_lines(lines, *, window=None, labels=True, truth=None, axes=None
                 at[mine], -depth[mine], marker, color=color, ms=4.5, mec="white", mew=0.3, label=element, zorder=3
             )
         ax.set(xlim=(low, high), ylabel="flux, observed − synthetic\n[of the continuum]")
-        _tidy(ax)
+        tidy(ax)
     limits = np.array([ax.get_ylim() for ax in axes])
     bottom, top = limits[:, 0].min(), limits[:, 1].max()
     for ax in axes:
         ax.set_ylim(bottom - 0.1 * (top - bottom) * labels, top)  # room for a name below the deepest line
     axes[-1].set_xlabel("vacuum wavelength [Å]")
-    found = sorted(set(handles) & set(elements), key=lambda name: (-np.sum(elements == name), name))
-    order = [*found, *(name for name in handles if name not in found)]
-    axes[0].legend(
-        [handles[name] for name in order], order, frameon=False, fontsize=9, ncols=13, loc="lower right",
-        bbox_to_anchor=(1, 1), borderaxespad=0.2, columnspacing=1.2, handletextpad=0.4,
-    )  # fmt: skip
+    _element_legend(axes[0], handles, elements)
     if labels:
         axes[0].figure.canvas.figure.draw_without_rendering()  # the layout tells how much room there is
         for ax, curve in zip(axes, curves, strict=True):
@@ -247,7 +242,7 @@ def plot_missing_lines(lines, *, window=None, labels=True, truth=None, axes=None
     return axes
 
 
-def plot_precision_recall(score, *, ax=None):
+def plot_precision_recall(score: Score, *, ax: Axes | None = None) -> Axes:
     """Plot the precision of a catalogue of missing lines against its recall.
 
     A dot marks what is found at a false-discovery rate of 0.05, and a dotted
@@ -263,8 +258,16 @@ def plot_precision_recall(score, *, ax=None):
     Returns
     -------
     `~matplotlib.axes.Axes`
+        Both axes run from 0 to 1.
+
+    Examples
+    --------
+    Of a catalogue of all dips, whose model lacked features that are known::
+
+        lines = find_missing_lines(model, fdr=1)
+        plot_precision_recall(score_missing_lines(lines, FeatureMask.read("mask.ecsv")))
     """
-    ax = _axis(ax, (5.4, 5))
+    ax = one_axes(ax, (5.4, 5))
     precision, recall, fdr = (np.asarray(getattr(score, name), dtype=float) for name in ("precision", "recall", "fdr"))
     color = OTHERS[0]
     ax.plot(recall, precision, color=color, lw=1.5)
@@ -280,18 +283,31 @@ def plot_precision_recall(score, *, ax=None):
         xlabel="recall: fraction of known lines that are found",
         ylabel="precision: fraction of found lines that are known",
     )
-    _tidy(ax)
+    tidy(ax)
     return ax
 
 
 # -- inside --------------------------------------------------------------------------------
-def _axis(ax, figsize):
-    return pyplot().subplots(figsize=figsize, layout="constrained")[1] if ax is None else ax
+def _difference_panel(ax, lines, low, high):
+    """The difference within a range [Angstrom] and its noise; returns the band and the curve."""
+    grid = lines.grid
+    _, _, show = pixels_of(grid, (low * u.AA, high * u.AA))
+    x = with_gaps(grid, grid.wavelength.to_value(u.AA))
+    edges = (with_gaps(grid, lines.difference + side * lines.noise, show) for side in (-1, 1))
+    band = ax.fill_between(x, *edges, color="0.65", lw=0, zorder=1)
+    (curve,) = ax.plot(x, with_gaps(grid, lines.difference, show), color=NEUTRAL, lw=0.7, zorder=2)
+    ax.axhline(0, color=NEUTRAL, lw=0.5, ls=":", zorder=0)
+    return band, curve
 
 
-def _tidy(ax):
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.set_axisbelow(True)
+def _element_legend(ax, handles, elements):
+    """Name the elements, those of most lines first, and then the rest."""
+    found = sorted(set(handles) & set(elements), key=lambda name: (-np.sum(elements == name), name))
+    order = [*found, *(name for name in handles if name not in found)]
+    ax.legend(
+        [handles[name] for name in order], order, frameon=False, fontsize=9, ncols=13, loc="lower right",
+        bbox_to_anchor=(1, 1), borderaxespad=0.2, columnspacing=1.2, handletextpad=0.4,
+    )  # fmt: skip
 
 
 def _values(column):

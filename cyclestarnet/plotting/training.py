@@ -1,11 +1,17 @@
-"""Figures of a training."""
+"""Trainings.
+
+S1 is O'Briain et al. (2021).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import cycle
+from os import PathLike
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cyclestarnet.plotting.axes import (
     DOMAIN_STYLES,
@@ -14,7 +20,12 @@ from cyclestarnet.plotting.axes import (
     mark_guess,
     plain_log_ticks,
     pyplot,
+    tidy,
 )
+from cyclestarnet.training.logs import read_run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["plot_training"]
 
@@ -24,8 +35,14 @@ USUAL_TERMS = {"iteration", "critic_accuracy"} | {
 }
 
 
-def plot_training(run, *, scores=None, weights=None, axes=None):
-    """Plot the progress of a training (S1, Fig. B1).
+def plot_training(
+    run: str | PathLike | Mapping[str, ArrayLike],
+    *,
+    scores: Mapping[str, ArrayLike] | None = None,
+    weights: Mapping[str, float] | None = None,
+    axes: Sequence[Axes] | None = None,
+) -> list[Axes]:
+    """Plot the progress of a training (S1, Figure B1).
 
     Panels against the iteration: weighted reconstruction and cycle losses of
     both domains, generator and critic losses, accuracy of the critics, further
@@ -51,6 +68,7 @@ def plot_training(run, *, scores=None, weights=None, axes=None):
     Returns
     -------
     list of `~matplotlib.axes.Axes`
+        One per panel, in the order above.
 
     Raises
     ------
@@ -61,14 +79,18 @@ def plot_training(run, *, scores=None, weights=None, axes=None):
 
     Examples
     --------
-    >>> from cyclestarnet.plotting import plot_training
-    >>> axes = plot_training("run")  # doctest: +SKIP
-    >>> axes[0].figure.savefig("progress.png")  # doctest: +SKIP
-    """
-    plt, adversarial = pyplot(), "cross_entropy"
-    if not isinstance(run, Mapping):
-        from cyclestarnet.training.logs import read_run
+    Of a training that is running, or was::
 
+        axes = plot_training("run")
+        axes[0].figure.savefig("progress.png")
+
+    Of columns that lie in memory::
+
+        log = {"iteration": np.arange(3), "rec_synth": np.array([0.3, 0.2, np.nan])}
+        plot_training(log)
+    """
+    adversarial = "cross_entropy"
+    if not isinstance(run, Mapping):
         record = read_run(run)
         if not record.losses:
             raise FileNotFoundError(f"{run} has no log to plot: losses.csv is missing or empty")
@@ -80,38 +102,48 @@ def plot_training(run, *, scores=None, weights=None, axes=None):
         raise ValueError(f"the log must have a column 'iteration', but has {sorted(run)}")
     weights = {"synth": 1.0, "obs": 1.0, "adversarial": 1.0} | dict(weights or {})
     scores = scores if scores is not None and len(scores.get("iteration", ())) else {}
-    panels = {
-        "Reconstruction": lambda ax: _autoencoder_panel(ax, run, scores, weights, "rec"),
-        "Cycle": lambda ax: _autoencoder_panel(ax, run, scores, weights, "cyc"),
-        "Adversarial": lambda ax: _adversarial_panel(ax, run, weights["adversarial"], GUESS[adversarial]),
-        "Critics": lambda ax: _accuracy_panel(ax, run),
-    }
-    further = [name for name in run if name not in USUAL_TERMS]
-    if further:
-        panels["Further terms"] = lambda ax: _columns_panel(ax, run, further, "loss, unweighted")
-    panels |= _score_panels(scores)
+    panels = _panels(run, scores, weights, GUESS[adversarial])
     if axes is None:
-        axes = _panel_axes(plt, len(panels))
+        axes = _panel_axes(pyplot(), len(panels))
     axes = list(np.ravel(axes))[: len(panels)]
     if len(axes) < len(panels):
         raise ValueError(f"{len(panels)} axes are needed, for {', '.join(panels)}, but got {len(axes)}")
     best = None
     if np.isfinite(scores.get("score", np.nan)).any():
         best = scores["iteration"][np.nanargmin(scores["score"])]
+    end = max(int(np.max(run["iteration"], initial=1)), 1)
     for ax, (title, draw) in zip(axes, panels.items(), strict=True):
         draw(ax)
         if best is not None:
             label = "best score" if title == "Label-free score" else None
             ax.axvline(best, color=NEUTRAL, lw=1, alpha=0.4, zorder=0, label=label)
-        ax.set_title(title, loc="left", fontsize=10, fontweight="bold")
-        ax.set(xlabel="iteration", xlim=(0, max(int(np.max(run["iteration"], initial=1)), 1)))
-        ax.xaxis.set_major_formatter(plt.FuncFormatter(_short_number))
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(axis="y", color="0.92", lw=0.6)
-        ax.set_axisbelow(True)
-        if ax.get_legend_handles_labels()[0]:
-            ax.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
+        _finish_panel(ax, title, end)
     return axes
+
+
+def _panels(run, scores, weights, guess):
+    """Functions that draw the panels, by title."""
+    panels = {
+        "Reconstruction": lambda ax: _autoencoder_panel(ax, run, scores, weights, "rec"),
+        "Cycle": lambda ax: _autoencoder_panel(ax, run, scores, weights, "cyc"),
+        "Adversarial": lambda ax: _adversarial_panel(ax, run, weights["adversarial"], guess),
+        "Critics": lambda ax: _accuracy_panel(ax, run),
+    }
+    further = [name for name in run if name not in USUAL_TERMS]
+    if further:
+        panels["Further terms"] = lambda ax: _columns_panel(ax, run, further, "loss, unweighted")
+    return panels | _score_panels(scores)
+
+
+def _finish_panel(ax, title, end):
+    """Title, axis of iterations and legend of a panel that is drawn."""
+    ax.set_title(title, loc="left", fontsize=10, fontweight="bold")
+    ax.set(xlabel="iteration", xlim=(0, end))
+    ax.xaxis.set_major_formatter(_short_number)
+    ax.grid(axis="y", color="0.92", lw=0.6)
+    tidy(ax)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
 
 
 def _panel_axes(plt, n):
