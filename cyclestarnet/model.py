@@ -17,7 +17,6 @@ from cyclestarnet.datasets import pretrained_file
 from cyclestarnet.derivatives import predictor_derivatives
 from cyclestarnet.io.stars import star_sources
 from cyclestarnet.model_file import digest_of, load_parts, save_parts
-from cyclestarnet.networks.predictor import Translator
 from cyclestarnet.networks.translation import NetworkSettings
 from cyclestarnet.pipeline.fit import fit_one, fit_stars
 from cyclestarnet.pipeline.many import failed_row, fit_survey
@@ -260,9 +259,7 @@ class CalibratedModel(ModelParts):
         >>> CalibratedModel.from_pretrained().to("cpu").translator.device
         device(type='cpu')
         """
-        emulator, network = (copy.deepcopy(m).to(device) for m in (self.emulator, self.translator.network))
-        translator = Translator(network, self.translator.flux_mean, self.translator.flux_std)
-        return replace(self, emulator=emulator, translator=translator)
+        return replace(self, emulator=copy.deepcopy(self.emulator).to(device), translator=self.translator.to(device))
 
     # -- forward ---------------------------------------------------------------
     def predict(

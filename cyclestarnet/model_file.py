@@ -191,6 +191,7 @@ def _contents(parts: ModelParts) -> tuple[dict[str, np.ndarray], dict[str, Any]]
         "emulator": {"hidden": parts.emulator.hidden, "activation": parts.emulator.activation},
         "flux_mean": parts.translator.flux_mean,
         "flux_std": parts.translator.flux_std,
+        "translation": parts.translator.translation,
         "shared_latents": {"rest": shared.rest, "threshold": shared.threshold},
         "noise": {
             "sigma_floor": noise.sigma_floor,
@@ -219,7 +220,7 @@ def _parts(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> ModelParts:
         grid=grid,
         recipe=ContinuumRecipe(grid, arrays["recipe.pixels"], meta["degree"]),
         emulator=emulator,
-        translator=Translator(network, meta["flux_mean"], meta["flux_std"]),
+        translator=Translator(network, meta["flux_mean"], meta["flux_std"], meta["translation"]),
         noise=NoiseModel(
             scatter={space: arrays[f"scatter.{space}"].astype(float) for space in SPACES},
             label_error=arrays.get("label_error"),
@@ -256,5 +257,6 @@ def _from_version_1(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> tupl
     errors = {name: meta["limits"][name] for name in ("sigma_floor", "sigma_max")}
     inflation = {space: float(np.sqrt(factor)) for space, factor in meta["scatter_inflation"].items()}
     limits = {name: value for name, value in meta["limits"].items() if name not in errors}
-    now = {"shared_latents": meta["cloud"], "noise": errors | {"scatter_inflation": inflation}, "limits": limits}
+    noise = errors | {"scatter_inflation": inflation}
+    now = {"translation": "paper", "shared_latents": meta["cloud"], "noise": noise, "limits": limits}
     return arrays, meta | now

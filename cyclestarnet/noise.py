@@ -211,8 +211,9 @@ class NoiseModel:
         ----------
         data_variance : array, shape (..., n_pixels)
             Of `data_variance`, perhaps inflated by the caller.
-        space : {"observed", "emulator"}
-            Where the model is compared with the data.
+        space : {"observed", "emulator", "synthetic"}
+            Where the model is compared with the data. Data that were translated to the synthetic
+            domain in the residual form have the error of the gap, that of the observed space.
         inflated : bool, optional
             With ``scatter_inflation``, as for weights of a fit (default), or without, as for χ².
 
@@ -231,6 +232,7 @@ class NoiseModel:
         >>> noise.total_variance(np.array([0.0016]), "observed").round(6)
         array([0.0052])
         """
+        space = "observed" if space == "synthetic" else space
         scatter = np.asarray(self.scatter.get(space, 0.0), dtype=float)
         factor = self.scatter_inflation.get(space, 1.0) if inflated else 1.0
         return data_variance + (factor * scatter) ** 2

@@ -401,6 +401,13 @@ def test_a_shift_of_the_prior_in_training_is_a_shift_of_the_prior_of_the_model(f
     np.testing.assert_allclose(moved, [3, 0.5 / np.sqrt(12), 0], rtol=0.02, atol=1e-6)  # a label that is constant: 1 K
 
 
+def test_a_configuration_may_choose_the_residual_form(folder, monkeypatch):
+    # fits take seconds
+    monkeypatch.setattr("cyclestarnet.training.assembly.learn_errors", lambda model, *_, **options: model)
+    run = prepared(folder, synthetic=WITH_EMULATOR + "labels = {}", model='translation = "residual"')
+    assert CalibratedModel.load(finish(run, progress=False)).translation == "residual"
+
+
 def test_anchors_come_from_a_file_of_known_labels(folder, line_family, rng):
     shutil.copy(folder / "observed.h5", folder / "anchors.h5")
     values = line_family.draw(60, rng)

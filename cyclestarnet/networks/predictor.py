@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar, overload
 
@@ -25,6 +26,7 @@ __all__ = [
     "Translator",
 ]
 
+TRANSLATIONS = ("paper", "residual")
 BATCH = 32  # spectra that go through the networks at once; bounds the memory of large requests
 
 Array = TypeVar("Array", np.ndarray, Tensor)
@@ -45,6 +47,18 @@ class Translator:
         What is subtracted from flux before it enters the network, ...
     flux_std : float
         ... and what it is then divided by.
+    translation : {"paper", "residual"}, optional
+        Form of the translation between domains. ``"paper"`` (default): the other
+        domain's decoder makes the whole spectrum, D_obs(z), so that what the
+        latent loses of a spectrum is lost. ``"residual"``: the decoders make the
+        difference between the domains only, x + D_obs(z) − D_synth(z) (and
+        x + D_synth(z) − D_obs(z) the other way), so that what neither of them
+        says, such as weak lines, comes straight from the spectrum.
+
+    Raises
+    ------
+    ValueError
+        If there is no such form.
 
     Examples
     --------
@@ -60,9 +74,39 @@ class Translator:
     (40, 103)
     """
 
-    def __init__(self, network: TranslationNetwork, flux_mean: float, flux_std: float):
+    def __init__(
+        self, network: TranslationNetwork, flux_mean: float, flux_std: float, translation: str = TRANSLATIONS[0]
+    ):
+        if translation not in TRANSLATIONS:
+            raise ValueError(f"translation must be one of {', '.join(map(repr, TRANSLATIONS))}, but is {translation!r}")
         self.network = network.eval().requires_grad_(False)
-        self.flux_mean, self.flux_std = float(flux_mean), float(flux_std)
+        self.flux_mean, self.flux_std, self.translation = float(flux_mean), float(flux_std), translation
+
+    @property
+    def is_residual(self) -> bool:
+        """Whether the translation is in the residual form."""
+        return self.translation == "residual"
+
+    def to(self, device: str | torch.device) -> Translator:
+        """Copy the translator to a device.
+
+        Parameters
+        ----------
+        device : str or torch.device
+            Such as ``"cuda"``.
+
+        Returns
+        -------
+        `Translator`
+
+        Examples
+        --------
+        ::
+
+            translator = model.translator.to("cuda")
+        """
+        network = copy.deepcopy(self.network).to(device)
+        return Translator(network, self.flux_mean, self.flux_std, self.translation)
 
     def standardise(self, flux: ArrayLike | Tensor) -> Tensor:
         """Turn flux into what the network takes.
@@ -227,7 +271,13 @@ class Translator:
 
             synthetic = model.translator.obs_to_synth(observed)
         """
-        return self._flux(self.network.obs_to_synth, flux)
+        return self._flux(self._to_synthetic, flux)
+
+    def _to_synthetic(self, x: Tensor) -> Tensor:
+        if not self.is_residual:
+            return self.network.obs_to_synth(x)
+        shared, split = self.network.encode_obs(x)
+        return x + self.network.decode_synth(shared) - self.network.decode_obs(shared, split)
 
     def synth_to_obs(self, flux: ArrayLike | Tensor, split_latent: ArrayLike | None) -> np.ndarray:
         """Translate synthetic spectra to the observed domain, all with the same split latent.
@@ -252,7 +302,34 @@ class Translator:
             observed = model.translator.synth_to_obs(synthetic, model.population.typical_split_latent)
         """
         split = None if split_latent is None else self.as_tensor(split_latent)
-        return self._flux(lambda x: self.network.synth_to_obs(x, _repeat(split, len(x))), flux)
+        return self._flux(lambda x: self.to_observed(x, _repeat(split, len(x))), flux)
+
+    def to_observed(self, standardised: Tensor, split_latent: Tensor | None) -> Tensor:
+        """Translate standardised synthetic spectra, differentiably.
+
+        Parameters
+        ----------
+        standardised : Tensor, shape (n, n_pixels)
+            Of `standardise`.
+        split_latent : Tensor, shape (n, split_filters, latent_length), or None
+            One for each; None for networks without a split latent.
+
+        Returns
+        -------
+        Tensor, shape (n, n_pixels)
+            Standardised.
+
+        Examples
+        --------
+        ::
+
+            observed = translator.restore(translator.to_observed(translator.standardise(flux), split_latent))
+        """
+        if not self.is_residual:
+            return self.network.synth_to_obs(standardised, split_latent)
+        shared = self.network.encode_synth(standardised)
+        gap = self.network.decode_obs(shared, split_latent) - self.network.decode_synth(shared)
+        return standardised + gap
 
     def as_tensor(self, array: ArrayLike) -> Tensor:
         """Copy an array to the device of the network, in its precision.
@@ -538,11 +615,15 @@ class ObservedPredictor(NetworkPredictor):
 
     def _forward(self, labels: Tensor, stars: Tensor | None) -> Tensor:
         network = self.translator.network
-        hidden = network.decoder_sh(network.encode_synth(self.translator.standardise(self.emulator(labels))))
+        synthetic = self.translator.standardise(self.emulator(labels))
+        hidden = shared = network.decoder_sh(network.encode_synth(synthetic))
         split = self._hidden(len(labels), stars)
         if split is not None:
-            hidden = torch.cat([hidden, split], dim=1)
-        return self.translator.restore(network.decoder_obs(hidden)[:, 0])
+            hidden = torch.cat([shared, split], dim=1)
+        observed = network.decoder_obs(hidden)[:, 0]
+        if self.translator.is_residual:
+            observed = synthetic + observed - network.decoder_synth(shared)[:, 0]
+        return self.translator.restore(observed)
 
     def _linearise(self, labels: Tensor, stars: Tensor | None, coarse: bool) -> tuple[Tensor, Tensor]:
         translator = self.translator
@@ -550,8 +631,9 @@ class ObservedPredictor(NetworkPredictor):
         flux, slopes = linearise_emulator(self.emulator, labels)
         # the standard deviation of the flux cancels in the slopes
         flux, slopes = linearise_translation(
-            translator.network, translator.standardise(flux), slopes, self._hidden(len(labels), stars), dtype
-        )
+            translator.network, translator.standardise(flux), slopes, self._hidden(len(labels), stars), dtype,
+            residual=translator.is_residual,
+        )  # fmt: skip
         return translator.restore(flux), slopes
 
 
@@ -613,7 +695,7 @@ class FreeSplitLatentPredictor(NetworkPredictor):
     def _forward(self, labels: Tensor, stars: Tensor | None) -> Tensor:
         labels, split_latent = self._parted(labels)
         synthetic = self.translator.standardise(self.emulator(labels))
-        return self.translator.restore(self.translator.network.synth_to_obs(synthetic, split_latent))
+        return self.translator.restore(self.translator.to_observed(synthetic, split_latent))
 
     def _linearise(self, labels: Tensor, stars: Tensor | None, coarse: bool) -> tuple[Tensor, Tensor]:
         labels, split_latent = self._parted(labels)
@@ -628,8 +710,9 @@ class FreeSplitLatentPredictor(NetworkPredictor):
         directions = (self.directions * translator.flux_std).expand(len(flux), -1, -1, -1)
         hidden, split_slopes = linearise_split(translator.network, split_latent, directions, dtype)
         flux, slopes = linearise_translation(
-            translator.network, translator.standardise(flux), slopes, hidden, dtype, split_slopes
-        )
+            translator.network, translator.standardise(flux), slopes, hidden, dtype, split_slopes,
+            residual=translator.is_residual,
+        )  # fmt: skip
         return translator.restore(flux), slopes
 
     def expected_slopes(self, labels: Tensor) -> Tensor | None:

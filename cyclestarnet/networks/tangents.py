@@ -143,6 +143,8 @@ def linearise_translation(
     hidden_split: Tensor | None,
     dtype: torch.dtype,
     split_slopes: Tensor | None = None,
+    *,
+    residual: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Translate standardised synthetic spectra to the observed domain, with tangents.
 
@@ -162,6 +164,9 @@ def linearise_translation(
     split_slopes : Tensor, shape (n, k, channels, positions), optional
         Derivatives of ``hidden_split`` with respect to k parameters of its
         own. Default: it does not depend on any.
+    residual : bool, optional
+        In the residual form, ``flux`` + observed decoder − synthetic decoder;
+        encoder and shared decoder run once for both. Default: the paper's form.
 
     Returns
     -------
@@ -194,6 +199,7 @@ def linearise_translation(
         tangents = RowMaps.from_channels(slopes.flatten(0, 1)[:, None], _padded_pixels(network), dtype)
     for part in (network.encoder_synth, network.encoder_sh, network.decoder_sh):
         x, tangents = (part(x), None) if tangents is None else _push(part, x, tangents)
+    own, own_slopes = _own(network.decoder_synth, flux, slopes, x, tangents) if residual else (None, None)
     if split_slopes is not None:
         padded = _padded_pixels(network) // _stride(network.settings.domain)
         tangents = _joined(tangents, x.shape[1], split_slopes, padded, dtype)
@@ -201,11 +207,32 @@ def linearise_translation(
         x = torch.cat([x, hidden_split], dim=1)
     if tangents is None:
         raise ValueError("slopes and split_slopes are None: there is nothing to differentiate by")
-    *first, transposed, activation, to_spectrum = network.decoder_obs
+    translated, slopes = _decoded(network.decoder_obs, x, tangents)
+    slopes = slopes.to(flux.dtype)
+    if own is not None:
+        translated = translated + own
+    if own_slopes is not None:
+        slopes[:, : own_slopes.shape[1]] += own_slopes
+    return translated, slopes
+
+
+def _decoded(decoder: nn.Sequential, x: Tensor, tangents: RowMaps) -> tuple[Tensor, Tensor]:
+    """Spectra (n, n_pixels) that a domain's decoder makes of maps, and their derivatives (n, d, n_pixels)."""
+    *first, transposed, activation, to_spectrum = decoder
     x, tangents = _push(first, x, tangents)
     before = transposed(x)
-    slopes = _last_layers(transposed, activation, to_spectrum, before, tangents, len(flux))
-    return to_spectrum(activation(before))[:, 0], slopes.to(flux.dtype)
+    slopes = _last_layers(transposed, activation, to_spectrum, before, tangents, len(x))
+    return to_spectrum(activation(before))[:, 0], slopes
+
+
+def _own(
+    decoder: nn.Sequential, flux: Tensor, slopes: Tensor | None, x: Tensor, tangents: RowMaps | None
+) -> tuple[Tensor, Tensor | None]:
+    """What the residual form adds: the synthetic spectrum, less what the synthetic decoder makes of it."""
+    if slopes is None or tangents is None:
+        return flux - decoder(x)[:, 0], None
+    decoded, decoded_slopes = _decoded(decoder, x, tangents)
+    return flux - decoded, slopes - decoded_slopes.to(flux.dtype)
 
 
 def _stride(layers: Layers) -> int:

@@ -168,8 +168,9 @@ def make_objective(parts: ModelParts, stars: Stars, setup: FitSetup) -> Objectiv
         predictor = EmulatorPredictor(parts.emulator, together=together)
     if space == "synthetic":
         flux = np.concatenate([parts.translator.obs_to_synth(row[None]) for row in stars.filled])
+    if space == "synthetic" and not parts.translator.is_residual:
         variance, errors = np.where(stars.variance < np.inf, ROUGH_ERROR**2, np.inf), "unknown"
-    else:
+    else:  # a residual translation keeps the noise of the data, and has the error of the gap
         variance = noise.total_variance(stars.variance, space)
     if setup.options.motion:
         kinematics = Kinematics(parts.grid.wavelength.value, parts.grid.chips)

@@ -151,6 +151,11 @@ class ModelParts:
             raise LabelError(f"{len(self.labels)} labels, but the emulator takes {self.emulator.n_labels}")
 
     @property
+    def translation(self) -> str:
+        """Form of the translation between the domains: ``"paper"``, or ``"residual"``."""
+        return self.translator.translation
+
+    @property
     def prior(self) -> GaussianPrior:
         """Gaussian of the labels of the synthetic spectra in training."""
         return self.population.prior

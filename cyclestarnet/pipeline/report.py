@@ -62,7 +62,7 @@ def make_result(
     residual = np.where(good, flux - model_flux, 0.0)
     dof = max(int(good.sum()) - len(setup.parameters), 1)
     data_ivar = 1 / stars.variance[row]
-    if space == "synthetic":
+    if space == "synthetic" and not parts.translator.is_residual:
         total_ivar = fit_ivar / optimum.error_scale[row] ** 2
     else:
         total_ivar = 1 / parts.noise.total_variance(stars.variance[row], space, inflated=False)
@@ -167,7 +167,7 @@ def _covariance(parts, stars, row, objective, optimum, setup):
     """Covariance of a star's labels: Laplace, and what residuals do not show."""
     labels = setup.layout.label_places
     covariance = optimum.covariance[row][np.ix_(labels, labels)]  # marginal over the coordinates
-    if setup.options.space == "synthetic":
+    if setup.options.space == "synthetic" and not parts.translator.is_residual:
         return _propagated(parts, stars, row, objective, optimum)
     if setup.options.space == "observed" and parts.noise.label_error is not None:
         n, matrix = len(parts.labels), setup.parameters.matrix

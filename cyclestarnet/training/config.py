@@ -225,6 +225,11 @@ class ModelConfig:
         File to write. None: NAME.safetensors in the folder of the run.
     weights : {"best", "last"}
         Of the best score, if there is a watch, or of the last iteration.
+    translation : {"paper", "residual"}
+        Form of the translation between domains: the other domain's decoder makes the whole
+        spectrum, or the decoders make the difference between the domains only, so that what
+        the latents lose of a spectrum, such as weak lines, comes straight from the spectrum.
+        The networks are trained in the same way for both.
     n_validation : int
         Stars whose fits tell the model's errors; each takes seconds.
     n_cloud : int
@@ -249,6 +254,7 @@ class ModelConfig:
 
     path: Path | None = None
     weights: Literal["best", "last"] = "best"
+    translation: Literal["paper", "residual"] = "paper"
     n_validation: int = 100
     n_cloud: int = 3000
     continuum: Literal["apogee"] | File | None = None
