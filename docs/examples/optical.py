@@ -25,13 +25,13 @@ from matplotlib import pyplot as plt
 
 from cyclestarnet import CalibratedModel, ContinuumRecipe, LabelSet, WavelengthGrid
 from cyclestarnet.cli import main as cyclestarnet
+from cyclestarnet.grid import SPEED_OF_LIGHT
 from cyclestarnet.io import write_training_set
 from cyclestarnet.networks import EmulatorSettings, train_emulator
 from cyclestarnet.spectra import Spectrum, to_pixels
 from cyclestarnet.training import gaussian_transport, quiet_pixels, read_labels, save_emulator
 
 LABELS = LabelSet(("teff", "logg", "fe_h", "mg_h"), (4000, 1.0, -1.2, -1.2), (5600, 4.0, 0.5, 0.7))
-SPEED_OF_LIGHT = 299792.458  # km/s
 N_PIXELS = 1407  # a length that the strides of the network in optical.toml fit
 PIXEL, FINE = 7.38, 5  # km/s, and steps of the synthesis in each
 MARGIN = 20  # pixels that are synthesised at each end, for the line-spread function
