@@ -25,6 +25,7 @@ from cyclestarnet import (
     LabelSet,
     ModelFileError,
 )
+from cyclestarnet.fitting.chains import autocorrelation_time
 from cyclestarnet.fitting.lbfgs import lbfgs
 from cyclestarnet.model_file import digest_of
 from cyclestarnet.networks.checkpoint import load_arrays, save_arrays
@@ -771,6 +772,14 @@ def posterior(model, star, result):
     pytest.importorskip("emcee")
     with pytest.warns(FitWarning, match="the chain of 300 steps is too short"):
         return model.sample(star, start=result, seed=1, max_steps=300, progress=False)
+
+
+def test_a_summary_has_the_autocorrelation_time_of_each_label(posterior):
+    """In steps, of its own draws: what they are worth together is the number of effective samples."""
+    for row in posterior.summary():
+        draws = posterior.chain(row["label"]).value.T[..., None]
+        assert row["tau"] == max(autocorrelation_time(draws)[0], 1) * posterior.thin
+        assert row["n_effective"] == pytest.approx(draws.size * posterior.thin / row["tau"])
 
 
 def test_samples_agree_with_the_fit(posterior, result):
