@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from functools import partial
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def test_real_fits_are_equal_to_the_last_bit_whatever_starts_processes(tmp_path,
     script = tmp_path / "survey.py"
     script.write_text(textwrap.dedent(REAL).format(tests=str(Path(__file__).parent), method=method))
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=1200)
     assert done.stdout.strip() == "equal", done.stderr
 
 
@@ -92,7 +93,7 @@ def test_a_script_without_a_guard_is_told_so(tmp_path):
         "model, star = CalibratedModel.from_pretrained(), datasets.k_giant()\n"
         "model.fit_many([star, star], progress=False, workers=2)\n"
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=1200)
     assert done.returncode == 1
     assert 'a call with several workers must stand under: if __name__ == "__main__":' in done.stderr
 
@@ -115,3 +116,54 @@ class NoRow:
         if os.getpid() != self.pid:
             raise ZeroDivisionError
         return failed_row(name, error)
+
+
+KILLED = """
+import os, sys
+sys.path.insert(0, {tests!r})
+from survey_fakes import Fit, failed_row, read_star
+
+
+class Note(Fit):
+    def __call__(self, spectra):
+        with open({pids!r}, "a") as file:
+            file.write(f"{{os.getpid()}}\\n")
+        return super().__call__(spectra)
+
+
+if __name__ == "__main__":
+    from cyclestarnet.io.stars import star_sources
+    from cyclestarnet.pipeline import ManyOptions
+    from cyclestarnet.pipeline.many import fit_survey
+
+    stars = star_sources({pattern!r}, reader=read_star)
+    fit_survey(stars * 100_000, Note(), failed_row, ManyOptions(workers=2, progress=False), block_size=1)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="process numbers of other systems mean other things")
+def test_no_process_outlives_a_parent_that_is_killed(tmp_path, rng):
+    save_stars(tmp_path, rng.uniform(0.5, 1.5, 5))
+    script, pids = tmp_path / "survey.py", tmp_path / "pids"
+    names = {"tests": str(Path(__file__).parent), "pattern": f"{tmp_path}/star-*.npy", "pids": str(pids)}
+    script.write_text(KILLED.format(**names))
+    parent = subprocess.Popen([sys.executable, script])
+    while not pids.exists() and parent.poll() is None:
+        time.sleep(0.01)
+    parent.kill()
+    parent.wait()
+    workers = {int(pid) for pid in pids.read_text().split()}
+    give_up = time.monotonic() + 600
+    while (alive := {pid for pid in workers if is_running(pid)}) and time.monotonic() < give_up:
+        time.sleep(0.05)
+    assert not alive
+
+
+def is_running(pid):
+    """Whether a process is there and no corpse that nobody has buried."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"

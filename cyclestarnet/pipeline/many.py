@@ -30,6 +30,7 @@ import os
 import pickle
 import signal
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -286,7 +287,14 @@ def _start_worker(path):
     """Make a process ready to fit as a file says."""
     global _fitter
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells when to stop
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _fitter = pickle.loads(path.read_bytes())
+
+
+def _end_with_parent():
+    """A parent that is killed tells its workers nothing: they would wait for stars for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _fit_as_worker(stars):
