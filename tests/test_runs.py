@@ -16,7 +16,9 @@ from astropy.table import QTable, Table
 from cyclestarnet import CalibratedModel, LabelSet
 from cyclestarnet.cli import main
 from cyclestarnet.exceptions import FileFormatError, GridError, LabelError, ModelFileError
+from cyclestarnet.io import TrainingSet
 from cyclestarnet.networks.checkpoint import load_state, save_state
+from cyclestarnet.spectra import to_spectrum
 from cyclestarnet.training.config import read_config
 from cyclestarnet.training.datasets import StoredSynthetic, SyntheticSpectra
 from cyclestarnet.training.emulators import load_emulator, save_emulator
@@ -406,6 +408,93 @@ def test_a_configuration_may_choose_the_residual_form(folder, monkeypatch):
     monkeypatch.setattr("cyclestarnet.training.assembly.learn_errors", lambda model, *_, **options: model)
     run = prepared(folder, synthetic=WITH_EMULATOR + "labels = {}", model='translation = "residual"')
     assert CalibratedModel.load(finish(run, progress=False)).translation == "residual"
+
+
+# -- stars of known labels -----------------------------------------------------------------
+KNOWN = {"observed": 'known = "known.h5"', "synthetic": WITH_EMULATOR + "labels = {}"}
+
+
+@pytest.fixture(scope="module")
+def known_file(files, line_family):
+    """File of observed-like stars whose log g and [alpha/M] are known; log g is 3 too high in the file."""
+    rng = np.random.default_rng(31)
+    with h5py.File(files / "known.h5", "w") as file:
+        file["wavelength"], file.attrs["label_names"] = WAVELENGTH, ["logg", "alpha_m"]
+        for split, n in (("val", 16), ("test", 9)):
+            labels = line_family.draw(n, rng)
+            clean = line_family(labels, width=2.2, depth=1.1)
+            file[f"spectra {split}"] = rng.normal(clean, 0.005).astype("f4")
+            file[f"spectra_err {split}"] = np.full(clean.shape, 0.005, "f4")
+            file[f"spectra_msk {split}"] = np.ones(clean.shape, "u1")
+            file[f"labels {split}"] = (labels[:, 1:] + [3, 0]).astype("f4")
+            file[f"snr {split}"] = np.full(n, 200, "f4")
+    return files / "known.h5"
+
+
+@pytest.fixture(scope="module")
+def judged(known_file, tmp_path_factory):
+    """Folder of a training with stars of known labels."""
+    folder = shutil.copytree(known_file.parent, tmp_path_factory.mktemp("judged") / "copy")
+    finish(prepared(folder, **KNOWN), progress=False)
+    return folder
+
+
+def test_errors_of_labels_are_learnt_from_known_ones(judged):
+    """Of log g alone: [Mg/H] is known under another name, which is a combination, and Teff is not."""
+    model = CalibratedModel.load(judged / "run" / "tiny.safetensors")
+    assert np.argwhere(model.noise.label_error).tolist() == [[1, 1]]
+    assert model.provenance["label errors"] == "learnt from 16 stars of known labels, known.h5"
+
+
+def test_model_is_judged_by_stars_that_it_did_not_learn_from(judged):
+    table = QTable.read(judged / "run" / "tiny.labels.ecsv")
+    assert table["label", "unit", "n"].as_array().tolist() == [("logg", "dex", 9), ("alpha_m", "dex", 9)]
+    model, known = (
+        CalibratedModel.load(judged / "run" / "tiny.safetensors"),
+        TrainingSet(judged / "known.h5", split="test"),
+    )
+    flux, sigma, _ = known.read(0, 9)
+    fits = model.fit_many(to_spectrum(flux, model.grid, ivar=sigma**-2.0), progress=False)
+    offset = fits["logg"].value - known.labels[:, 0]
+    assert table["bias"][0] == pytest.approx(np.median(offset), abs=1e-4)
+    assert table["cover_68"][0] == pytest.approx(np.mean(np.abs(offset) < fits["logg_err"].value))
+
+
+def test_model_without_known_stars_has_no_label_error(trained):
+    assert CalibratedModel.load(trained / "run" / "tiny.safetensors").noise.label_error is None
+    assert not (trained / "run" / "tiny.labels.ecsv").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [(["na_h", "alpha_m"], "knows na_h, which the model does not have"), (None, "the attribute label_names")],
+)
+def test_known_labels_that_cannot_be_used_are_refused_before_the_training(folder, known_file, names, said):
+    shutil.copy(known_file, folder / "known.h5")
+    with h5py.File(folder / "known.h5", "r+") as file:
+        del file.attrs["label_names"]
+        if names:
+            file.attrs["label_names"] = names
+    with pytest.raises(ConfigError, match=rf"\[observed\] known in .*{said}"):
+        prepared(folder, **KNOWN)
+
+
+def test_combinations_alone_teach_no_errors(folder, known_file):
+    shutil.copy(known_file, folder / "known.h5")
+    with h5py.File(folder / "known.h5", "r+") as file:
+        values = file["labels val"][:, 1:]
+        del file["labels val"], file["labels test"], file.attrs["label_names"]
+        file["labels val"], file.attrs["label_names"] = values, ["alpha_m"]
+    with pytest.raises(ConfigError, match="must know some of the labels teff, logg, mg_h, but knows alpha_m"):
+        prepared(folder, **KNOWN)
+
+
+def test_too_few_known_stars_are_refused(folder, known_file):
+    shutil.copy(known_file, folder / "known.h5")
+    with h5py.File(folder / "known.h5", "r+") as file:
+        file["snr val"][3:] = 5
+    with pytest.raises(ConfigError, match=r"3 spectra of .* pass the selection; 8 are needed"):
+        prepared(folder, **KNOWN)
 
 
 def test_anchors_come_from_a_file_of_known_labels(folder, line_family, rng):

@@ -27,6 +27,13 @@ from cyclestarnet.training.assembly import (
 from cyclestarnet.training.config import Config, example_config, read_config
 from cyclestarnet.training.datasets import ObservedSpectra, StoredSynthetic, SyntheticSpectra
 from cyclestarnet.training.emulators import load_emulator, save_emulator
+from cyclestarnet.training.evaluation import (
+    LabelOffsets,
+    compare_labels,
+    label_table,
+    learn_label_error,
+    offset_figures,
+)
 from cyclestarnet.training.inputs import read_labels
 from cyclestarnet.training.logs import read_run
 from cyclestarnet.training.runs import Run, finish, joined_processes, prepare, train
@@ -38,6 +45,7 @@ from cyclestarnet.training.watch import Watch, WatchSettings, alignment_scores
 __all__ = [
     "Anchors",
     "Config",
+    "LabelOffsets",
     "LabelTransport",
     "ObservedSpectra",
     "Residuals",
@@ -53,6 +61,7 @@ __all__ = [
     "alignment_scores",
     "assemble_model",
     "classifier_accuracy",
+    "compare_labels",
     "correlation_inflation",
     "example_config",
     "filled_flux",
@@ -61,11 +70,14 @@ __all__ = [
     "gaussian_transport",
     "joined_processes",
     "label_prior",
+    "label_table",
     "learn_errors",
+    "learn_label_error",
     "load_emulator",
     "misfits",
     "mmd",
     "model_scatter",
+    "offset_figures",
     "overlap_weights",
     "prepare",
     "principal_components",

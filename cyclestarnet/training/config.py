@@ -95,6 +95,12 @@ class ObservedConfig:
     anchors : file or None
         HDF5 with a few observed spectra of known labels, all of the model's,
         for weight_anchors of [training]; same split.
+    known : file or None
+        HDF5 with observed spectra of stars of which some or all labels are known (label_names
+        tells which; NaN: not of this star). Nothing is trained on them. Errors of the labels
+        that spectra do not show are learnt from those of the split ``validation``, and those
+        of the split "test", if there is one, are fitted in the end: a table of offsets and of
+        how often errors cover them is written beside the model.
     selection : table
         Which spectra are good enough.
 
@@ -112,6 +118,7 @@ class ObservedConfig:
     pixels: tuple[int, int] | None = None
     memory: Literal["resident", "streamed"] = "resident"
     anchors: File | None = None
+    known: File | None = None
     selection: Selection = field(default_factory=Selection)
 
     def __post_init__(self) -> None:

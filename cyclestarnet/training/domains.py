@@ -22,7 +22,7 @@ from cyclestarnet.training.datasets import ObservedSource, SyntheticSource
 from cyclestarnet.training.tables import SpectrumTable, split_into_blocks
 from cyclestarnet.training.trainer import Anchors
 
-__all__ = ["Domains", "Stars", "grid_with_chips"]
+__all__ = ["Domains", "KnownStars", "Stars", "grid_with_chips"]
 
 GAP = 3.0  # usual steps in ln(wavelength): neighbours that are further apart lie on different chips
 
@@ -108,6 +108,53 @@ class Stars:
 
 
 @dataclass(frozen=True, eq=False)
+class KnownStars:
+    """Observed spectra of stars whose labels are known from elsewhere.
+
+    Parameters
+    ----------
+    stars : `Stars`
+        The spectra.
+    truth : dict of `~astropy.units.Quantity`, each of shape (n_stars,)
+        Their labels or combinations of labels, by name; NaN where one is not known.
+
+    Examples
+    --------
+    >>> import astropy.units as u, numpy as np
+    >>> from cyclestarnet.training.domains import KnownStars, Stars
+    >>> from cyclestarnet.training.tables import ArrayTable
+    >>> flux = np.ones((2, 7))
+    >>> stars = Stars(ArrayTable(flux, 0.01 * flux, flux == 0), np.arange(2))
+    >>> list(KnownStars(stars, {"teff": [4500, 4600] * u.K}).truth)
+    ['teff']
+    """
+
+    stars: Stars
+    truth: Mapping[str, u.Quantity]
+
+    def spectra(self, grid: WavelengthGrid) -> Spectrum:
+        """Read the spectra.
+
+        Parameters
+        ----------
+        grid : `~cyclestarnet.WavelengthGrid`
+            Pixels of the table.
+
+        Returns
+        -------
+        `~specutils.Spectrum`
+            A row per star; see `Stars.spectra`.
+
+        Examples
+        --------
+        ::
+
+            offsets = compare_labels(model, known.spectra(model.grid), known.truth)
+        """
+        return self.stars.spectra(len(self.stars.rows), grid)
+
+
+@dataclass(frozen=True, eq=False)
 class Domains:
     """What a training learns from, and what its model must know besides the networks.
 
@@ -138,6 +185,10 @@ class Domains:
         Observed spectra of known labels. None (default): there are none.
     provenance : dict of str, optional
         What the model card says of the data. Default: nothing.
+    known : `KnownStars`, optional
+        Stars that the errors of labels are learnt from. None (default): they are not.
+    test : `KnownStars`, optional
+        Other stars, by which the model is judged in the end. None (default): it is not.
 
     Examples
     --------
@@ -158,6 +209,8 @@ class Domains:
     recipe: ContinuumRecipe | None = None
     anchors: Anchors | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
+    known: KnownStars | None = None
+    test: KnownStars | None = None
 
 
 def grid_with_chips(wavelength: u.Quantity) -> WavelengthGrid:

@@ -20,19 +20,22 @@ from cyclestarnet.continuum import ContinuumRecipe
 from cyclestarnet.exceptions import CycleStarNetError, FileFormatError, GridError, LabelError, SpectrumError
 from cyclestarnet.grid import WavelengthGrid, apogee_grid
 from cyclestarnet.io.training_set import TrainingSet
-from cyclestarnet.labels import LabelSet, kelvin_scale
+from cyclestarnet.labels import LabelSet, kelvin_scale, unit_of_label
 from cyclestarnet.networks.emulator import Emulator
 from cyclestarnet.networks.published import PAYNE_LABELS, adapt_emulator
 from cyclestarnet.training.assembly import LEAST_STARS
 from cyclestarnet.training.config import Config, Plan
 from cyclestarnet.training.datasets import ObservedSpectra, StoredSynthetic, SyntheticSource, SyntheticSpectra
-from cyclestarnet.training.domains import Domains, Stars, grid_with_chips
+from cyclestarnet.training.domains import Domains, KnownStars, Stars, grid_with_chips
 from cyclestarnet.training.emulators import load_emulator, trained_emulator
+from cyclestarnet.training.evaluation import LEAST_KNOWN
 from cyclestarnet.training.streams import StreamedSpectra, StreamedSynthetic
 from cyclestarnet.training.toml import ConfigError
 from cyclestarnet.training.trainer import LEAST_HELD_OUT, Anchors
 
 log = logging.getLogger(__name__)
+
+TEST_SPLIT = "test"  # of stars of known labels, by which a model is judged
 
 __all__ = ["blamed", "read_domains", "read_labels"]
 
@@ -89,12 +92,22 @@ def read_domains(config: Config, *, progress: bool = True) -> Domains:
     if own.anchors is not None:
         with blamed(config, "observed", "anchors"):
             anchors = _anchors(own.anchors, config, labels, grid, n_file, pixels)
+    known: dict[str, KnownStars] = {}
+    if own.known is not None:
+        with blamed(config, "observed", "known"):
+            known = _known_stars(own.known, config, labels, grid, n_file, pixels)
     provenance = {
         "synthetic domain": f"{config.synthetic.file.name}, {len(pool)} rows of labels",
         "emulator": about,
         "observed domain": f"{own.path.name}, {len(observed)} spectra",
     }
-    return Domains(grid, labels, emulator, pool, synthetic, observed, stars, held_out, recipe, anchors, provenance)
+    if own.known is not None and own.validation in known:
+        teachers = len(known[own.validation].stars.rows)
+        provenance["label errors"] = f"learnt from {teachers} stars of known labels, {own.known.name}"
+    return Domains(
+        grid, labels, emulator, pool, synthetic, observed, stars, held_out, recipe, anchors, provenance,
+        known=known.get(own.validation), test=known.get(TEST_SPLIT),
+    )  # fmt: skip
 
 
 def least_held_out(plan: Plan) -> int:
@@ -168,6 +181,37 @@ def _anchors(path: Path, config: Config, labels: LabelSet, grid: WavelengthGrid,
         raise LabelError(f"the labels of {path} are {table.label_names}, but must be {labels.names}")
     labels.check_range(values)
     return Anchors(ObservedSpectra.from_table(table, config.training), torch.as_tensor(values))
+
+
+def _known_stars(
+    path: Path, config: Config, labels: LabelSet, grid: WavelengthGrid, n_file: int, pixels: slice
+) -> dict[str, KnownStars]:
+    """Stars of known labels, by the split of the file."""
+    with h5py.File(path, "r") as file:
+        splits = [split for split in (config.observed.validation, TEST_SPLIT) if f"spectra {split}" in file]
+    if not splits:
+        raise FileFormatError(
+            f"{path} has neither a split {config.observed.validation!r} to learn from nor {TEST_SPLIT!r}"
+        )
+    return {split: _known_split(path, split, config, labels, grid, n_file, pixels) for split in splits}
+
+
+def _known_split(
+    path: Path, split: str, config: Config, labels: LabelSet, grid: WavelengthGrid, n_file: int, pixels: slice
+) -> KnownStars:
+    table = TrainingSet(path, split=split, pixels=_cut(path, split, "observed", grid, n_file, pixels), grid=grid)
+    values, names = table.labels, table.label_names
+    if values is None or names is None:
+        raise FileFormatError(f"{path} must have a dataset 'labels {split}' and the attribute label_names")
+    strange = [name for name in names if name not in (*labels.names, *labels.combinations)]
+    if strange:
+        raise LabelError(f"{path} knows {', '.join(strange)}, which the model does not have")
+    rows, least = table.rows(config.observed.selection), LEAST_KNOWN if split == config.observed.validation else 1
+    if len(rows) < least:
+        raise SpectrumError(f"{len(rows)} spectra of {table!r} pass the selection; {least} are needed")
+    if split == config.observed.validation and not set(names) & set(labels.names):
+        raise LabelError(f"{path} must know some of the labels {', '.join(labels.names)}, but knows {', '.join(names)}")
+    return KnownStars(Stars(table, rows), {n: v * unit_of_label(n) for n, v in zip(names, values[rows].T, strict=True)})
 
 
 def _synthetic_domain(

@@ -42,6 +42,7 @@ from cyclestarnet.training.config import Config, LogConfig, ModelConfig, Plan, R
 from cyclestarnet.training.datasets import ObservedSpectra, SyntheticSpectra
 from cyclestarnet.training.domains import Domains
 from cyclestarnet.training.emulators import OWN_EMULATOR
+from cyclestarnet.training.evaluation import compare_labels, label_table, learn_label_error
 from cyclestarnet.training.inputs import read_domains
 from cyclestarnet.training.settings import TrainingSettings
 from cyclestarnet.training.streams import StreamedSpectra
@@ -450,6 +451,9 @@ def joined_processes(config: Config) -> Iterator[tuple[Config, int]]:
 def finish(run: Run, *, progress: bool = True) -> Path:
     """Assemble the model of a run, learn its errors from validation spectra, and save it.
 
+    With stars of known labels it learns the errors that spectra do not show, too,
+    and writes a table of how well it finds labels beside the model, ``NAME.labels.ecsv``.
+
     Parameters
     ----------
     run : `Run`
@@ -465,7 +469,7 @@ def finish(run: Run, *, progress: bool = True) -> Path:
     Raises
     ------
     SpectrumError
-        If hardly any validation star can be fitted.
+        If hardly any validation star, or star of known labels, can be fitted.
 
     Examples
     --------
@@ -495,7 +499,13 @@ def finish(run: Run, *, progress: bool = True) -> Path:
         provenance=_provenance(run, iteration),
         progress=progress,
     )
+    if domains.known is not None:
+        model = learn_label_error(model, domains.known.spectra(domains.grid), domains.known.truth, progress=progress)
     model.save(config.model_path, half=config.model.half)
+    if domains.test is not None:
+        saved = CalibratedModel.load(config.model_path)  # as users will have it, perhaps in half precision
+        offsets = compare_labels(saved, domains.test.spectra(domains.grid), domains.test.truth, progress=progress)
+        label_table(offsets).write(config.model_path.with_suffix(".labels.ecsv"), overwrite=True)
     return config.model_path
 
 
