@@ -213,8 +213,9 @@ def dip_centre(mean: np.ndarray, grid: WavelengthGrid, peak: int, noise: float) 
     16000.86 ± 0.01
     """
     wavelength = grid.wavelength.value
-    if any(peak in (start, stop - 1) for start, stop in grid.chips):  # a neighbour is missing
-        return wavelength[peak], abs(wavelength[peak] - wavelength[peak + 1 if peak + 1 < len(mean) else peak - 1])
+    for start, stop in grid.chips:
+        if peak in (start, stop - 1):  # a neighbour is missing; what comes next belongs to another chip
+            return wavelength[peak], abs(wavelength[peak] - wavelength[peak + 1 if peak == start else peak - 1])
     left, middle, right = (-mean[peak + k] for k in (-1, 0, 1))
     curvature = left - 2 * middle + right
     step = (wavelength[peak + 1] - wavelength[peak - 1]) / 2
