@@ -170,6 +170,13 @@ def test_impossible_and_huge_errors_are_masked(tmp_path, arrays, error):
     assert list(np.flatnonzero(read_apstar(write(tmp_path / "a.fits", arrays)).mask)) == [7]
 
 
+@pytest.mark.parametrize(("error", "masked"), [(1.9e5, []), (2.1e5, [7])])
+def test_huge_errors_are_those_of_100_000_times_the_median(tmp_path, arrays, error, masked):
+    """The median is 2."""
+    arrays[1][0, 7] = error
+    assert list(np.flatnonzero(read_apstar(write(tmp_path / "a.fits", arrays)).mask)) == masked
+
+
 def test_huge_errors_are_seen_also_when_most_pixels_have_them(tmp_path, arrays):
     arrays[1][0, 100:], arrays[2][0, 100:450] = 2e10, 1
     assert read_apstar(write(tmp_path / "a.fits", arrays)).mask.sum() == 400

@@ -121,6 +121,15 @@ def test_rows_of_data_are_stars():
     assert two_stars().n_stars == 2
 
 
+@pytest.mark.parametrize("given", ["f4", "f8"])
+def test_data_are_double_and_keep_all_their_bits(make_objective, given):
+    flux, ivar = (array.astype(given) for array in data(make_objective()))
+    objective = make_objective(flux=flux, ivar=ivar)
+    assert objective.flux.dtype == objective.ivar.dtype == torch.float64
+    for found, expected in zip(data(objective), (flux, ivar), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 # -- errors that are larger than quoted -----------------------------------------------------
 def minimised_over_scale(objective, labels, lowest):
     """min over s of χ²/2s² + dof ln s, by brute force."""
@@ -184,6 +193,19 @@ def test_labels_are_left_alone(make_objective):
     objective = make_objective(prior=PRIOR)
     loss_and_gradient(objective, labels), normal_equations(objective, labels), objective.log_posterior(labels)
     np.testing.assert_array_equal(labels, HERE)
+
+
+class AskedForCoarse(LinearPredictor):
+    def jacobian(self, labels, stars=None, *, coarse=False):
+        self.coarse = coarse
+        return super().jacobian(labels, stars)
+
+
+@pytest.mark.parametrize(("told", "asked"), [({}, True), ({"coarse": True}, True), ({"coarse": False}, False)])
+def test_slopes_may_be_coarse_unless_told_otherwise(told, asked):
+    objective = noisy_objective(AskedForCoarse())
+    objective.linearise(tensor(HERE), STAR, **told)
+    assert objective.predictor.coarse is asked
 
 
 # -- parameters ----------------------------------------------------------------------------------

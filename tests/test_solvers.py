@@ -10,7 +10,7 @@ from cyclestarnet import GaussianPrior
 from cyclestarnet.fitting.lbfgs import _inverse_hessian_times, _strong_wolfe, lbfgs
 from cyclestarnet.fitting.objective import Objective
 from cyclestarnet.fitting.parameters import Parameters
-from cyclestarnet.fitting.solvers import _bounded_step, levenberg_marquardt
+from cyclestarnet.fitting.solvers import _bounded_step, _Descent, levenberg_marquardt
 
 CENTRE = np.array([4500.0, 2.0, 0.0])
 PRIORS = {"flat": None, "gaussian": GaussianPrior(CENTRE, np.diag([1e3, 0.01, 0.002]))}
@@ -389,6 +389,46 @@ def test_damped_steps_are_shorter_and_promise_less(make_objective):
     assert 0 < less < most
 
 
+def test_damping_falls_by_ten_with_each_good_step_and_ends(make_objective):
+    fit = _Descent(make_objective(), CENTRE[None] + [[200, 0.5, 0.2]], 1e-12, True)
+    fit.damping[:], found = 0.05, []
+    for _ in range(2):
+        fit.iterate()
+        found.append(fit.damping.item())
+    assert found == pytest.approx([0.005, 0])
+
+
+class Uphill(LinearPredictor):
+    """Its slopes lead away from the optimum."""
+
+    def values_and_slopes(self, labels):
+        flux, slopes = super().values_and_slopes(labels)
+        return flux, -slopes
+
+
+def test_damping_grows_by_ten_with_each_bad_step():
+    fit = _Descent(noisy_objective(Uphill()), CENTRE[None], 1e-12, True)
+    found = []
+    for _ in range(3):
+        fit.iterate()
+        found.append(fit.damping.item())
+    assert found == pytest.approx([0.01, 0.1, 1])
+    np.testing.assert_array_equal(fit.x[0], CENTRE)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_exact_fits_ask_for_no_coarse_slopes(noisy, exact):
+    asked = set()
+
+    class Asked(GaussianLine):
+        def jacobian(self, labels, stars=None, *, coarse=False):
+            asked.add(coarse)
+            return super().jacobian(labels, stars)
+
+    levenberg_marquardt(line(noisy, predictor=Asked()), LINE_STARTS["far"][None], exact=exact)
+    assert asked == {not exact}
+
+
 # -- parts of L-BFGS -------------------------------------------------------------------------------------
 def quartic(w):
     """A steep valley with a flat bottom, and its gradient."""
@@ -469,6 +509,12 @@ def test_flux_that_is_not_finite_is_no_success(solve, noisy):
     found = solve(line(noisy, predictor=Broken()), TRUE)
     assert not found.success
     assert found.message == "the objective is not finite"
+
+
+def test_of_a_fit_without_numbers_the_labels_are_as_uncertain_as_their_ranges(solve, noisy):
+    found = solve(line(noisy, predictor=Broken()), TRUE)
+    np.testing.assert_allclose(found.covariance, np.diag((UPPER - LOWER) ** 2 / 12))
+    assert found.condition == np.inf
 
 
 def test_start_is_left_alone(solve, noisy):
