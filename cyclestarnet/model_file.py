@@ -220,7 +220,7 @@ def _parts(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> ModelParts:
         grid=grid,
         recipe=ContinuumRecipe(grid, arrays["recipe.pixels"], meta["degree"]),
         emulator=emulator,
-        translator=Translator(network, meta["flux_mean"], meta["flux_std"], meta["translation"]),
+        translator=Translator(network, meta["flux_mean"], meta["flux_std"], meta.get("translation", "paper")),
         noise=NoiseModel(
             scatter={space: arrays[f"scatter.{space}"].astype(float) for space in SPACES},
             label_error=arrays.get("label_error"),
@@ -258,5 +258,5 @@ def _from_version_1(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> tupl
     inflation = {space: float(np.sqrt(factor)) for space, factor in meta["scatter_inflation"].items()}
     limits = {name: value for name, value in meta["limits"].items() if name not in errors}
     noise = errors | {"scatter_inflation": inflation}
-    now = {"translation": "paper", "shared_latents": meta["cloud"], "noise": noise, "limits": limits}
+    now = {"shared_latents": meta["cloud"], "noise": noise, "limits": limits}
     return arrays, meta | now
