@@ -31,6 +31,7 @@ class Table:
         self.sigma, self.mask = np.full_like(self.flux, 0.01), np.zeros(self.flux.shape, dtype=bool)
         self.labels = np.outer(np.arange(n), [1.0, -1.0]).astype(np.float32)
         self.errors, self.broken, self.n_read, self.n_quick = errors, False, 0, np.inf
+        self.waits = threading.Event()
 
     def read(self, start, stop):
         if self.broken:
@@ -44,6 +45,7 @@ class Table:
         """After ``n_quick`` rows a block takes longer than anybody wants to wait for it, but not for ever."""
         reader, give_up = threading.current_thread(), time.monotonic() + 120
         while self.n_read >= self.n_quick and not reader.cancelled and time.monotonic() < give_up:
+            self.waits.set()
             time.sleep(0.001)
 
 
@@ -357,6 +359,7 @@ def slow():
 def start_reading(table):
     source = stream(table, window_rows=70)
     source.draw(1)
+    assert table.waits.wait(120)
     assert len(threads()) == 1
     return source
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,12 @@ class MockLines:
         drawn from a log-normal distribution with a median of 120 and a scatter of 0.5.
     pixels : (int, int) or None
         Part of the pixels to use, half-open; no chip may be cut to less than 2.
+
+    Examples
+    --------
+    >>> from cyclestarnet.lines.config import MockLines
+    >>> MockLines(fractions=[0.1, 0.3]).n_stars
+    2000
     """
 
     model: str = "apogee-giants"
@@ -77,6 +84,8 @@ class MockLines:
                 raise ValueError(f"{name} must be {least} or more, but is {getattr(self, name)}")
         if self.pixels is not None and not 0 <= self.pixels[0] < self.pixels[1]:
             raise ValueError(f"pixels must be [first, end], 0 or more and rising, but is {list(self.pixels)}")
+
+
 MOCK_TABLES = {name: TABLES.get(name, MockLines) for name in ("run", "mock", "training", "network", "model", "log")}
 
 
@@ -93,6 +102,13 @@ class MockConfig:
         seed of its own, whatever these say.
     network : dict
         Its table of changes to `NetworkSettings`.
+
+    Examples
+    --------
+    ::
+
+        config = read_mock_config("mock.toml")
+        config.mock.fractions
     """
 
     path: Path
@@ -104,12 +120,13 @@ class MockConfig:
     log: LogConfig
 
 
-def read_mock_config(path) -> MockConfig:
+def read_mock_config(path: str | os.PathLike) -> MockConfig:
     """Read and check the file of a mock study, as `read_config` does that of a training.
 
     Parameters
     ----------
     path : path-like
+        Of the TOML file; files that it names are sought beside it.
 
     Returns
     -------
@@ -119,6 +136,16 @@ def read_mock_config(path) -> MockConfig:
     ------
     FileNotFoundError, ConfigError
         As `read_config`; also if ``[training] sigma_max`` would mask the noisiest spectra.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from cyclestarnet.lines.config import example_mock_config, read_mock_config
+    >>> path = Path(tempfile.mkdtemp()) / "mock.toml"
+    >>> _ = path.write_text(example_mock_config(), encoding="utf-8")
+    >>> read_mock_config(path).mock.fractions
+    (0.0, 0.3)
     """
     path, parts = read_tables(path, MOCK_TABLES)
     snr, limit = parts["mock"].snr[0], parts["training"].sigma_max
@@ -128,6 +155,8 @@ def read_mock_config(path) -> MockConfig:
             f"= {limit:g} masks them all; raise one of the two in {path}"
         )
     return MockConfig(path=path, **parts)
+
+
 MOCK_EXAMPLE = {
     "run": {"folder": "mock", "name": "mock"},
     "mock": {"fractions": [0.0, 0.3]},
@@ -150,5 +179,17 @@ MOCK_HEADER = HEADER.replace("A training", "A mock study of missing lines").repl
 
 
 def example_mock_config() -> str:
-    """Return the file of a mock study with all keys, as `example_config` does that of a training."""
+    """Return the file of a mock study with all keys, as `example_config` does that of a training.
+
+    Returns
+    -------
+    str
+        TOML, with a comment for each key.
+
+    Examples
+    --------
+    >>> from cyclestarnet.lines.config import example_mock_config
+    >>> "fractions = [0.0, 0.3]" in example_mock_config()
+    True
+    """
     return example_file(MOCK_HEADER, MOCK_TABLES, MOCK_EXAMPLE)

@@ -153,8 +153,34 @@ def _medium_of(table, name, given):
     return told
 
 
-def make_line_list(wavelength, species, log_gf, ep, medium):
-    """Table of one line list; ``species`` in our spelling, wavelengths in ``medium``, unknown numbers as NaN."""
+def make_line_list(wavelength: u.Quantity, species, log_gf, ep: u.Quantity, medium: str | None) -> QTable:
+    """Make the table of a line list, sorted by wavelength.
+
+    Parameters
+    ----------
+    wavelength : `~astropy.units.Quantity`, shape (n,)
+        Wavelengths, or frequencies and the like.
+    species : array_like of str, shape (n,)
+        In our spelling.
+    log_gf : array_like, shape (n,)
+        Oscillator strengths; NaN where they are not known.
+    ep : `~astropy.units.Quantity`, shape (n,)
+        Excitation potentials, as energies or wavenumbers; NaN where they are not known.
+    medium : {"vacuum", "air"}
+        Of the wavelengths; those of air become those of vacuum.
+
+    Returns
+    -------
+    `~astropy.table.QTable`
+        ``wavelength`` (vacuum, Å), ``species``, ``elements``, ``log_gf`` and ``ep`` (eV).
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> from cyclestarnet.lines.line_lists import make_line_list
+    >>> make_line_list([15000.0] * u.AA, ["CO"], [-3.0], [0.1] * u.eV, "vacuum")["elements"][0]
+    np.str_('C O')
+    """
     species = np.array(species, dtype=str)
     elements = {name: " ".join(atoms_of(name.split()[0])) for name in np.unique(species)}
     columns = {
@@ -168,11 +194,48 @@ def make_line_list(wavelength, species, log_gf, ep, medium):
     return table[np.argsort(table["wavelength"], kind="stable")]
 
 
-def in_vacuum(wavelength, medium):
+def in_vacuum(wavelength: u.Quantity, medium: str | None) -> u.Quantity:
+    """Turn wavelengths of air into those of vacuum; below 2000 Å lists give vacuum anyway.
+
+    Parameters
+    ----------
+    wavelength : `~astropy.units.Quantity`, shape (n,)
+        Wavelengths.
+    medium : {"vacuum", "air"}
+        What they are in.
+
+    Returns
+    -------
+    `~astropy.units.Quantity`, shape (n,)
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> from cyclestarnet.lines.line_lists import in_vacuum
+    >>> in_vacuum([1500.0, 5000.0] * u.AA, "air").round(1)
+    <Quantity [1500. , 5001.4] Angstrom>
+    """
     in_air = (wavelength > VACUUM_BELOW) & (medium == "air")
     return np.where(in_air, air_to_vacuum(wavelength), wavelength)
 
 
-def check_medium(medium):
+def check_medium(medium: str | None) -> None:
+    """Raise if a medium is none.
+
+    Parameters
+    ----------
+    medium : {"vacuum", "air"} or None
+        None: not said.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else.
+
+    Examples
+    --------
+    >>> from cyclestarnet.lines.line_lists import check_medium
+    >>> check_medium("air")
+    """
     if medium is not None and medium not in MEDIA:
         raise ValueError(f"medium must be 'vacuum' or 'air', but is {medium!r}")

@@ -81,7 +81,9 @@ class MockDomains:
     Attributes
     ----------
     labels : `~cyclestarnet.LabelSet`
+        Of the emulator.
     grid : `~cyclestarnet.WavelengthGrid`
+        Pixels of all spectra.
     emulator : `~cyclestarnet.networks.Emulator`
         Of complete spectra.
     features : `~cyclestarnet.lines.Features`
@@ -92,6 +94,13 @@ class MockDomains:
         Labels of synthetic spectra, none of which is among the observed ones.
     folder : path
         With ``observed.h5`` and ``labels.npz``.
+
+    Examples
+    --------
+    ::
+
+        domains = make_domains(read_mock_config("mock.toml"))
+        domains.derivatives()["mg_h"]
     """
 
     labels: LabelSet
@@ -108,10 +117,17 @@ class MockDomains:
         Parameters
         ----------
         labels : array, shape (n_labels,), optional
+            Where. Default: those of the K giant.
 
         Returns
         -------
         `~cyclestarnet.derivatives.DerivativeSpectra`
+
+        Examples
+        --------
+        ::
+
+            domains.derivatives(domains.pool[0])["fe_h"]
         """
         return _derivatives(self.labels, self.grid, self.emulator, self.giant if labels is None else labels)
 
@@ -124,6 +140,21 @@ def masked_emulator(emulator: Emulator, pixels) -> Emulator:
     emulator : `~cyclestarnet.networks.Emulator`
         It is not changed.
     pixels : array of bool, shape (n_pixels,)
+        True where it says 1.
+
+    Returns
+    -------
+    `~cyclestarnet.networks.Emulator`
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.lines.mock import masked_emulator
+    >>> from cyclestarnet.networks import Emulator, EmulatorPredictor
+    >>> emulator = Emulator([3500, 0], [6000, 4], n_pixels=3, hidden=(8,))
+    >>> masked = masked_emulator(emulator, [False, True, False])
+    >>> EmulatorPredictor(masked).flux(np.array([4500.0, 2.0]))[1]
+    np.float64(1.0)
     """
     masked, pixels = copy.deepcopy(emulator), torch.as_tensor(np.array(pixels))
     with torch.no_grad():
@@ -138,7 +169,9 @@ def make_domains(config: MockConfig, *, progress=True) -> MockDomains:
     Parameters
     ----------
     config : `~cyclestarnet.lines.config.MockConfig`
+        Of the study.
     progress : bool, optional
+        Show bars.
 
     Returns
     -------
@@ -148,6 +181,12 @@ def make_domains(config: MockConfig, *, progress=True) -> MockDomains:
     ------
     ConfigError
         If the folder has spectra of other settings, or there are too few labels.
+
+    Examples
+    --------
+    ::
+
+        domains = make_domains(read_mock_config("mock.toml"))
     """
     folder, source = config.run.folder, _source(config)
     pixels = _pixels(config, source.grid)
@@ -211,10 +250,20 @@ class MockRun:
     Attributes
     ----------
     fraction : float
+        Of the strong features of each element that its synthetic spectra lack.
     seed : int
+        Of the choice of features, and of the training.
     mask : `~cyclestarnet.lines.FeatureMask`
         What its synthetic spectra lack.
     training : `~cyclestarnet.training.config.Config`
+        How it is trained.
+
+    Examples
+    --------
+    ::
+
+        run = make_run(config, domains, fraction=0.3, seed=0)
+        model = trained(run)
     """
 
     fraction: float
@@ -234,14 +283,28 @@ def make_run(config: MockConfig, domains: MockDomains, fraction: float, seed: in
     Parameters
     ----------
     config : `~cyclestarnet.lines.config.MockConfig`
+        Of the study.
     domains : `MockDomains`
+        Its spectra.
     fraction : float
+        Of the strong features of each element to take away, 0 to 1.
     seed : int
         Of the choice of features, and of the training.
 
     Returns
     -------
     `MockRun`
+
+    Raises
+    ------
+    ConfigError
+        If the folder has a training of other settings.
+
+    Examples
+    --------
+    ::
+
+        run = make_run(config, domains, fraction=0.3, seed=0)
     """
     name = f"masked-{100 * fraction:g}-seed-{seed}"
     folder = config.run.folder / name
@@ -292,11 +355,13 @@ def recovery(model, domains: MockDomains, mask: FeatureMask, labels=None, *, pro
     model : `~cyclestarnet.CalibratedModel`
         Of a training of the study.
     domains : `MockDomains`
+        Spectra of the study, and the truth.
     mask : `~cyclestarnet.lines.FeatureMask`
         Of that training.
     labels : array, shape (n, n_labels), optional
         Default: the K giant.
     progress : bool, optional
+        Show a bar.
 
     Returns
     -------
@@ -304,6 +369,12 @@ def recovery(model, domains: MockDomains, mask: FeatureMask, labels=None, *, pro
         A row per label set: the labels, ``error``, the mean of
         abs(translated − complete) / complete over the masked pixels, ``error_elsewhere``
         over all others, and ``depth``, what the masked pixels lacked, all in per cent.
+
+    Examples
+    --------
+    ::
+
+        recovery(trained(run), domains, run.mask)["error"]
     """
     labels = domains.giant[None] if labels is None else np.asarray(labels)
     truth, parts = EmulatorPredictor(domains.emulator), []
@@ -327,8 +398,20 @@ def observed_stars(domains: MockDomains, n: int):
     Parameters
     ----------
     domains : `MockDomains`
+        Of the study.
     n : int
         So many, or as many as there are.
+
+    Returns
+    -------
+    `~specutils.Spectrum`
+        Flux of shape (n, n_pixels), with errors.
+
+    Examples
+    --------
+    ::
+
+        stars = observed_stars(domains, 1000)
     """
     table = TrainingSet(domains.folder / "observed.h5", grid=domains.grid)
     flux, sigma, _ = table.read(0, min(n, len(table)))
@@ -341,12 +424,17 @@ def compare_attributions(model, lines: MissingLines, mask: FeatureMask, stars, *
     Parameters
     ----------
     model : `~cyclestarnet.CalibratedModel`
+        Of a training of the study.
     lines : `~cyclestarnet.lines.MissingLines`
+        Its catalogue.
     mask : `~cyclestarnet.lines.FeatureMask`
+        What its synthetic spectra lacked.
     stars : `~cyclestarnet.lines.FluxDifferences` or None
         Of observed stars, by `~cyclestarnet.lines.star_differences`.
     seed : int, optional
+        Of the labels of translated spectra.
     progress : bool, optional
+        Show bars.
 
     Returns
     -------
@@ -356,6 +444,12 @@ def compare_attributions(model, lines: MissingLines, mask: FeatureMask, stars, *
         ``right`` is the share of masked features other than of C, N and O
         whose line is given to their element, ``right_cno`` that of the others,
         where any of C, N and O is right.
+
+    Examples
+    --------
+    ::
+
+        compare_attributions(model, lines, run.mask, star_differences(model, observed_stars(domains, 1000)))
     """
     peaks, names = np.asarray(lines.table["peak"]), elements_of(model.labels)
     giant, pool = (
@@ -396,7 +490,9 @@ def study(config: MockConfig, *, progress=True) -> QTable:
     Parameters
     ----------
     config : `~cyclestarnet.lines.config.MockConfig`
+        Of the study.
     progress : bool, optional
+        Show bars.
 
     Returns
     -------
@@ -405,6 +501,12 @@ def study(config: MockConfig, *, progress=True) -> QTable:
         folder. That of each training has its model, ``mask.ecsv``,
         ``recovery.ecsv`` (`recovery`), ``lines.ecsv`` (the catalogue, with a
         false-discovery rate of 5 %), and ``score.ecsv`` (precision and recall of all dips).
+
+    Examples
+    --------
+    ::
+
+        table = study(read_mock_config("mock.toml"))
     """
     domains = make_domains(config, progress=progress)
     runs = [make_run(config, domains, *pair) for pair in product(sorted(config.mock.fractions), config.mock.seeds)]
@@ -423,11 +525,19 @@ def trained(run: MockRun, *, progress=True):
     Parameters
     ----------
     run : `MockRun`
+        Which.
     progress : bool, optional
+        Show bars.
 
     Returns
     -------
     `~cyclestarnet.CalibratedModel`
+
+    Examples
+    --------
+    ::
+
+        model = trained(make_run(config, domains, fraction=0.3, seed=0))
     """
     config = run.training
     if not config.model_path.exists():

@@ -21,8 +21,30 @@ def _roman(number):
     return "X" * tens + ["", "I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX"][ones]
 
 
-def species_of_code(code):
-    """Name of a MOOG code: atomic numbers in pairs of digits, the charge, isotopes (26.1 Fe II, 608.01216 CO)."""
+def species_of_code(code: float | str) -> str:
+    """Name the species of a MOOG code.
+
+    Parameters
+    ----------
+    code : float or str
+        Atomic numbers in pairs of digits, a point, the charge, and isotopes, which do not matter: 26.1, 608.01216.
+
+    Returns
+    -------
+    str
+        In our spelling.
+
+    Raises
+    ------
+    ValueError
+        If there are no such elements.
+
+    Examples
+    --------
+    >>> from cyclestarnet.lines.species import species_of_code
+    >>> species_of_code(26.1), species_of_code(608.01216)
+    ('Fe II', 'CO')
+    """
     numbers, decimals = f"{float(code):.5f}".split(".")
     numbers = numbers.zfill(len(numbers) + len(numbers) % 2)
     atoms = [int(numbers[i : i + 2]) for i in range(0, len(numbers), 2)]
@@ -38,8 +60,25 @@ def _spectrum(name, charge, molecule):
     return name if molecule and charge == 0 else f"{name} {_roman(charge + 1)}"
 
 
-def atoms_of(name):
-    """Symbols of the elements of a formula, each once; None if it is no formula."""
+def atoms_of(name: str) -> list[str] | None:
+    """List the elements of a formula.
+
+    Parameters
+    ----------
+    name : str
+        Such as ``"CO"``, without charge.
+
+    Returns
+    -------
+    list of str, or None
+        Their symbols, each once; None if it is no formula.
+
+    Examples
+    --------
+    >>> from cyclestarnet.lines.species import atoms_of
+    >>> atoms_of("C2"), atoms_of("TiO"), atoms_of("star")
+    (['C'], ['Ti', 'O'], None)
+    """
     parts = re.findall(r"([A-Z][a-z]?)(\d*)", name)
     symbols = [symbol for symbol, _ in parts]
     if not parts or "".join(s + n for s, n in parts) != name or not set(symbols) <= set(ELEMENTS):
@@ -47,8 +86,30 @@ def atoms_of(name):
     return list(dict.fromkeys(symbols))
 
 
-def species_of_text(text):
-    """Our spelling of ``"Fe 1"``, ``"Fe I"``, ``"Fe"``, ``"CN 1"``, ``"(46)Ti 1"`` or a MOOG code."""
+def species_of_text(text: str) -> str:
+    """Spell a species as we do.
+
+    Parameters
+    ----------
+    text : str
+        ``"Fe 1"``, ``"Fe I"``, ``"Fe"``, ``"CN 1"``, ``"(46)Ti 1"`` or a MOOG code.
+
+    Returns
+    -------
+    str
+        Such as ``"Fe I"`` or ``"CN"``.
+
+    Raises
+    ------
+    ValueError
+        If it is none of these.
+
+    Examples
+    --------
+    >>> from cyclestarnet.lines.species import species_of_text
+    >>> species_of_text("Fe 2"), species_of_text("CN 1"), species_of_text("(46)Ti 1")
+    ('Fe II', 'CN', 'Ti I')
+    """
     text = str(text).strip()
     if re.fullmatch(r"\d+\.\d*", text):
         return species_of_code(text)
