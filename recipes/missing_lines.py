@@ -26,12 +26,16 @@ from astropy.table import QTable, vstack
 
 from cyclestarnet import CalibratedModel
 from cyclestarnet.grid import air_to_vacuum
+from cyclestarnet.lines import (
+    find_missing_lines,
+    match_lines,
+    read_line_list,
+    score_missing_lines,
+    star_differences,
+    with_elements,
+)
 from cyclestarnet.lines.config import read_mock_config
-from cyclestarnet.lines.differences import star_differences
-from cyclestarnet.lines.line_lists import match_lines, read_line_list
-from cyclestarnet.lines.missing import find_missing_lines, with_elements
 from cyclestarnet.lines.mock import compare_attributions, make_domains, make_run, observed_stars, trained
-from cyclestarnet.lines.score import score_missing_lines
 from cyclestarnet.plotting import (
     plot_error_map,
     plot_missing_lines,
