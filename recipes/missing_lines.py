@@ -97,7 +97,7 @@ def mock(options):
     write_table(
         "missing_score", ("", "value"), rows, "Catalogue of the full-size training, 30 % of the features masked"
     )
-    giant = domains.labels.to_quantities(domains.giant[None])
+    giant = domains.label_set.to_quantities(domains.giant[None])
     both = [model.derivative_spectra(giant, domain=domain).star(0) for domain in ("synthetic", "observed")]
     for name, window in (("missing_recovery", (15_880, 15_985)), ("missing_recovery_cn", (15_225, 15_330))):
         axes = plot_recovery(*both, domains.derivatives(), window=window * u.AA, features=run.mask.masked)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
+from os import PathLike
 from pathlib import Path
 
 import astropy.units as u
 import numpy as np
+from astropy.table import QTable
 
 from cyclestarnet.exceptions import FileFormatError
 from cyclestarnet.lines.line_lists import MEDIUM_WORDS, check_medium, make_line_list
@@ -30,7 +32,7 @@ VALD_RECORD = re.compile(r"\s*'([^':]+\s\d+)\s*'\s*,(.*)")
 VALD_FOOTER = re.compile(r"\s*(\*|References|'[^']*'\s*,\s*$)")
 
 
-def read_line_list(path, format=None, *, medium=None):
+def read_line_list(path: str | PathLike, format: str | None = None, *, medium: str | None = None) -> QTable:
     """Read a line list of MOOG or VALD.
 
     Parameters

@@ -11,7 +11,7 @@ import re
 
 import astropy.units as u
 import numpy as np
-from astropy.table import QTable
+from astropy.table import QTable, Table
 
 from cyclestarnet.grid import air_to_vacuum
 from cyclestarnet.lines.species import atoms_of, species_of_text
@@ -32,7 +32,7 @@ UNIT_WORDS = {"a": u.AA, "aa": u.AA, "ang": u.AA, "angstrom": u.AA, "nm": u.nm, 
 MEDIUM_WORDS = {"air": "air", "vac": "vacuum", "vacuum": "vacuum"}
 
 
-def as_line_list(table, *, medium=None, species=None):
+def as_line_list(table: Table, *, medium: str | None = None, species: str | None = None) -> QTable:
     """Bring a table of lines to the columns, units and medium of a line list.
 
     Columns are found by their names, of which blanks, capitals, media and

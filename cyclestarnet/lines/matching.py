@@ -22,7 +22,14 @@ GROWTH = 0.5
 WRONG_MEDIUM = 3.0
 
 
-def match_lines(table, line_list, *, tolerance=None, n_best=3, temperature=4500 * u.K):
+def match_lines(
+    table: QTable,
+    line_list: QTable,
+    *,
+    tolerance: u.Quantity | None = None,
+    n_best: int = 3,
+    temperature: u.Quantity = 4500 * u.K,
+) -> QTable:
     """Find what in a line list the missing lines of a catalogue may be.
 
     All lines of the list within the tolerance are candidates. Their score is

@@ -80,7 +80,7 @@ class MockDomains:
 
     Attributes
     ----------
-    labels : `~cyclestarnet.LabelSet`
+    label_set : `~cyclestarnet.LabelSet`
         Of the emulator.
     grid : `~cyclestarnet.WavelengthGrid`
         Pixels of all spectra.
@@ -103,7 +103,7 @@ class MockDomains:
         domains.derivatives()["mg_h"]
     """
 
-    labels: LabelSet
+    label_set: LabelSet
     grid: WavelengthGrid
     emulator: Emulator
     features: Features
@@ -129,7 +129,7 @@ class MockDomains:
 
             domains.derivatives(domains.pool[0])["fe_h"]
         """
-        return _derivatives(self.labels, self.grid, self.emulator, self.giant if labels is None else labels)
+        return _derivatives(self.label_set, self.grid, self.emulator, self.giant if labels is None else labels)
 
 
 def masked_emulator(emulator: Emulator, pixels) -> Emulator:
@@ -312,7 +312,7 @@ def make_run(config: MockConfig, domains: MockDomains, fraction: float, seed: in
     mask = domains.features.choose(fraction, seed)
     if not (folder / "masked.pt").exists():
         mask.write(folder / "mask.ecsv")
-        save_emulator(masked_emulator(domains.emulator, mask.pixels), domains.labels, folder / "masked.pt")
+        save_emulator(masked_emulator(domains.emulator, mask.pixels), domains.label_set, folder / "masked.pt")
     _require_same_training(config, folder / "training.json", seed)
     about = {
         "observed domain": "spectra of the complete emulator with noise. Not real spectra.",
@@ -386,10 +386,9 @@ def recovery(model, domains: MockDomains, mask: FeatureMask, labels=None, *, pro
             [_mean(a, w) for a, w in ((error, mask.pixels), (error, ~mask.pixels), (100 - 100 * complete, mask.pixels))]
         )
     columns = dict(zip(("error", "error_elsewhere", "depth"), np.concatenate(parts, axis=1), strict=True))
-    units = {
-        name: quantity for name, quantity in domains.labels.to_quantities(labels).items() if name in domains.labels
-    }
-    return QTable(units | {name: column * u.percent for name, column in columns.items()})
+    label_set = domains.label_set
+    given = {name: values for name, values in label_set.to_quantities(labels).items() if name in label_set}
+    return QTable(given | {name: column * u.percent for name, column in columns.items()})
 
 
 def observed_stars(domains: MockDomains, n: int):
