@@ -117,7 +117,7 @@ def fit_plainly(model, spectra):
     ivar = make_objective(model, stars, FitSetup.of(model, FitOptions())).ivar.numpy()
     starts = np.repeat(model.prior.mean[None], len(stars), axis=0)
     if model.shortcuts is not None:
-        starts = model.shortcuts.first_guess(stars.latent).clip(model.labels.lower, model.labels.upper)
+        starts = model.shortcuts.first_guess(stars.shared_latent).clip(model.labels.lower, model.labels.upper)
     fit = PlainFit(model)
     return lambda: [fit(*star) for star in zip(stars.flux, ivar, stars.filled, starts, strict=True)]
 

@@ -7,6 +7,7 @@ they must be made again when the model is replaced. Names: see ``FIGURES``.
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -230,10 +231,10 @@ def data_flow():
         data=True,
         width=2.0,
     )
-    rooms = ("io", "spectra", "model", "fitting", "results")
+    rooms = ("io", "spectra", "pipeline", "fitting", "pipeline")
     for start, stop, room in zip(texts[:-1], texts[1:], rooms, strict=True):
         d.arrow(start, stop, text=room)
-    d.arrow("weights", "Predictor", text="backend")
+    d.arrow("weights", "Predictor", text="networks")
     d.arrow("Predictor", "Objective", shift=-0.1)
     d.arrow("prior", "Objective", sides="down", shift=0.35)
     captions = (
@@ -253,7 +254,8 @@ def provenance():
     settings = model().translator.network.settings
     rows["split latent"] = f"{settings.split_filters} x {settings.latent_length} numbers"
     rows["shared latent"] = f"{settings.shared_filters} x {settings.latent_length} numbers"
-    rows |= {f"limit: {name}": f"{value:.4g}" for name, value in model().limits.items()}
+    errors = {name: getattr(model().noise, name) for name in ("sigma_floor", "sigma_max")}
+    rows |= {f"limit: {name}": f"{value:.4g}" for name, value in (errors | asdict(model().limits)).items()}
     lines = [".. made by docs/figures.py from the model file", "", ".. list-table::", "   :widths: 20 80", ""]
     for key, value in rows.items():
         lines += [f"   * - {key}", f"     - {value}"]

@@ -413,7 +413,8 @@ def calibrate(options):
     """
     torch.set_num_threads(1)
     path = model_file(options)
-    model = replace(CalibratedModel.load(path), label_error=None)
+    model = CalibratedModel.load(path)
+    model = replace(model, noise=replace(model.noise, label_error=None))
     stars = load_stars(options.work, "val", options.n_scatter)
     with h5py.File(options.work / "observed.h5") as file:
         truth = file["labels val"][: len(stars)].astype(float)

@@ -196,7 +196,7 @@ def _fit_star(star):
         "snr": float(star.snr),
         "values": result.values[:n].tolist(),
         "covariance": result.covariance[:n, :n].tolist(),
-        "motion": {name: [result.labels[name].value, errors[name].value] for name in setup.motion},
+        "motion": {name: [result.labels[name].value, errors[name].value] for name in setup.options.motion},
         "success": result.success,
         "flags": result.flags.names,
         "at_bound": result.meta["at_bound"],
@@ -205,7 +205,7 @@ def _fit_star(star):
         "residual": [middle, (high - low) / 2],
         "seconds": seconds,
     }
-    if setup.space == "observed" and setup.split_latent == "own":
+    if setup.options.space == "observed" and setup.options.split_latent == "own":
         stars, _ = prepare_stars(model, [spectrum], setup)
         objective = make_objective(model, stars, setup)
         row["log_posterior"] = float(objective.log_posterior(setup.parameters.values(result.values))[0])

@@ -153,3 +153,17 @@ def test_stars_without_a_fit_are_left_out(recipe, tmp_path, caplog):
     bench = bench_with(recipe, tmp_path, '{"model": "this"}\n{"star": "a", "error": "too few pixels"}\n{"star": "b"}\n')
     assert list(bench.rows("way")) == ["b"]
     assert "no fit of a" in caplog.text
+
+
+# -- stars --------------------------------------------------------------------------------------
+@pytest.mark.parametrize("options", [{}, {"motion": "velocity"}, {"space": "emulator"}], ids=str)
+def test_a_star_is_fitted_as_the_model_fits_it(recipe, tiny_model, options, monkeypatch):
+    labels = tiny_model.labels.to_quantities(tiny_model.prior.mean)
+    flux = tiny_model.predict(labels).flux.value
+    one = recipe.Star("a", flux, np.full(len(flux), 1e4), np.zeros(4), 100.0)
+    monkeypatch.setattr(recipe, "_worker", (tiny_model, options))
+    row = recipe._fit_star(one)
+    fit = tiny_model.fit(recipe.to_spectrum(flux, tiny_model.grid, ivar=one.ivar), method="lm", **options)
+    np.testing.assert_array_equal(row["values"], fit.values[: len(tiny_model.labels)])
+    assert set(row["motion"]) == ({"velocity"} if options.get("motion") else set())
+    assert ("log_posterior" in row) is (options.get("space") != "emulator")

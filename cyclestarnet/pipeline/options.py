@@ -298,7 +298,7 @@ def sorted_options(given: Mapping[str, Any], *kinds: type) -> list[dict[str, Any
     known = sorted(set().union(*names))
     unknown = sorted(set(given) - set(known))
     if unknown:
-        near = difflib.get_close_matches(unknown[0], known, n=1)
+        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.7)
         meant = f"did you mean {near[0]!r}? There" if near else "there"
         raise TypeError(f"unknown options {unknown}; {meant} are: {', '.join(known)}")
     return [{name: value for name, value in given.items() if name in own} for own in names]
