@@ -7,6 +7,7 @@ the caller's arrays.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -14,11 +15,12 @@ from typing import Any, NoReturn
 import astropy.units as u
 import numpy as np
 from astropy.nddata import InverseVariance, StdDevUncertainty, VarianceUncertainty
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike
-from scipy.ndimage import median_filter
+from scipy.ndimage import maximum_filter1d, median_filter
 
 from cyclestarnet.continuum import ContinuumRecipe
-from cyclestarnet.exceptions import GridError, SpectrumError
+from cyclestarnet.exceptions import CycleStarNetWarning, GridError, SpectrumError
 from cyclestarnet.grid import WavelengthGrid
 
 try:
@@ -32,8 +34,16 @@ __all__ = ["Pixels", "Spectrum", "check_frame", "to_pixels", "to_spectrum"]
 SAME_WAVELENGTH = 1e-7
 # A step this many times the local one is a gap. Two dropped pixels make a gap, a change of sampling does not.
 GAP_FACTOR = 3.0
+# Steps at each side of one that tell what is usual there.
+SIDE = 3
+# Merged exposures and overlapping orders have their pixels in groups, of so many or those of two pixels of the model,
+# and steps from group to group that are alike: one of twice the usual size is a gap.
+GROUP_SIZE, GROUP_FACTOR = 11, 2.0
+GROUPS_AROUND = 4  # at each side: far enough to be more than what is missing around a gap
 # With less than half of its width seen, the mean of a pixel tells more about its neighbour than about itself.
 LEAST_COVERAGE = 0.5
+# Losses of more pixels than the first, and than this fraction of the good pixels of the model, are worth a warning.
+FEW_LOST, LARGEST_LOSS = 10, 0.01
 
 _COUNT_UNITS = {"adu", "ct", "DN", "electron", "mgy", "ph"}
 _PER_UNITS = {"beam", "bin", "pix", "vox"}
@@ -56,6 +66,9 @@ class Pixels:
     raw : array_like, shape (n_pixels,), optional
         Normalised flux as the spectrum has it, also at ignored pixels; NaN where it has none, as between the
         pixels of a spectrum that was resampled. Default: ``flux``.
+    n_lost : int, optional
+        Good pixels of the spectrum on the chips of the model of which resampling could make nothing: those between
+        gaps or bad pixels that cover less than half of any pixel of the model. Default: 0.
 
     Raises
     ------
@@ -73,6 +86,7 @@ class Pixels:
     ivar: np.ndarray
     continuum: np.ndarray | None = None
     raw: np.ndarray | None = None
+    n_lost: int = 0
 
     def __post_init__(self) -> None:
         if self.raw is None:
@@ -80,7 +94,7 @@ class Pixels:
         for name in ("flux", "ivar", "continuum", "raw"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=float))
-        shapes = {name: np.shape(a) for name, a in vars(self).items() if a is not None}
+        shapes = {name: np.shape(a) for name, a in vars(self).items() if name != "n_lost" and a is not None}
         if len(set(shapes.values())) != 1 or self.flux.ndim != 1:
             raise SpectrumError(
                 f"flux, ivar, continuum and raw must be (n_pixels,) arrays of one length, but are {shapes}"
@@ -143,6 +157,12 @@ def to_pixels(spectrum: Spectrum, grid: WavelengthGrid, *, recipe: ContinuumReci
         or impossible at an unmasked pixel, no pixel is left, or the flux has a
         physical unit and ``recipe`` is None.
 
+    Warns
+    -----
+    CycleStarNetWarning
+        If more than 1 % of the good pixels, and more than 10, are lost, as ``n_lost`` of the
+        result counts them.
+
     See Also
     --------
     to_spectrum : the way back.
@@ -152,10 +172,17 @@ def to_pixels(spectrum: Spectrum, grid: WavelengthGrid, *, recipe: ContinuumReci
     Resampling conserves flux: the flux of an output pixel is the mean over the
     good input pixels :math:`j` under it, weighted by the overlaps
     :math:`o_{ij}`. The output pixel is good if they cover at least half of its
-    width. A step of more than three times the local one is a gap, which is
-    never bridged. Flux per frequency and counts per pixel are averaged like
-    flux per wavelength: over one pixel the difference is a constant factor,
-    which the continuum takes.
+    width. A step of more than three times the local one, and of more than a
+    pixel of the model, is a gap, which is never bridged. Where exposures were
+    merged, or orders overlap, pixels stand in groups: then it is the step from
+    group to group that counts, and one of more than twice the usual is a gap.
+    Pixels of the same wavelength (to 1 part in 10 million) are averaged, with
+    the weights of their inverse variances. Others stand for the wavelengths
+    that are nearer to them than to another, so that of many exposures with
+    nearly the same wavelengths the outer pixels of a group have most of the
+    weight; average such exposures first. Flux per frequency and counts per
+    pixel are averaged like flux per wavelength: over one pixel the difference
+    is a constant factor, which the continuum takes.
 
     Resampling correlates neighbours, which an inverse variance per pixel
     cannot tell. The variance that comes out is therefore not that of the pixel
@@ -206,6 +233,7 @@ def to_pixels(spectrum: Spectrum, grid: WavelengthGrid, *, recipe: ContinuumReci
         raise GridError("recipe must be made for the grid of the model, but its grid is another one")
     if wavelength[0] > wavelength[-1]:
         wavelength, flux, variance, raw = (array[::-1] for array in (wavelength, flux, variance, raw))
+    wavelength, flux, variance, raw = _averaged(wavelength, flux, variance, raw)
     low, high = grid.wavelength.value[[0, -1]]
     if wavelength[-1] < low or wavelength[0] > high:
         raise GridError(
@@ -213,11 +241,11 @@ def to_pixels(spectrum: Spectrum, grid: WavelengthGrid, *, recipe: ContinuumReci
             f"model's {low:.1f} to {high:.1f} Angstrom (vacuum); check the unit of the spectral axis"
         )
 
-    selection = _matching_pixels(wavelength, grid)
+    selection, n_lost = _matching_pixels(wavelength, grid), 0
     if selection is not None:
         flux, variance, raw = flux[selection], variance[selection], raw[selection]
     else:
-        flux, variance = _resample(wavelength, flux, variance, grid)
+        flux, variance, n_lost = _resample(wavelength, flux, variance, grid)
         raw = np.where(variance < np.inf, flux, np.nan)
     ivar = 1 / variance  # infinite variance, that of ignored pixels, turns into 0
     if not np.any(ivar):
@@ -225,6 +253,8 @@ def to_pixels(spectrum: Spectrum, grid: WavelengthGrid, *, recipe: ContinuumReci
             f"spectrum has no good pixel between {low:.1f} and {high:.1f} Angstrom: "
             "none is covered, or all there are masked or not finite"
         )
+
+    _warn_of_lost(n_lost, ivar)
 
     continuum = None
     if physical:
@@ -235,7 +265,7 @@ def to_pixels(spectrum: Spectrum, grid: WavelengthGrid, *, recipe: ContinuumReci
         scale = np.where(usable, continuum, 1.0)
         flux, ivar = flux / scale, np.where(usable, ivar * scale**2, 0.0)
         raw = np.where(usable, raw / scale, np.nan)
-    return Pixels(np.where(ivar > 0, flux, 1.0), ivar, continuum, raw)
+    return Pixels(np.where(ivar > 0, flux, 1.0), ivar, continuum, raw, n_lost)
 
 
 def to_spectrum(
@@ -389,9 +419,21 @@ def _wavelength(axis: u.Quantity) -> np.ndarray:
     steps = np.diff(wavelength)
     if len(wavelength) < 2:
         raise GridError(f"the spectral axis must have 2 or more pixels, but has {len(wavelength)}")
-    if not np.all(np.isfinite(wavelength) & (wavelength > 0)) or not (np.all(steps > 0) or np.all(steps < 0)):
-        raise GridError("the spectral axis must be finite, positive and strictly rising or strictly falling")
+    if not np.all(np.isfinite(wavelength) & (wavelength > 0)) or not (np.all(steps >= 0) or np.all(steps <= 0)):
+        raise GridError("the spectral axis must be finite, positive and rising or falling; sort merged exposures by it")
     return wavelength
+
+
+def _warn_of_lost(n_lost: int, ivar: np.ndarray) -> None:
+    """Single pixels are lost between bad ones in most spectra; many are lost if the axis was misunderstood."""
+    n_good = np.count_nonzero(ivar)
+    if n_lost > max(FEW_LOST, LARGEST_LOSS * n_good):
+        warnings.warn(
+            f"{n_lost} good pixels of the spectrum are lost: they stand between gaps or bad pixels and cover less than "
+            f"half of any pixel of the model, of which {n_good} are good; if exposures were merged, average them first",
+            CycleStarNetWarning,
+            stacklevel=3,
+        )
 
 
 def _is_flux_unit(unit: u.UnitBase) -> bool:
@@ -470,6 +512,21 @@ def _flux_and_variance(spectrum: Spectrum, wavelength: np.ndarray) -> tuple[np.n
     return np.where(np.isfinite(flux), flux, np.nan), np.where(good, values, np.inf), physical
 
 
+def _averaged(
+    wavelength: np.ndarray, flux: np.ndarray, variance: np.ndarray, raw: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """One pixel of those that have the same wavelength, as merged exposures of one grid have."""
+    first = np.flatnonzero(np.append(True, np.diff(wavelength) > SAME_WAVELENGTH * wavelength[1:]))
+    if len(first) == len(wavelength):
+        return wavelength, flux, variance, raw
+    ivar = 1 / variance
+    total = np.add.reduceat(ivar, first)
+    good, weight = total > 0, np.where(total > 0, total, 1.0)
+    mean = np.add.reduceat(ivar * flux, first) / weight
+    flux, variance = np.where(good, mean, 0.0), np.where(good, 1 / weight, np.inf)
+    return wavelength[first], flux, variance, np.where(good, mean, raw[first])
+
+
 # -- resampling ------------------------------------------------------------
 def _matching_pixels(wavelength: np.ndarray, grid: WavelengthGrid) -> np.ndarray | None:
     """Positions of the grid's pixels in rising wavelengths, or None if they are not all there."""
@@ -483,31 +540,59 @@ def _matching_pixels(wavelength: np.ndarray, grid: WavelengthGrid) -> np.ndarray
     return found
 
 
-def _input_edges(wavelength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper edges of pixels at rising wavelengths; pixels beside a gap end half a step into it."""
-    step = np.diff(wavelength)
+def _usual_steps(step: np.ndarray) -> np.ndarray:
+    """The usual step at each one: the larger of those at either side, so that a change of sampling is no gap."""
     # Mirrored at the ends, so that a gap next to the first pixel counts once.
-    usual = median_filter(step, size=11, mode="mirror")
-    gap = step > GAP_FACTOR * usual
-    half = np.where(gap, np.nan, step / 2)
-    left, right = np.append(np.nan, half), np.append(half, np.nan)
-    local = np.append(usual[0], usual) / 2  # only for a pixel between two gaps
-    own_left = np.where(np.isfinite(left), left, np.where(np.isfinite(right), right, local))
-    own_right = np.where(np.isfinite(right), right, np.where(np.isfinite(left), left, local))
-    lower, upper = wavelength - own_left, wavelength + own_right
-    # Exactly equal edges between neighbours, so that no sliver between them counts as not covered.
-    upper[:-1] = np.where(gap, upper[:-1], lower[1:])
+    median = median_filter(step, size=2 * SIDE - 1, mode="mirror")
+    place = np.arange(len(step))
+    return np.maximum(median[np.maximum(place - SIDE, 0)], median[np.minimum(place + SIDE, len(step) - 1)])
+
+
+def _group_steps(step: np.ndarray, size: int, place: np.ndarray) -> np.ndarray:
+    """Usual step from group to group of pixels near some steps: that of one exposure, if several were merged."""
+    reach = GROUPS_AROUND * size
+    largest = np.pad(maximum_filter1d(step, size=size, mode="mirror"), reach, mode="reflect")
+    # A low percentile, because gaps are among the largest.
+    return np.percentile(sliding_window_view(largest, 2 * reach + 1)[place], 25, axis=1)
+
+
+def _input_edges(wavelength: np.ndarray, grid: WavelengthGrid) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper edges of pixels at rising wavelengths; pixels beside a gap end half a usual step into it."""
+    step = np.diff(wavelength)
+    pixel = np.concatenate([np.gradient(grid.wavelength.value[start:stop]) for start, stop in grid.chips])
+    in_pixel = np.searchsorted(wavelength, grid.wavelength.value + np.array([[-0.5], [0.5]]) * pixel)
+    size = max(GROUP_SIZE, 2 * int(np.median(in_pixel[1] - in_pixel[0])) + 1)
+    gap = (step > GAP_FACTOR * _usual_steps(step)) & (step > np.interp(wavelength[1:], grid.wavelength.value, pixel))
+    place = np.flatnonzero(gap)
+    gap[place] = step[place] > GROUP_FACTOR * _group_steps(step, size, place)
+
+    # The nearest pixel may be one of another exposure, much nearer than a pixel is wide: look at several.
+    joined = np.pad(np.where(gap, 0.0, step), size)
+    several = sliding_window_view(joined, size).max(axis=1)
+    before, after = several[: len(wavelength)], several[size:]
+    middle = 0.5 * (wavelength[1:] + wavelength[:-1])
+    lower, upper = np.append(-np.inf, middle), np.append(middle, np.inf)
+    for edge, open_side, steps, sign in (
+        (lower, np.append(True, gap), after, -1),
+        (upper, np.append(gap, True), before, 1),
+    ):
+        place = np.flatnonzero(open_side)
+        width = np.where(steps[place] > 0, steps[place], np.inf)  # 0: between two gaps
+        width = np.minimum(width, _group_steps(step, size, np.minimum(place, len(step) - 1)))
+        reach = wavelength[place] + sign * width / 2
+        edge[place] = np.maximum(edge[place], reach) if sign < 0 else np.minimum(edge[place], reach)
     return lower, upper
 
 
 def _resample(
     wavelength: np.ndarray, flux: np.ndarray, variance: np.ndarray, grid: WavelengthGrid
-) -> tuple[np.ndarray, np.ndarray]:
-    """Flux and variance on the grid; see the Notes of `to_pixels`."""
-    lower, upper = _input_edges(wavelength)
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Flux and variance on the grid, and how many good pixels are lost; see the Notes of `to_pixels`."""
+    lower, upper = _input_edges(wavelength, grid)
     width, good = upper - lower, np.isfinite(variance)
     noise = np.where(good, variance, 0.0) * width
     out_flux, out_variance = np.zeros(grid.n_pixels), np.full(grid.n_pixels, np.inf)
+    wanted, used = np.zeros(len(wavelength), dtype=bool), np.zeros(len(wavelength), dtype=bool)
     for start, stop in grid.chips:
         edges = grid.edges((start, stop))
         near = (upper > edges[0]) & (lower < edges[-1])
@@ -527,4 +612,6 @@ def _resample(
         out_flux[start:stop] = np.where(enough, np.bincount(output, overlap * flux[source], n) / seen, 0.0)
         spread = np.bincount(output, overlap * noise[source], n) / seen**2
         out_variance[start:stop] = np.where(enough, spread, np.inf)
-    return out_flux, out_variance
+        wanted |= good & (wavelength > edges[0]) & (wavelength < edges[-1])
+        used[source[enough[output]]] = True
+    return out_flux, out_variance, int(np.count_nonzero(wanted & ~used))

@@ -12,7 +12,7 @@ from specutils import SpectrumList
 from specutils.manipulation import FluxConservingResampler
 
 from cyclestarnet.continuum import ContinuumRecipe
-from cyclestarnet.exceptions import GridError, SpectrumError
+from cyclestarnet.exceptions import CycleStarNetWarning, GridError, SpectrumError
 from cyclestarnet.grid import WavelengthGrid, air_to_vacuum, apogee_grid
 from cyclestarnet.spectra import Pixels, Spectrum, to_pixels, to_spectrum
 
@@ -355,7 +355,7 @@ def test_spectrum_without_axis_is_refused(grid, data):
 
 @pytest.mark.parametrize("axis", [np.linspace(-1, 2, N) * u.um, np.linspace(0, 2e14, N) * u.Hz])
 def test_axis_must_be_positive(grid, data, axis):
-    with pytest.raises(GridError, match=r"finite, positive and strictly"):
+    with pytest.raises(GridError, match=r"finite, positive and rising or falling"):
         to_pixels(make(*data, axis), grid)
 
 
@@ -569,6 +569,93 @@ def test_change_of_sampling_is_no_gap():
     axis = np.r_[15000:15010:0.1, 15010:15030:0.25]
     grid = WavelengthGrid(np.arange(15002, 15028, 0.3) * u.AA)
     assert to_pixels(make(np.ones(len(axis)), np.ones(len(axis)), axis * u.AA), grid).n_good == grid.n_pixels
+
+
+# -- merged exposures --------------------------------------------------------
+EVEN = 15000 + 0.2 * np.arange(400)
+OFFSETS = {
+    "pair": [0, 0.03],
+    "near pair": [0, 0.001],
+    "half a step": [0, 0.1],
+    "five": [0, 0.01, 0.02, 0.03, 0.04],
+    "random": np.random.default_rng(1).uniform(-0.1, 0.1, 20),
+    "many near": np.random.default_rng(2).normal(0, 0.002, 30),
+}
+
+
+def merged(axes):
+    axis = np.sort(np.concatenate(axes))
+    return make(np.ones(len(axis)), np.full(len(axis), 0.01), axis * u.AA)
+
+
+@pytest.mark.parametrize("offsets", OFFSETS.values(), ids=OFFSETS.keys())
+def test_merged_exposures_lose_no_pixel(offsets):
+    grid = WavelengthGrid(EVEN[2:-2] * u.AA)
+    pixels = to_pixels(merged([EVEN + 0.01 + offset for offset in offsets]), grid)
+    assert pixels.n_good == grid.n_pixels
+    assert pixels.n_lost == 0
+
+
+@pytest.mark.parametrize("offsets", OFFSETS.values(), ids=OFFSETS.keys())
+def test_gaps_of_merged_exposures_stay_gaps(offsets):
+    keep = np.ones(400, dtype=bool)
+    for start, stop in ((50, 54), (100, 110), (200, 300)):
+        keep[start:stop] = False
+    grid = WavelengthGrid(EVEN[2:-2] * u.AA)
+    pixels = to_pixels(merged([EVEN[keep] + offset for offset in offsets]), grid)
+    gap, bad = ~keep[2:-2], pixels.ivar == 0
+    inside = gap & np.roll(gap, 1) & np.roll(gap, -1)  # exposures that are shifted see part of the outer pixels
+    assert np.all(bad[inside])
+    assert not np.any(bad[~gap])
+
+
+@pytest.mark.parametrize("offset", [0.001, 0.03, 0.1])
+def test_two_exposures_have_twice_the_information(offset):
+    grid = WavelengthGrid(EVEN[5:-5] * u.AA)
+    np.testing.assert_allclose(to_pixels(merged([EVEN, EVEN + offset]), grid).ivar, 2e4, rtol=1e-6)
+
+
+def test_exposures_that_overlap_in_part_lose_no_pixel():
+    grid = WavelengthGrid(EVEN[2:-2] * u.AA)
+    assert to_pixels(merged([EVEN, EVEN[100:200] + 0.03]), grid).n_good == grid.n_pixels
+
+
+def test_orders_of_other_sampling_lose_no_pixel():
+    grid = WavelengthGrid(np.arange(15002, 15078, 0.2) * u.AA)
+    pixels = to_pixels(merged([np.arange(15000, 15040, 0.05), np.arange(15035.013, 15080, 0.31)]), grid)
+    assert pixels.n_good == grid.n_pixels
+
+
+def test_sampling_that_turns_six_times_coarser_is_no_gap():
+    grid = WavelengthGrid(np.arange(15002, 15078, 0.2) * u.AA)
+    spectrum = merged([np.arange(15000, 15030, 0.05), np.arange(15030, 15034, 0.31), np.arange(15034, 15080, 0.05)])
+    assert to_pixels(spectrum, grid).n_good == grid.n_pixels
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.05], ids=["selected", "resampled"])
+def test_pixels_of_the_same_wavelength_are_averaged(grid, data, shift):
+    rng, (flux, sigma) = np.random.default_rng(3), data
+    mask, axis = rng.uniform(size=(2, N)) < 0.2, grid.wavelength.value + shift
+    both, errors = np.stack([flux, flux[::-1]]), np.stack([sigma, 2 * sigma])
+    order = np.argsort(np.tile(axis, 2), kind="stable")
+    arrays = (a.ravel()[order] for a in (both, errors))
+    pixels = to_pixels(make(*arrays, np.tile(axis, 2)[order] * u.AA, mask=mask.ravel()[order]), grid)
+    ivar = np.where(mask, 0, errors**-2.0)
+    mean = (ivar * both).sum(0) / np.where(mask.all(0), 1, ivar.sum(0))
+    error = np.where(mask.all(0), np.nan, ivar.sum(0)) ** -0.5
+    expected = to_pixels(make(mean, error, axis * u.AA, mask=mask.all(0)), grid)
+    np.testing.assert_allclose(pixels.flux, expected.flux, rtol=1e-12)
+    np.testing.assert_allclose(pixels.ivar, expected.ivar, rtol=1e-12)
+
+
+def test_lost_pixels_are_counted_and_warned_of():
+    axis = np.r_[EVEN, EVEN + 100]
+    mask = (np.arange(800) < 400) & (np.arange(800) % 4 > 0)  # each good pixel of the first half stands alone,
+    grid = WavelengthGrid(np.r_[15001:15079:0.5, 15101:15179:0.5] * u.AA, [(0, 156), (156, 312)])
+    spectrum = make(np.ones(800), np.full(800, 0.01), axis * u.AA, mask=mask)
+    lone = np.count_nonzero(~mask & (axis > 15000.75) & (axis < 15078.75))  # and covers less than half of a pixel
+    with pytest.warns(CycleStarNetWarning, match=rf"{lone} good pixels of the spectrum are lost"):
+        assert to_pixels(spectrum, grid).n_lost == lone
 
 
 def test_chips_do_not_mix():

@@ -87,6 +87,7 @@ def make_result(
         "n_evaluations": int(optimum.n_evaluations[row]),
         "n_jacobians": int(optimum.n_jacobians[row]),
         "condition": float(optimum.condition[row]),
+        "n_lost": stars.pixels[row].n_lost,
         "normalised_here": stars.pixels[row].continuum is not None,
         "error_scale": float(optimum.error_scale[row]),
         "at_bound": [name for name, hit in zip(setup.label_set, at_bound, strict=True) if hit],
