@@ -5,7 +5,7 @@ import torch
 from tiny import LineFamily
 from training_oracle import Oracle, assert_same_weights, autoencoder_losses
 
-from cyclestarnet.training.datasets import StoredSynthetic
+from cyclestarnet.training.datasets import StoredSynthetic, SyntheticSpectra
 from cyclestarnet.training.trainer import Anchors, Trainer
 
 # weight_adversarial is not 1, so that it matters which terms it multiplies.
@@ -18,6 +18,17 @@ OPTIONS = {
     "anchors, no split": {"weight_anchors": 2.0, "split_filters": 0, "weight_labels": 1.0},
     "warm start": {"warm_start": 1},
     "warm start, no split": {"warm_start": 1, "split_filters": 0, "weight_labels": 1.0, "gradient_clip": 0.5},
+    "label cycle": {"weight_labels": 1.0, "weight_label_cycle": 3.0},
+    "response": {"weight_response": 3.0, "response_labels": ("logg", "mg_h")},
+    "response, no split": {"weight_response": 3.0, "response_labels": ("mg_h",), "split_filters": 0},
+    "response in parts": {
+        "weight_response": 3.0,
+        "response_labels": ("mg_h",),
+        "micro_batches": 2,
+        "batch_size": 4,
+        "weight_labels": 1.0,
+        "weight_label_cycle": 3.0,
+    },
     # The oracle takes the batch as a whole, but for the energy distance.
     "2 parts": {"micro_batches": 2, "batch_size": 6},
     "3 parts": {"micro_batches": 3, "batch_size": 6, "critic_penalty": 1.0, "weight_labels": 1.0, "weight_latent": 2.0},
@@ -91,7 +102,7 @@ def shifted(make_trainer):
     trainer = make_trainer(double=True, micro_batches=2, **RATES, **SHIFTED)
     trainer.parts.prior_shift.data = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
     oracle = Oracle(trainer)
-    (_, x_obs, weight, labels), _ = oracle.draw()
+    (_, x_obs, weight, labels, _), _ = oracle.draw()
     oracle.generator.manual_seed(trainer.settings.seed)
 
     def batch(shift):
@@ -143,6 +154,63 @@ def test_prior_without_shift_draws_the_same_batch(make_trainer):
 
 
 # -- what does not go together -----------------------------------------------------------
+# -- the response to single labels ---------------------------------------------------
+RESPONSE = {"weight_response": 1.0, "response_labels": ("mg_h",)}
+
+
+def test_response_is_how_much_the_gap_changes(make_trainer):
+    """Of networks that see nothing of the spectrum: not at all. The spectra differ, so that it could be otherwise."""
+    trainer = make_trainer(**RESPONSE)
+    assert trainer.step()["response"] > 0
+    for parameter in (*trainer.network.encoder_synth.parameters(), *trainer.network.encoder_sh.parameters()):
+        parameter.data.zero_()
+    assert trainer.step()["response"] == 0
+
+
+def test_training_preserves_the_response(make_trainer):
+    """Fifty steps with the term and without it: the gap of the one is the less moved by labels."""
+    moved = {}
+    for weight in (1e-6, 1000.0):
+        trainer = make_trainer(learning_rate=2e-3, **RESPONSE | {"weight_response": weight})
+        moved[weight] = [trainer.step()["response"] for _ in range(50)][-10:]
+    assert sum(moved[1000.0]) < 0.5 * sum(moved[1e-6])
+
+
+def test_a_few_labels_change_within_the_pool(make_trainer):
+    """Three of four, by normal steps in standard deviations of the pool, but for what is cut at its edge."""
+    pool = torch.randn((500, 5), generator=torch.Generator().manual_seed(1)) * 3 + 7
+    names = ("a", "b", "c", "d", "e")
+    synthetic = SyntheticSpectra(lambda labels: labels, pool, make_trainer().settings, label_names=names)
+    labels, generator = torch.zeros((4000, 5)), torch.Generator().manual_seed(2)
+    changed = synthetic.changed(labels, ("e", "b", "a", "c"), generator)
+    assert not changed[:, 3].any()
+    assert ((changed != 0).sum(1) == 3).all()
+    assert changed[changed != 0].std() == pytest.approx(1, abs=0.03)
+    lowest, highest = ((edge - synthetic.label_mean) / synthetic.label_std for edge in (pool.amin(0), pool.amax(0)))
+    assert ((changed >= lowest) & (changed <= highest)).all()
+    assert (changed.amax(0) == highest).sum() >= 1
+    again = synthetic.changed(labels, ("e", "b", "a", "c"), torch.Generator().manual_seed(2))
+    assert torch.equal(again, changed)
+
+
+def test_labels_that_change_must_be_known(make_trainer):
+    with pytest.raises(ValueError, match=r"must be labels of the .* \(teff, logg, mg_h\), but k_h is none"):
+        make_trainer(**RESPONSE | {"response_labels": ("mg_h", "k_h")})
+
+
+def test_response_follows_the_shift_of_the_prior(make_trainer):
+    """The two spectra of a pair differ in what was changed, not in the shift of one of them."""
+    trainer = make_trainer(prior_rate=1e-9, **RESPONSE)
+    trainer.parts.prior_shift.data = torch.tensor([1.0, -1.0, 0.0])
+    rendered = []
+    render = trainer.synthetic.render
+    trainer.synthetic.render = lambda labels: rendered.append(labels.detach()) or render(labels)
+    trainer.step()
+    shifted, changed = rendered[1:]
+    assert torch.equal(shifted[:, :2], changed[:, :2])
+    assert (shifted[:, 2] != changed[:, 2]).all()
+
+
 def stored(settings, labels=None):
     """Synthetic spectra that no emulator can make anew."""
     return StoredSynthetic(torch.ones(6, 415), labels, settings)
@@ -172,12 +240,14 @@ def test_labels_must_be_known(make_trainer):
         Trainer(trainer.network.settings, trainer.settings, stored(trainer.settings), trainer.observed)
 
 
-@pytest.mark.parametrize("option", [{"prior_rate": 0.1}, {"weight_anchors": 1.0}])
+@pytest.mark.parametrize("option", [{"prior_rate": 0.1}, {"weight_anchors": 1.0}, RESPONSE])
 def test_spectra_must_be_rendered(make_trainer, option):
     """Stored spectra have labels, but none can be made of other labels."""
     trainer = make_trainer(**option)
     synthetic = stored(trainer.settings, torch.randn(6, 3))
-    with pytest.raises(ValueError, match="prior_rate and weight_anchors need synthetic spectra that an emulator makes"):
+    with pytest.raises(
+        ValueError, match="prior_rate, weight_anchors and weight_response need synthetic spectra that an emulator makes"
+    ):
         Trainer(trainer.network.settings, trainer.settings, synthetic, trainer.observed, anchors=trainer.anchors)
 
 

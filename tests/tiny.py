@@ -80,7 +80,7 @@ def tiny_trainer(
     )
     pool, labels = family.draw(24, rng), family.draw(24, rng)
     flux, sigma, mask = noisy(labels, rng)
-    synthetic = SyntheticSpectra(emulator or family.emulator, pool, settings)
+    synthetic = SyntheticSpectra(emulator or family.emulator, pool, settings, label_names=family.labels.names)
     observed = ObservedSpectra(flux, sigma, mask, settings)
     in_memory, anchors = [observed], None
     if table is not None:

@@ -25,6 +25,7 @@ def mappings(net, x_synth, x_obs):
     hidden_back = net.encoder_obs(m["synth_to_obs"])
     m["z_split_back"] = net.encoder_sp(hidden_back) if split else None
     m["cyc_synth"] = decode_synth(net.encoder_sh(hidden_back))
+    m["z_back"] = net.encoder_sh(hidden_back)
     m["cyc_obs"] = decode_obs(net.encoder_sh(net.encoder_synth(m["obs_to_synth"])), m["z_split"])
     return m
 
@@ -53,7 +54,7 @@ def energy_distance(a, b):
     return (2 * between - within) / a.shape[1] ** 0.5
 
 
-def autoencoder_losses(parts, settings, x_synth, x_obs, weight_obs, labels):
+def autoencoder_losses(parts, settings, x_synth, x_obs, weight_obs, labels, x_changed=None):
     """Every term of the autoencoder step, from DESIGN: distances over all pixels, fakes' targets flipped."""
     m = mappings(parts["network"], x_synth, x_obs)
     weight = {"synth": settings.flux_std / settings.synthetic_sigma, "obs": weight_obs}
@@ -74,6 +75,12 @@ def autoencoder_losses(parts, settings, x_synth, x_obs, weight_obs, labels):
         terms["latent"] = sum(within_parts) / settings.micro_batches
     if settings.weight_labels:
         terms["labels"] = ((parts["label_head"](m["z_synth"]) - labels) ** 2).mean()
+    if settings.weight_label_cycle:
+        terms["label_cycle"] = ((parts["label_head"](m["z_back"]) - labels) ** 2).mean()
+    if x_changed is not None:
+        other = mappings(parts["network"], x_changed, x_obs)  # with the split latents of the same observed stars
+        gaps = [n["synth_to_obs"] - n["rec_synth"] for n in (m, other)]
+        terms["response"] = weighted_distance(gaps[1], gaps[0][:, 0], weight["synth"])
     return terms, m
 
 
@@ -146,10 +153,15 @@ class Oracle:
         """The next batch of the trainer, and its anchors."""
         x_synth, labels = self.trainer.synthetic.draw(self.settings.batch_size, self.generator)
         x_obs, weight = self.trainer.observed.draw(self.settings.batch_size, self.generator)
-        anchors = None
+        anchors, changed = None, None
+        if self.settings.weight_response:
+            s, synthetic = self.settings, self.trainer.synthetic
+            others = synthetic.changed(labels, s.response_labels, self.generator)
+            flux = synthetic.emulator(synthetic.label_mean + others * synthetic.label_std)
+            changed = (flux - s.flux_mean) / s.flux_std
         if self.settings.weight_anchors:
             anchors = torch.randint(len(self.trainer.anchors.labels), (4,), generator=self.generator)
-        return (x_synth, x_obs, weight, labels), anchors
+        return (x_synth, x_obs, weight, labels, changed), anchors
 
     def step(self):
         s = self.settings
@@ -173,6 +185,8 @@ class Oracle:
         ramp = min(1, (self.iteration + 1) / s.adversarial_ramp) if s.adversarial_ramp else 1
         total = total + s.weight_adversarial * ramp * (terms["gen_synth"] + terms["gen_obs"])
         total = total + s.weight_latent * terms.get("latent", 0) + s.weight_labels * terms.get("labels", 0)
+        total = total + s.weight_label_cycle * terms.get("label_cycle", 0)
+        total = total + s.weight_response * terms.get("response", 0)
         if s.weight_anchors:
             terms["anchors"] = self.anchor_loss(anchors)
             total = total + s.weight_anchors * terms["anchors"]

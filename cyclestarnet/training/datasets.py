@@ -10,7 +10,7 @@ those that do not are streamed from their file in a shuffled order
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, Self
 
 import numpy as np
@@ -42,6 +42,8 @@ __all__ = [
 ]
 
 Device = torch.device | str
+
+CHANGED_AT_ONCE = 3  # a few, so that what a single one does is not lost among many
 
 
 class Source(Protocol):
@@ -594,6 +596,8 @@ class SyntheticSpectra(_Stateless):
     weights : array, shape (n_pool,), optional
         Relative probabilities of the pool's rows: importance sampling, for
         example towards the labels of the observed stars. Default: all equal.
+    label_names : sequence of str, optional
+        Names of the labels, by which `changed` knows them. Default: none.
 
     Attributes
     ----------
@@ -626,9 +630,11 @@ class SyntheticSpectra(_Stateless):
         settings: TrainingSettings,
         *,
         weights: ArrayLike | None = None,
+        label_names: Sequence[str] | None = None,
     ):
         self.emulator, self.settings = emulator, settings
         self.label_pool = torch.as_tensor(label_pool, dtype=torch.float32)
+        self.label_names = None if label_names is None else tuple(label_names)
         shape = tuple(self.label_pool.shape)
         if len(shape) != 2 or 0 in shape or not torch.isfinite(self.label_pool).all():
             raise ValueError(f"label_pool must be finite, of shape (n_pool, n_labels), but has {shape}, or NaNs")
@@ -677,6 +683,73 @@ class SyntheticSpectra(_Stateless):
         standardised = (labels - self.label_mean) / self.label_std
         with torch.no_grad():
             return self.render(standardised), standardised
+
+    def changed(self, labels: Tensor, names: Sequence[str], generator: torch.Generator | None = None) -> Tensor:
+        """Change a few of some labels by about as much as they scatter, within the range of the pool.
+
+        Parameters
+        ----------
+        labels : tensor, shape (n, n_labels)
+            Standardised by the pool.
+        names : sequence of str
+            Labels that may change; up to three of them do in each row.
+        generator : `torch.Generator`, optional
+            One of the CPU. Default: that of torch.
+
+        Returns
+        -------
+        tensor, shape (n, n_labels)
+            Standardised by the pool.
+
+        Raises
+        ------
+        ValueError
+            If the labels of the pool have no names, or not these.
+
+        Examples
+        --------
+        ::
+
+            flux, labels = synthetic.draw(8, generator)
+            flux_of_others = synthetic.render(synthetic.changed(labels, ["mg_h", "k_h"], generator))
+        """
+        self.check_names(names)
+        columns = torch.tensor([(self.label_names or ()).index(name) for name in names])
+        order = torch.rand((len(labels), len(columns)), generator=generator).argsort(dim=1)
+        steps = torch.randn((len(labels), len(columns)), generator=generator) * (order < CHANGED_AT_ONCE)
+        change = torch.zeros(labels.shape)
+        change[:, columns] = steps
+        lowest, highest = (
+            (edge - self.label_mean) / self.label_std for edge in (self.label_pool.amin(0), self.label_pool.amax(0))
+        )
+        return torch.clamp(labels + change.to(labels), lowest, highest)
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Check that the pool has labels of these names.
+
+        Parameters
+        ----------
+        names : sequence of str
+            As for `changed`.
+
+        Raises
+        ------
+        ValueError
+            If it has not, or if its labels have no names.
+
+        Examples
+        --------
+        ::
+
+            synthetic.check_names(["mg_h"])
+        """
+        known = self.label_names or ()
+        strange = [name for name in names if name not in known]
+        if strange:
+            raise ValueError(
+                f"response_labels must be labels of the synthetic spectra ({', '.join(known) or 'without names'}), "
+                f"but {', '.join(strange)} is none"
+            )
 
     def render(self, labels: Tensor) -> Tensor:
         """Make spectra of given labels, differentiable.

@@ -243,7 +243,7 @@ def _synthetic_domain(
     if given.labels is not None:
         with blamed(config, "synthetic", "labels"):
             pool = _pool(given.labels, labels, given.n_drawn, config.run.seed)
-        return SyntheticSpectra(emulator, pool, settings), emulator, labels, pool, about
+        return SyntheticSpectra(emulator, pool, settings, label_names=labels.names), emulator, labels, pool, about
     assert table is not None  # labels are there without it, or the configuration was refused
     with blamed(config, "synthetic", "path"):
         values = _values(table, labels.names)

@@ -55,6 +55,17 @@ class TrainingSettings:
         Beyond the paper, 0 = off: energy distance between both domains' shared
         latents, and the error of a small head that reads the labels of
         synthetic spectra from their shared latents.
+    weight_label_cycle : float
+        Beyond the paper, 0 = off: error of the labels that the same head reads from the
+        re-encoded translation. Needs ``weight_labels``.
+    weight_response : float
+        Beyond the paper, 0 = off: how much the gap between the domains (what the two decoders make
+        of the same latents) changes, in units of ``synthetic_sigma``, when a few of the
+        ``response_labels`` change. In a model whose translation is ``"residual"`` this is how much
+        translation changes what a label does.
+    response_labels : tuple of str
+        Those labels: ones that hardly change the gap, such as single elements. Not those that
+        make a star another one, as ``teff``.
     adversarial : {"cross_entropy", "least_squares"}
         The paper's adversarial loss, or that of LSGAN.
     adversarial_ramp : int
@@ -122,6 +133,9 @@ class TrainingSettings:
     weight_adversarial: float = 1.0
     weight_latent: float = 0.0
     weight_labels: float = 0.0
+    weight_label_cycle: float = 0.0
+    weight_response: float = 0.0
+    response_labels: tuple[str, ...] = ()
     adversarial: str = "cross_entropy"
     adversarial_ramp: int = 0
     critic_penalty: float = 0.0
@@ -143,6 +157,7 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
         object.__setattr__(self, "steps", tuple(self.steps))
+        object.__setattr__(self, "response_labels", tuple(self.response_labels))
         for name in POSITIVE:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, but is {getattr(self, name)}")
@@ -165,6 +180,10 @@ class TrainingSettings:
             raise ValueError(f"micro_batches ({self.micro_batches}) must divide batch_size ({self.batch_size})")
         if not 0 <= self.average_decay < 1:
             raise ValueError(f"average_decay must be in [0, 1), but is {self.average_decay}")
+        if bool(self.weight_response) != bool(self.response_labels):
+            raise ValueError("weight_response needs response_labels, and response_labels need weight_response")
+        if self.weight_label_cycle and not self.weight_labels:
+            raise ValueError("weight_label_cycle needs weight_labels, which trains the head that reads labels")
         if self.sigma_floor >= self.sigma_max:
             raise ValueError(f"sigma_floor ({self.sigma_floor}) must be below sigma_max ({self.sigma_max})")
 

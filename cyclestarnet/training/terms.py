@@ -144,7 +144,12 @@ class Adaptation(nn.Module):
 
     # -- the autoencoder step --------------------------------------------------
     def autoencoder_terms(
-        self, x_synth: Tensor, x_obs: Tensor, weight_obs: Tensor, labels: Tensor | None = None
+        self,
+        x_synth: Tensor,
+        x_obs: Tensor,
+        weight_obs: Tensor,
+        labels: Tensor | None = None,
+        x_changed: Tensor | None = None,
     ) -> tuple[Terms, Transfers]:
         """Unweighted loss terms of the autoencoder step, and what the critics need.
 
@@ -156,12 +161,14 @@ class Adaptation(nn.Module):
             Inverse errors of ``x_obs`` in the same units; 0 for bad pixels.
         labels : tensor, shape (n, n_labels), optional
             Standardised labels of ``x_synth``, which a label head needs.
+        x_changed : tensor, shape (n, n_pixels), optional
+            Standardised synthetic spectra that differ from ``x_synth`` in a few labels, row by row.
 
         Returns
         -------
         terms : dict of tensor, shape ()
-            ``rec_*``, ``cyc_*`` and ``gen_*`` of both domains, and ``latent``
-            and ``labels`` if the settings ask for them.
+            ``rec_*``, ``cyc_*`` and ``gen_*`` of both domains, and ``latent``, ``labels``,
+            ``label_cycle`` and ``response`` if the settings ask for them.
         transfers : `Transfers`
             For `critic_terms`.
 
@@ -214,6 +221,12 @@ class Adaptation(nn.Module):
             terms["latent"] = losses.energy_distance(shared_latent_synth.flatten(1), shared_latent_obs.flatten(1))
         if self.label_head is not None:
             terms["labels"] = (self.label_head(shared_latent_synth) - labels).square().mean()
+        if self.label_head is not None and self.settings.weight_label_cycle:
+            read = self.label_head(shared_latent_back[n:].channels().to(full))
+            terms["label_cycle"] = (read - labels).square().mean()
+        if x_changed is not None:
+            gap = self._gap(x_changed, hidden_split, matrices)
+            terms["response"] = losses.distance(gap, synth_to_obs - rec_synth, weight)
         kept = (rec_synth, obs_to_synth, rec_obs, synth_to_obs, shared_latent_synth, shared_latent_obs)
         of_split = (None if z is None else z.detach() for z in (split_latent_true, split_latent_fake))
         return terms, Transfers(*(tensor.detach() for tensor in kept), *of_split)
@@ -347,6 +360,15 @@ class Adaptation(nn.Module):
         hidden_synth = convolutions.run(self.network.encoder_synth, self._maps(synth_like), matrices)
         hidden_obs = convolutions.run(self.network.encoder_obs, self._maps(obs_like), matrices)
         return convolutions.run(self.network.encoder_sh, self.maps.join(hidden_synth, hidden_obs), matrices), hidden_obs
+
+    def _gap(self, x_synth: Tensor, hidden_split: Maps | None, matrices: convolutions.Matrices) -> Tensor:
+        """What the two decoders make of the latents of synthetic spectra: observed - synthetic."""
+        net = self.network
+        hidden = convolutions.run(net.encoder_synth, self._maps(x_synth), matrices)
+        z = convolutions.run(net.encoder_sh, hidden, matrices)
+        hidden = convolutions.run(net.decoder_sh, z.to(self.dtype), matrices)
+        synthetic = convolutions.run(net.decoder_synth, hidden, matrices).spectra()
+        return self._decode_obs(hidden, hidden_split, matrices) - synthetic
 
     def _decode_obs(self, hidden: Maps, hidden_split: Maps | None, matrices: convolutions.Matrices) -> Tensor:
         both = hidden if hidden_split is None else hidden.beside(hidden_split)

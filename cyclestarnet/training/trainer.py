@@ -223,11 +223,13 @@ class Trainer:
                 f"weight_latent needs at least 2 spectra in each of the {n_parts} parts of a batch, which has "
                 f"{s.batch_size}: the energy distance compares spectra of one domain, too"
             )
-        if (s.prior_rate or s.weight_anchors) and not isinstance(self.synthetic, SyntheticSpectra):
+        if (s.prior_rate or s.weight_anchors or s.weight_response) and not isinstance(self.synthetic, SyntheticSpectra):
             raise ValueError(
-                "prior_rate and weight_anchors need synthetic spectra that an emulator makes, SyntheticSpectra, "
-                f"but these are {type(self.synthetic).__name__}"
+                "prior_rate, weight_anchors and weight_response need synthetic spectra that an emulator makes, "
+                f"SyntheticSpectra, but these are {type(self.synthetic).__name__}"
             )
+        if s.weight_response and isinstance(self.synthetic, SyntheticSpectra):
+            self.synthetic.check_names(s.response_labels)
         n_labels = 0 if self.synthetic.label_mean is None else len(self.synthetic.label_mean)
         if self.anchors is not None and self.anchors.labels.shape[1] != n_labels:
             raise ValueError(
@@ -280,6 +282,9 @@ class Trainer:
         x_synth, labels = self.synthetic.draw(n, self.generator)
         x_obs, weight_obs = self.observed.draw(n, self.generator)
         drawn = {"x_synth": x_synth, "x_obs": x_obs, "weight_obs": weight_obs, "labels": labels}
+        if self.settings.weight_response and labels is not None:
+            assert isinstance(self.synthetic, SyntheticSpectra)  # this was checked
+            drawn["changed"] = self.synthetic.changed(labels, self.settings.response_labels, self.generator)
         share = slice(self.rank, None, self.n_processes)
         batch = {name: tensor[share].to(self.device) for name, tensor in drawn.items() if tensor is not None}
         if self.anchors is not None:
@@ -311,6 +316,8 @@ class Trainer:
             "gen_obs": s.weight_adversarial * s.adversarial_factor(self.iteration),
             "latent": s.weight_latent,
             "labels": s.weight_labels,
+            "label_cycle": s.weight_label_cycle,
+            "response": s.weight_response,
         }
         shift = self.parts.prior_shift
         transfers: list[Transfers] = []
@@ -323,6 +330,10 @@ class Trainer:
             if shift is not None:
                 part["labels"] = part["labels"] + shift.detach()
                 part["x_synth"] = self._render(part["labels"] + (shift - shift.detach()))
+            if "changed" in part:
+                changed = part.pop("changed") if shift is None else part.pop("changed") + shift.detach()
+                with torch.no_grad():
+                    part["x_changed"] = self._render(changed)
             terms, transfer = self.parts.autoencoder_terms(**part)
             if shift is not None:
                 # what is easy to reconstruct must not draw the labels: only what tells the domains apart
