@@ -16,6 +16,9 @@ from cyclestarnet.labels import LabelSet, difference_unit
 
 __all__ = ["FitFlag", "FitResult", "Posterior"]
 
+MEASURED = 0.5  # resolution from which a label is more the star's than the prior's
+UNDETECTED = 1 / (2 * np.log(10))  # dex: d ln(depth) = ln(10) d[X/H] in weak lines, so that 2 σ of depth are all of it
+
 
 class FitFlag(enum.Flag):
     """Reasons for doubt about a fit; ``FitFlag(0)`` is none.
@@ -126,6 +129,16 @@ class FitResult:
         As they were chosen; a sampling that starts here has the same.
     split_latent : `SplitLatentEstimate` or None
         With ``split_latent="fitted"``.
+    resolution : array, shape (n_labels,), or None
+        By how much a fitted label moves if the star's own one moves by 1 and its others stay, by the
+        model's derivatives: 1 if the data tell it, 0 if only the prior speaks. NaN for fixed labels.
+    data_error : array, shape (n_labels,), or None
+        Error of each label if there were no prior; without ``label_error``. NaN for fixed labels.
+    prior_dominated : tuple of str
+        Labels whose resolution is below 0.5: more than half of what is special about this star is lost in them.
+    upper_limits : tuple of str
+        Abundances whose lines are not seen: their depth is within 2 σ of none, as long as lines are
+        weak (``data_error`` above 1 / (2 ln 10) = 0.22 dex). Take label + 2 uncertainties as a limit.
     meta : dict
         Model, prior, numbers of evaluations, S/N, and what the flags are made of, for people; nothing reads it.
 
@@ -151,7 +164,22 @@ class FitResult:
     space: str
     options: object = None
     split_latent: SplitLatentEstimate | None = None
+    resolution: np.ndarray | None = None
+    data_error: np.ndarray | None = None
     meta: dict = field(default_factory=dict)
+
+    @property
+    def prior_dominated(self):
+        return self._names_where(self.resolution, lambda name, value: value < MEASURED)
+
+    @property
+    def upper_limits(self):
+        return self._names_where(self.data_error, lambda name, value: name.endswith("_h") and value > UNDETECTED)
+
+    def _names_where(self, figures, holds):
+        if figures is None:
+            return ()
+        return tuple(name for name, value in zip(self.label_set, figures, strict=True) if holds(name, value))
 
     @property
     def labels(self):
@@ -230,6 +258,8 @@ class FitResult:
             "success": [self.success],
             "flags": [self.flags.value],
             "flag_names": [",".join(self.flags.names)],
+            "prior_dominated": [",".join(self.prior_dominated)],
+            "upper_limits": [",".join(self.upper_limits)],
             "message": [self.message],
         }
         return QTable(columns)
@@ -240,7 +270,8 @@ class FitResult:
         Returns
         -------
         `~astropy.table.Table`
-            ``label``, ``value``, ``uncertainty`` (``fixed`` if the label was) and ``unit``, rounded, as text.
+            ``label``, ``value``, ``uncertainty`` (``fixed`` if the label was) and ``unit``, rounded, as
+            text, and a ``note`` on those that are `prior_dominated` or `upper_limits`.
 
         Examples
         --------
@@ -248,7 +279,12 @@ class FitResult:
 
             result.summary().pprint_all()
         """
-        return _summary(self.labels, self.uncertainties, self.meta.get("fixed", ()))
+        table = _summary(self.labels, self.uncertainties, self.meta.get("fixed", ()))
+        notes = dict.fromkeys(self.prior_dominated, "mostly the prior") | dict.fromkeys(
+            self.upper_limits, "upper limit"
+        )
+        table["note"] = [notes.get(name, "") for name in table["label"]]
+        return table
 
     def plot(self, axes=None, *, window=None):
         """Plot data, model and residual; see `cyclestarnet.plotting.plot_fit`.

@@ -1,5 +1,6 @@
 """Results built by hand: combinations of labels, errors, tables and texts against sums written here."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import astropy.units as u
@@ -74,3 +75,19 @@ def test_summary_shows_fixed_labels(result):
 def test_text_names_object_and_flags(result, method):
     text = getattr(result, method)()
     assert all(word in text for word in ("star 1", "AT_BOUND, LOW_SNR", "teff", "alpha_m", "1.20 (0.90"))
+
+
+# -- what the data tell ------------------------------------------------------------------
+def test_labels_without_data_are_named(result):
+    """Below half a resolution, and abundances with data errors above 0.217 dex; labels that were fixed are neither."""
+    told = replace(result, resolution=np.array([0.9, 0.49, np.nan]), data_error=np.array([80.0, 0.216, np.nan]))
+    assert (told.prior_dominated, told.upper_limits) == (("fe_h",), ())
+    told = replace(result, resolution=np.array([0.9, 0.51, 0.1]), data_error=np.array([80.0, 0.218, 0.2]))
+    assert (told.prior_dominated, told.upper_limits) == (("mg_h",), ("fe_h",))
+    assert told.to_table()["prior_dominated", "upper_limits"][0].as_void().item() == ("mg_h", "fe_h")
+    notes = {row["label"]: row["note"] for row in told.summary()}
+    assert notes == {"teff": "", "fe_h": "upper limit", "mg_h": "mostly the prior", "m_h": "", "alpha_m": ""}
+
+
+def test_results_without_figures_name_nothing(result):
+    assert (result.prior_dominated, result.upper_limits) == ((), ())

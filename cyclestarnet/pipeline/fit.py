@@ -171,7 +171,7 @@ def make_objective(parts: ModelParts, stars: Stars, setup: FitSetup) -> Objectiv
     if space == "synthetic" and not parts.translator.is_residual:
         variance, errors = np.where(stars.variance < np.inf, ROUGH_ERROR**2, np.inf), "unknown"
     else:  # a residual translation keeps the noise of the data, and has the error of the gap
-        variance = noise.total_variance(stars.variance, space)
+        variance = noise.total_variance(stars.variance, space) if setup.options.model_scatter else stars.variance
     if setup.options.motion:
         kinematics = Kinematics(parts.grid.wavelength.value, parts.grid.chips)
         predictor = MovingPredictor(predictor, kinematics, setup.options.motion)

@@ -68,6 +68,10 @@ class FitOptions:
         Pixels of the model, or wavelength regions with units, that are not used. Default: none.
     inflation : float, optional
         Factor on the errors of the data. Default: 1.
+    model_scatter : bool, optional
+        Whether the model's own error in each pixel counts in the weights, too. Default: True.
+        False, with ``prior=None``, is the fit as the paper prints it (Eq. 11): deep lines, which no model
+        gets right to the noise, then decide.
     method : {"lbfgs", "lm"}, optional
         L-BFGS with a strong-Wolfe line search, or Levenberg-Marquardt, which is quicker and ends
         within a fraction of the error bar.
@@ -100,6 +104,7 @@ class FitOptions:
     split_latent: str = "own"
     ignore: Any = None
     inflation: float = 1.0
+    model_scatter: bool = True
     method: str = "lbfgs"
 
     def __post_init__(self) -> None:
@@ -110,6 +115,8 @@ class FitOptions:
             raise ValueError(
                 f"inflation must be a positive factor on the errors of the data, but is {self.inflation!r}"
             )
+        if not isinstance(self.model_scatter, bool):
+            raise TypeError(f"model_scatter must be True or False, but is {self.model_scatter!r}")
         motion = (self.motion,) if isinstance(self.motion, str) else tuple(self.motion or ())
         for name in motion:
             check_choice("motion", name, MOTION)

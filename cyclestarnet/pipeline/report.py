@@ -11,6 +11,7 @@ import torch
 from cyclestarnet.fitting.objective import Objective
 from cyclestarnet.fitting.optimum import Optimum
 from cyclestarnet.pipeline.diagnostics import continuum_misfit, local_misfit
+from cyclestarnet.pipeline.information import Information, with_other_prior
 from cyclestarnet.pipeline.parts import ModelParts
 from cyclestarnet.pipeline.setup import FitSetup
 from cyclestarnet.pipeline.stars import Stars
@@ -68,7 +69,21 @@ def make_result(
         total_ivar = 1 / parts.noise.total_variance(stars.variance[row], space, inflated=False)
     chi2_total = float(residual**2 @ total_ivar)
     covariance = _covariance(parts, stars, row, objective, optimum, setup)
-    facts = _facts(parts, stars, row, values, residual, total_ivar)
+    pull, precision = _own_prior(objective, optimum, row)
+    parameters = setup.parameters
+    information = Information.of(
+        optimum.hessian[row], precision, parameters.matrix, parameters.upper - parameters.lower
+    )
+    n = len(parts.labels)
+    as_trained = with_other_prior(
+        values[:n],
+        optimum.covariance[row][:n, :n],
+        pull[:n],
+        precision[:n, :n],
+        parts.prior.mean,
+        parts.prior.precision,
+    )
+    facts = _facts(parts, stars, row, as_trained, residual, total_ivar)
     flags = _flags(
         parts, space, facts, good,
         success=optimum.success[row],
@@ -108,6 +123,8 @@ def make_result(
         space=space,
         options=options,
         split_latent=_split_latent(optimum, row, layout),
+        resolution=information.resolution[layout.label_places],
+        data_error=information.data_error[layout.label_places],
         meta=meta,
     )
 
@@ -121,15 +138,15 @@ def _split_latent(optimum, row, layout):
 
 
 # -- flags -------------------------------------------------------------------------
-def _facts(parts, stars, row, values, residual, total_ivar) -> dict[str, Any]:
-    """What flags rest on."""
-    pixels, n = stars.pixels[row], len(parts.labels)
+def _facts(parts, stars, row, as_trained, residual, total_ivar) -> dict[str, Any]:
+    """What flags rest on; ``as_trained`` are the labels that the training prior would have left."""
+    pixels = stars.pixels[row]
     misfit, worst_pixel = local_misfit(residual, total_ivar)
     return {
         "snr": float(np.median((pixels.flux * np.sqrt(pixels.ivar))[pixels.ivar > 0])),
         "velocity": stars.velocity[row] * u.km / u.s,
         "latent_distance": float(parts.population.shared_latents.distance(stars.shared_latent[row][None])[0]),
-        "prior_distance": float(np.sqrt(parts.prior.distance2(values[:n]) / n)),
+        "prior_distance": float(np.sqrt(parts.prior.distance2(as_trained) / len(as_trained))),
         "local_misfit": misfit,
         "worst_wavelength": parts.grid.wavelength[worst_pixel],
         "continuum_misfit": continuum_misfit(residual, total_ivar, parts.grid.chips),
@@ -185,11 +202,17 @@ def _covariance(parts, stars, row, objective, optimum, setup):
 
 def _extra_precision(parts, row, objective, optimum):
     """Curvature of the prior of a fit at the optimum, over the model's labels, minus that of the training prior."""
-    n, extra = len(parts.labels), -parts.prior.precision
-    if objective.prior is not None:
-        at = torch.as_tensor(optimum.inputs[row][None], dtype=torch.float64)
-        extra = extra + objective.prior.derivatives(at)[2][0].numpy()[:n, :n]
-    return extra
+    n = len(parts.labels)
+    return _own_prior(objective, optimum, row)[1][:n, :n] - parts.prior.precision
+
+
+def _own_prior(objective, optimum, row):
+    """Gradient of the log density of the prior of a fit at the optimum, and its precision; zeros if there is none."""
+    n_inputs = optimum.inputs.shape[1]
+    if objective.prior is None:
+        return np.zeros(n_inputs), np.zeros((n_inputs, n_inputs))
+    at = torch.as_tensor(optimum.inputs[row][None], dtype=torch.float64)
+    return tuple(part[0].numpy() for part in objective.prior.derivatives(at)[1:3])
 
 
 def _propagated(parts, stars, row, objective, optimum, n_draws=64):

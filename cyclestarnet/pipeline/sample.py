@@ -25,7 +25,8 @@ from cyclestarnet.spectra import Spectrum
 
 __all__ = ["sample_one"]
 
-IDENTITY = ("space", "prior", "split_latent", "ignore", "inflation", "motion")  # options that a chain depends on
+# options that a chain depends on
+IDENTITY = ("space", "prior", "split_latent", "ignore", "inflation", "model_scatter", "motion")
 
 
 def sample_one(
