@@ -39,6 +39,9 @@ from cyclestarnet.pipeline.options import FitOptions
 from cyclestarnet.pipeline.setup import FitSetup
 from cyclestarnet.spectra import to_spectrum
 
+sys.path.append(str(Path(__file__).parents[1] / "recipes"))
+from list_tables import list_table, write_rst
+
 PLAIN = "plain L-BFGS, float32"
 METHODS = {"ours, L-BFGS": "lbfgs", "ours, Levenberg-Marquardt": "lm"}
 PUBLISHED = {"lr": 0.01, "max_iter": 100, "line_search_fn": "strong_wolfe"}
@@ -267,16 +270,13 @@ def gpu_rows(found):
 
 
 def show(title, rows):
-    """Print a table, and return it as lines of reStructuredText."""
+    """Print a table, and return it in reStructuredText."""
     rows = list(rows)
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     print(f"\n{title}")
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), flush=True)
-    lines = [f".. list-table:: {title}", "   :header-rows: 1", ""]
-    for row in rows:
-        lines += [f"   {'*' if k == 0 else ' '} - {cell}".rstrip() for k, cell in enumerate(row)]
-    return [*lines, ""]
+    return list_table(title, rows)
 
 
 # -- running ---------------------------------------------------------------------------------
@@ -320,11 +320,11 @@ def main():
     about = f"{hardware()}, threads: {options.threads}, torch {torch.__version__}, {date.today().isoformat()}"
     source = "simulated" if options.observed is None else "observed-like"
     forms = {form: measured("fits", form) for form in (PLAIN, *METHODS)}
-    lines = show(f"Fits of the same {options.stars} {source} stars; {about}", fit_rows(forms))
+    tables = [show(f"Fits of the same {options.stars} {source} stars; {about}", fit_rows(forms))]
     for form, now in forms.items():
         if now["outside"]:
             print(f"{form}: {now['outside']} stars ended outside the training range, and were moved to its edge")
-    lines += show(f"Flux and derivatives; {about}", derivative_rows(measured("derivatives")))
+    tables.append(show(f"Flux and derivatives; {about}", derivative_rows(measured("derivatives"))))
     surveys = {}
     for n in options.survey:
         with tempfile.TemporaryDirectory() as folder:
@@ -333,12 +333,12 @@ def main():
             write_training_set(path, simulated(model, n), grid=model.grid, progress=False)
             surveys[n] = measured("survey", path)
     if surveys:
-        lines += show(f"Surveys of simulated stars from a file; {about}", survey_rows(surveys))
+        tables.append(show(f"Surveys of simulated stars from a file; {about}", survey_rows(surveys)))
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
-        lines += show(f"The same {options.stars} stars on a GPU", gpu_rows({name: measured("gpu")}))
+        tables.append(show(f"The same {options.stars} stars on a GPU", gpu_rows({name: measured("gpu")})))
     if options.table:
-        options.table.write_text("\n".join(lines))
+        write_rst(options.table, *tables)
 
 
 if __name__ == "__main__":

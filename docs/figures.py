@@ -7,6 +7,7 @@ they must be made again when the model is replaced. Names: see ``FIGURES``.
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,9 @@ from astropy.utils.data import get_pkg_data_filename
 from matplotlib import pyplot as plt
 
 from cyclestarnet import CalibratedModel, read_apvisit
+
+sys.path.append(str(Path(__file__).parents[1] / "recipes"))
+from list_tables import list_table, write_rst
 
 matplotlib.use("Agg")
 HERE = Path(__file__).parent
@@ -256,10 +260,8 @@ def provenance():
     rows["shared latent"] = f"{settings.shared_filters} x {settings.latent_length} numbers"
     errors = {name: getattr(model().noise, name) for name in ("sigma_floor", "sigma_max")}
     rows |= {f"limit: {name}": f"{value:.4g}" for name, value in (errors | asdict(model().limits)).items()}
-    lines = [".. made by docs/figures.py from the model file", "", ".. list-table::", "   :widths: 20 80", ""]
-    for key, value in rows.items():
-        lines += [f"   * - {key}", f"     - {value}"]
-    (HERE / "tables" / "provenance.rst").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    table = list_table("", rows.items(), header=False, widths="20 80")
+    write_rst(HERE / "tables" / "provenance.rst", ".. made by docs/figures.py from the model file\n", table)
 
 
 FIGURES = (networks, data_flow, provenance, k_giant_fit, gap, translation, derivatives)

@@ -41,6 +41,7 @@ import numpy as np
 import torch
 from astropy.nddata import StdDevUncertainty
 from astropy.table import Table
+from list_tables import list_table, write_rst
 from scipy.optimize import least_squares
 
 from cyclestarnet import CalibratedModel
@@ -716,21 +717,15 @@ def write_tables(report, emulator_report):
     folder = CONTINUUM_FILE.parents[2] / "docs" / "tables"
     folder.mkdir(parents=True, exist_ok=True)
 
-    def table(header, rows, title):
-        lines = [f".. list-table:: {title}", "   :header-rows: 1", ""]
-        for row in (header, *rows):
-            lines += [f"   {'*' if k == 0 else ' '} - {cell}" for k, cell in enumerate(row)]
-        return "\n".join(lines) + "\n\n"
-
     def per_cent(value):
         return f"{100 * value:.3f} %"
 
     rows = [
         (k, v["n"], per_cent(v["median"]), per_cent(v["mean"]), per_cent(v["p99"])) for k, v in emulator_report.items()
     ]
-    text = table(("Teff", "spectra", "median", "mean", "99th percentile"), rows,
-                 "Absolute flux error of the emulator on 10 % of the grid, held out")  # fmt: skip
-    (folder / "emulator.rst").write_text(text)
+    header = ("Teff", "spectra", "median", "mean", "99th percentile")
+    title = "Absolute flux error of the emulator on 10 % of the grid, held out"
+    write_rst(folder / "emulator.rst", list_table(title, (header, *rows)))
 
     formats = {label: "{:+.3f} / {:.3f}" for label in REPORTED} | {"teff": "{:+.0f} / {:.0f}"}
     names = [k for k in report if k.startswith("Eq.")]
@@ -747,18 +742,18 @@ def write_tables(report, emulator_report):
     ]
     header = ("fit", "stars", "χ²/dof", "residual [σ]", "Teff [K]", "logg", "[M/H]", "[α/M]", "68 % coverage")
     title = "Held-out observed-like stars; residual: bias / half-width; labels: median offset / half 16-84 % range"
-    text = table(header, rows, title)
+    fits = list_table(title, (header, *rows))
     networks = report["networks"]
     leak = ", ".join(f"{name} {value:.2f}" for name, value in networks["split_leak_r2"].items())
     bias, scatter = (per_cent(networks[f"synthetic_{key}"]) for key in ("bias", "scatter"))
-    text += (
+    autoencoders = (
         f"Autoencoder of the observed domain: mean χ² {networks['observed_chi2']:.2f}, half-width "
         f"{networks['observed_half_width']:.2f} σ; of the synthetic domain: bias {bias}, scatter {scatter}. "
-        f"Labels that a linear probe reads from the split latent (R²): {leak}.\n\n"
+        f"Labels that a linear probe reads from the split latent (R²): {leak}.\n"
     )
     rows = [(name, f"{d['correlation']:.2f}", f"{d['slope']:.2f}") for name, d in report["derivatives"].items()]
     title = "Derivatives in the observed domain against those of the emulator, at the mean of the prior"
-    text += table(("label", "correlation", "slope"), rows, title)
+    derivatives = list_table(title, (("label", "correlation", "slope"), *rows))
     rows = []
     for star, spaces in report["real"].items():
         for space, r in spaces.items():
@@ -768,8 +763,9 @@ def write_tables(report, emulator_report):
             ]
             rows.append((star, space, *cells, f"{r['chi2']:.2f}" if "chi2" in r else "", ", ".join(r.get("flags", []))))
     header = ("star", "space", "Teff [K]", "logg", "[M/H]", "[α/M]", "χ²/dof", "flags")
-    text += table(header, rows, "The real stars; cannon: a data-driven model of real giants, fitted to the same pixels")
-    (folder / "evaluation.rst").write_text(text)
+    title = "The real stars; cannon: a data-driven model of real giants, fitted to the same pixels"
+    real = list_table(title, (header, *rows))
+    write_rst(folder / "evaluation.rst", fits, autoencoders, derivatives, real)
 
 
 def write_comparison(options):
@@ -820,14 +816,9 @@ def write_comparison(options):
         "Eq. 11 (Eq. 9 in brackets)",
         *({"training": "now, without anchors", "anchored": f"now, {N_ANCHORS} anchors"}.get(k, k) for k in reports),
     )
-    lines = [
-        ".. list-table:: The embedded model before and now, on the same held-out stars",
-        "   :header-rows: 1",
-        "",
-    ]
-    for row in (header, *((name, *(cell(report) for report in reports.values())) for name, cell in rows.items())):
-        lines += [f"   {'*' if k == 0 else ' '} - {cell}" for k, cell in enumerate(row)]
-    (CONTINUUM_FILE.parents[2] / "docs" / "tables" / "before_after.rst").write_text("\n".join(lines) + "\n")
+    lines = ((name, *(cell(report) for report in reports.values())) for name, cell in rows.items())
+    table = list_table("The embedded model before and now, on the same held-out stars", (header, *lines))
+    write_rst(CONTINUUM_FILE.parents[2] / "docs" / "tables" / "before_after.rst", table)
 
 
 def build_parser():

@@ -40,6 +40,7 @@ import h5py
 import numpy as np
 import torch
 from astropy.utils.data import get_pkg_data_filename
+from list_tables import list_table, write_rst
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import binary_dilation, gaussian_filter1d
 
@@ -729,11 +730,8 @@ def write_table(bench, name, way, header, lines, title, note=""):
     if not lines:
         return
     begun = bench.begun(way)
-    text = [f".. list-table:: {title}; {begun['date']}, {begun['hardware']}", "   :header-rows: 1", ""]
-    for line in (header, *lines):
-        text += [f"   {'*' if k == 0 else ' '} - {cell}" for k, cell in enumerate(line)]
-    text += ["", note, ""] if note else [""]
-    (DOCS / "tables" / f"fits_{name}.rst").write_text("\n".join(text))
+    table = list_table(f"{title}; {begun['date']}, {begun['hardware']}", (header, *lines))
+    write_rst(DOCS / "tables" / f"fits_{name}.rst", table, *([f"{note}\n"] if note else []))
 
 
 # -- running --------------------------------------------------------------------------------------

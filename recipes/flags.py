@@ -21,6 +21,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
+from list_tables import list_table, write_rst
 
 from cyclestarnet import CalibratedModel, FitFlag
 from cyclestarnet.grid import SPEED_OF_LIGHT
@@ -166,7 +167,7 @@ def measure(model, flux, ivar, n_altered, dwarf=None):
 
 # -- the table --------------------------------------------------------------------------------
 def tables(model, alarms, catches):
-    """Text of the two tables: what flags mean, and what alterations raise."""
+    """The two tables: what flags mean, and what alterations raise."""
     counts, n = alarms
     rows = [("flag", "bit", "meaning", "what to do", "shown to catch", f"false alarms in {n}")]
     for flag in FitFlag:
@@ -179,19 +180,12 @@ def tables(model, alarms, catches):
         "Flags of fits. Shown to catch: flagged in more than half of the altered stars. False alarms: of "
         f"{n} simulated stars that training has not seen, {counts['any']} raise any flag (model {model.name})."
     )
-    text = _list_table(title, rows, "16 5 34 20 20 5")
+    meanings = list_table(title, rows, widths="16 5 34 20 20 5")
     rows = [("alteration", "stars", "flagged", "by")]
     for name, (found, total) in catches.items():
         by = ", ".join(f"``{flag.name}`` {found[flag.name]}" for flag in FitFlag if found[flag.name])
         rows.append((name, str(total), str(found["any"]), by or "—"))
-    return text + "\n" + _list_table("Altered stars, and the flags that they raise", rows, "30 8 8 54")
-
-
-def _list_table(title, rows, widths):
-    lines = [f".. list-table:: {title}", "   :header-rows: 1", f"   :widths: {widths}", ""]
-    for row in rows:
-        lines += [f"   {'*' if k == 0 else ' '} - {cell}" for k, cell in enumerate(row)]
-    return "\n".join(lines) + "\n"
+    return meanings, list_table("Altered stars, and the flags that they raise", rows, widths="30 8 8 54")
 
 
 def main(argv=None):
@@ -207,7 +201,7 @@ def main(argv=None):
     model = CalibratedModel.from_pretrained() if options.model is None else CalibratedModel.load(options.model)
     flux, ivar = read_stars(options.work / "observed.h5", max(options.stars, options.altered))
     alarms, catches = measure(model, flux, ivar, options.altered, options.dwarf)
-    TABLE.write_text(tables(model, alarms, catches))
+    write_rst(TABLE, *tables(model, alarms, catches))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import astropy.units as u
 import h5py
 import numpy as np
 from astropy.table import QTable, vstack
+from list_tables import list_table, write_rst
 
 from cyclestarnet import CalibratedModel
 from cyclestarnet.grid import air_to_vacuum
@@ -255,10 +256,7 @@ def real(options):
 
 def write_table(name, header, lines, title):
     """Write one list-table."""
-    text = [f".. list-table:: {title}", "   :header-rows: 1", ""]
-    for line in (header, *lines):
-        text += [f"   {'*' if k == 0 else ' '} - {cell}" for k, cell in enumerate(line)]
-    (DOCS / "tables" / f"{name}.rst").write_text("\n".join(text) + "\n")
+    write_rst(DOCS / "tables" / f"{name}.rst", list_table(title, (header, *lines)))
     log.info("%s\n%s", name, "\n".join(" | ".join(map(str, line)) for line in (header, *lines)))
 
 

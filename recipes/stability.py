@@ -37,6 +37,7 @@ import apogee_giants
 import h5py
 import numpy as np
 import torch
+from list_tables import list_table, write_rst
 
 from cyclestarnet.files import write_atomically
 from cyclestarnet.networks.translation import NetworkSettings
@@ -491,10 +492,7 @@ def write_table(name, header, lines, title):
     """Write one list-table, if there is something in it."""
     if lines:
         path = Path(__file__).parents[1] / "docs" / "tables" / f"stability_{name}.rst"
-        text = [f".. list-table:: {title}", "   :header-rows: 1", ""]
-        for line in (header, *lines):
-            text += [f"   {'*' if k == 0 else ' '} - {cell}" for k, cell in enumerate(line)]
-        path.write_text("\n".join(text) + "\n")
+        write_rst(path, list_table(title, (header, *lines)))
 
 
 def main(argv=None):

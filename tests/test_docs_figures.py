@@ -1,18 +1,16 @@
 """The script that makes figures of the pages."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
+from scripts import ROOT, load_script
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = ROOT / "docs"
 
 
 def test_the_table_of_the_packaged_model_is_that_of_the_pages(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib").use("Agg")
-    spec = importlib.util.spec_from_file_location("figures", DOCS / "figures.py")
-    figures = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(figures)
+    figures = load_script("docs/figures.py")
     (tmp_path / "tables").mkdir()
     monkeypatch.setattr(figures, "HERE", tmp_path)
     figures.provenance()

@@ -1,13 +1,10 @@
 """What the studies of the fitting compute: statistics in closed form, and spectra that are moved and broadened."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import astropy.units as u
 import numpy as np
 import pytest
 from scipy.stats import norm
+from scripts import load_script
 
 from cyclestarnet import GaussianPrior, LabelSet
 from cyclestarnet.grid import WavelengthGrid
@@ -18,12 +15,7 @@ CENTRE, WIDTH, DEPTH = 16060.0, 30.0, 0.3  # Å, km/s
 
 @pytest.fixture(scope="module")
 def recipe():
-    folder = str(Path(__file__).parents[1] / "recipes")
-    sys.path.insert(0, folder)
-    try:
-        return importlib.import_module("fits")
-    finally:
-        sys.path.remove(folder)
+    return load_script("recipes/fits.py")
 
 
 @pytest.fixture(scope="module")

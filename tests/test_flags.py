@@ -1,12 +1,11 @@
 """Flags that mean something: each alteration of a good star raises its own, and the good star none."""
 
-import importlib.util
 from functools import cache
-from pathlib import Path
 
 import astropy.units as u
 import numpy as np
 import pytest
+from scripts import load_script
 
 from cyclestarnet import FitFlag, GridError, read_apstar
 from cyclestarnet.labels import difference_unit
@@ -15,10 +14,7 @@ from cyclestarnet.spectra import to_spectrum
 
 @pytest.fixture(scope="module")
 def recipe():
-    spec = importlib.util.spec_from_file_location("flags", Path(__file__).parents[1] / "recipes" / "flags.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("recipes/flags.py")
 
 
 @pytest.fixture(scope="module")
