@@ -114,7 +114,7 @@ def load_parts(path: str | Path) -> ModelParts:
             arrays, meta = _from_version_1(arrays, meta)
         parts = _parts(arrays, meta)
         test_labels, expected = arrays["selftest.labels"], {d: arrays[f"selftest.{d}"] for d in DOMAINS}
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # what its parts object to, in the words of each
         raise ModelFileError(f"{path} does not hold a complete model: {error}") from error
     for domain in reversed(DOMAINS):
         difference = np.abs(predictor_of(parts, domain).flux(test_labels) - expected[domain]).max()
@@ -209,6 +209,9 @@ def _parts(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> ModelParts:
     """A model of what `_contents` returns."""
     labels = LabelSet(**meta["labels"])
     grid = WavelengthGrid(arrays["grid.wavelength"] * u.AA, tuple(map(tuple, meta["chips"])))
+    with torch.device("meta"):  # of sizes alone: metadata can claim networks that no memory holds
+        _check_sizes("emulator", Emulator(labels.lower, labels.upper, grid.n_pixels, **meta["emulator"]), arrays)
+        _check_sizes("network", TranslationNetwork(NetworkSettings(**meta["network"])), arrays)
     emulator = Emulator(labels.lower, labels.upper, grid.n_pixels, **meta["emulator"])
     network = TranslationNetwork(NetworkSettings(**meta["network"]))
     emulator.load_state_dict({k: torch.from_numpy(v).float() for k, v in _named("emulator", arrays).items()})
@@ -238,6 +241,14 @@ def _parts(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> ModelParts:
         else None,
         provenance=meta["provenance"],
     )
+
+
+def _check_sizes(name: str, network: torch.nn.Module, arrays: dict[str, np.ndarray]) -> None:
+    """Raise if the arrays are not the weights of a network of these sizes."""
+    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    found = {key: value.shape for key, value in _named(name, arrays).items()}
+    if wrong := sorted(key for key in wanted | found if wanted.get(key) != found.get(key)):
+        raise ValueError(f"the arrays of the {name} are not of the sizes that it names: {', '.join(wrong[:5])}")
 
 
 def _named(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

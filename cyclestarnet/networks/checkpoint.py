@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from cyclestarnet.exceptions import ModelFileError
 from cyclestarnet.files import write_atomically
+from cyclestarnet.networks.saved import read_saved
 
 __all__ = ["load_arrays", "load_state", "save_arrays", "save_state"]
 
@@ -57,7 +58,7 @@ def load_state(path: str | os.PathLike[str]) -> dict:
     Parameters
     ----------
     path : path-like
-        File that `save_state` wrote, or another of `torch.save`.
+        File that `save_state` wrote, or another of ``torch.save``.
 
     Returns
     -------
@@ -69,7 +70,11 @@ def load_state(path: str | os.PathLike[str]) -> dict:
     FileNotFoundError
         If there is no such file.
     ModelFileError
-        If the file is damaged or holds code.
+        If the file is damaged, holds code, or is no dictionary.
+
+    Notes
+    -----
+    All checksums of the file are verified. Files of torch before 1.6 have none.
 
     Examples
     --------
@@ -86,11 +91,14 @@ def load_state(path: str | os.PathLike[str]) -> dict:
     cyclestarnet.exceptions.ModelFileError: ...foreign.pt is damaged or no file of plain weights: ...
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = read_saved(path)
     except FileNotFoundError:
         raise
-    except Exception as error:  # torch raises a different class for each kind of damage
+    except Exception as error:  # a different class for each kind of damage
         raise ModelFileError(f"{path} is damaged or no file of plain weights: {error}") from error
+    if not isinstance(state, dict):
+        raise ModelFileError(f"{path} holds a {type(state).__name__}, where a dictionary of weights was expected")
+    return state
 
 
 def save_arrays(arrays: dict[str, np.ndarray], metadata: dict, path: str | os.PathLike[str]) -> None:
@@ -156,7 +164,7 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, ValueError, KeyError) as error:
+    except Exception as error:  # a type of numbers that numpy lacks, for one, is an AttributeError
         raise ModelFileError(f"{path} is truncated or no safetensors file: {error}") from error
     if header.get("format") != FORMAT:
         raise ModelFileError(
@@ -168,7 +176,7 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
         raise ModelFileError(f"{path} was altered or damaged after it was written: its contents do not fit its sha256")
     try:
         return arrays, json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelFileError(f"the metadata of {path} are damaged: {error}") from error
 
 

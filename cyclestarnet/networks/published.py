@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from numpy._core.multiarray import _reconstruct, scalar
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
@@ -20,6 +17,7 @@ from cyclestarnet.exceptions import ModelFileError
 from cyclestarnet.networks.checkpoint import load_state
 from cyclestarnet.networks.emulator import Emulator
 from cyclestarnet.networks.translation import Critic, Layers, NetworkSettings, TranslationNetwork
+from cyclestarnet.reading.archives import read_npz
 
 __all__ = [
     "PAYNE_LABELS",
@@ -75,22 +73,6 @@ PAYNE_LABELS = (
 )  # fmt: skip
 """Labels of the Kurucz emulator of the paper (Ting et al. 2019) in its order; the files do not hold them."""
 
-# Beside weights, the files hold numpy arrays and numbers (ranges, losses). These build such values and nothing else;
-# numpy 1 and 2 name them differently. Dictionaries with a default are read as plain ones.
-_PLAIN_PARTS: list[Callable | tuple[Callable, str]] = [
-    *(
-        (part, f"numpy.{core}.multiarray.{part.__name__}")
-        for part in (_reconstruct, scalar)
-        for core in ("core", "_core")
-    ),
-    (codecs.encode, "_codecs.encode"),
-    (lambda *_: {}, "collections.defaultdict"),
-    list,
-    np.ndarray,
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "bool")),
-]
-
 _ALWAYS = ("encoder_synth", "encoder_obs", "encoder_sh", "decoder_sh", "decoder_synth", "decoder_obs")
 _SPLIT = ("encoder_sp", "decoder_sp")
 _CRITICS = ("discriminator_synth", "discriminator_obs")
@@ -119,7 +101,8 @@ def read_payne_npz(path: str | os.PathLike[str], *, activation: str = "leaky_rel
     FileNotFoundError
         If there is no such file.
     ModelFileError
-        If the file is damaged, arrays are missing or their shapes do not fit.
+        If the file is damaged, arrays are missing, not finite or their shapes do
+        not fit, or the range of a label is empty.
 
     Examples
     --------
@@ -135,8 +118,7 @@ def read_payne_npz(path: str | os.PathLike[str], *, activation: str = "leaky_rel
     50
     """
     try:
-        with Path(path).open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-            arrays = {name: np.asarray(file[name], dtype=np.float32) for name in file.files}
+        arrays = read_npz(path)
     except FileNotFoundError:
         raise
     except Exception as error:  # numpy and zipfile raise a class of their own for each kind of damage
@@ -145,6 +127,7 @@ def read_payne_npz(path: str | os.PathLike[str], *, activation: str = "leaky_rel
     missing = [name for name in needed if name not in arrays]
     if missing:
         raise ModelFileError(f"{path} lacks the arrays {missing} of The Payne; it has {sorted(arrays)}")
+    arrays = {name: _numbers(arrays[name], name, path) for name in needed}
     weights = [(arrays[f"w_array_{k}"], arrays[f"b_array_{k}"]) for k in range(3)]
     return _emulator(weights, arrays["x_min"], arrays["x_max"], activation, path)
 
@@ -169,7 +152,8 @@ def read_payne_checkpoint(path: str | os.PathLike[str]) -> Emulator:
     FileNotFoundError
         If there is no such file.
     ModelFileError
-        If the file is damaged, holds code, or has another layout.
+        If the file is damaged, holds code, or has another layout, a weight is not
+        finite, or the range of a label is empty.
 
     Examples
     --------
@@ -181,13 +165,16 @@ def read_payne_checkpoint(path: str | os.PathLike[str]) -> Emulator:
     """
     content = _content(path, "Payne", "y_min", "y_max")
     state = content["Payne"]
-    tensors = [np.asarray(value, dtype=np.float32) for value in state.values()]
+    if not isinstance(state, dict):
+        raise ModelFileError(f"{path}: Payne must be a state dict, but is a {type(state).__name__}")
+    tensors = [_numbers(value, str(name), path) for name, value in state.items()]
     weights = [value for value in tensors if value.ndim == 2]
     biases = [value for value in tensors if value.ndim == 1]
     if len(weights) != 3 or len(biases) != 3:
         raise ModelFileError(f"{path}: the emulator must have three linear layers, but its arrays are {list(state)}")
     layers = list(zip(weights, biases, strict=True))
-    return _emulator(layers, np.asarray(content["y_min"]), np.asarray(content["y_max"]), "leaky_relu", path)
+    lower, upper = (_numbers(content[name], name, path) for name in ("y_min", "y_max"))
+    return _emulator(layers, lower, upper, "leaky_relu", path)
 
 
 def read_published_checkpoint(
@@ -247,12 +234,8 @@ def read_published_checkpoint(
         _check_emulator(own_emulator, emulator, path)
 
     settings = _settings(state, template or NetworkSettings(), path)
-    with torch.random.fork_rng(devices=[]):  # the random weights are overwritten
-        network = TranslationNetwork(settings)
-        n_shared, n_split = settings.shared_filters, settings.split_filters
-        critics = (Critic(settings, n_shared), Critic(settings, n_shared + n_split)) if found & set(_CRITICS) else None
-    whole = nn.ModuleDict(dict(network.named_children()) | dict(zip(_CRITICS, critics or (), strict=False)))
-    expected = whole.state_dict()
+    with torch.device("meta"):  # of sizes alone: a file can claim networks that no memory holds
+        expected = _networks(settings, found)[0].state_dict()
     misfits = [
         f"{name} {tuple(array.shape)} where {tuple(expected[name].shape)} fits"
         for name, array in state.items()
@@ -263,6 +246,8 @@ def read_published_checkpoint(
     _refuse(
         path, "arrays", missing=set(expected) - set(state), unexpected=set(state) - set(expected), misshapen=misfits
     )
+    with torch.random.fork_rng(devices=[]):  # the random weights are overwritten
+        whole, network, critics = _networks(settings, found)
     whole.load_state_dict(state)
     whole.eval().requires_grad_(False)
     return network.eval(), critics
@@ -310,15 +295,39 @@ def adapt_emulator(
 
 
 # -- inside ----------------------------------------------------------------------------
+def _networks(
+    settings: NetworkSettings, found: set[str]
+) -> tuple[nn.ModuleDict, TranslationNetwork, tuple[Critic, Critic] | None]:
+    """All networks of a file with these parts, as one and one by one."""
+    network = TranslationNetwork(settings)
+    n_shared, n_split = settings.shared_filters, settings.split_filters
+    critics = (Critic(settings, n_shared), Critic(settings, n_shared + n_split)) if found & set(_CRITICS) else None
+    return (
+        nn.ModuleDict(dict(network.named_children()) | dict(zip(_CRITICS, critics or (), strict=False))),
+        network,
+        critics,
+    )
+
+
 def _content(path: str | os.PathLike[str], *names: str) -> dict:
     """Read a file and check that it has the parts of these names."""
-    with torch.serialization.safe_globals(_PLAIN_PARTS):
-        content = load_state(path)
-    if not isinstance(content, dict) or not set(names) <= set(content):
-        found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
+    content = load_state(path)
+    if not set(names) <= set(content):
         wanted = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-        raise ModelFileError(f"{path} must hold {wanted}, but holds {found}")
+        raise ModelFileError(f"{path} must hold {wanted}, but holds {sorted(map(str, content))}")
     return content
+
+
+def _numbers(value: object, name: str, path: str | os.PathLike[str]) -> np.ndarray:
+    """Finite numbers of a file; in double precision, in which all that others write have their place."""
+    try:
+        array = np.asarray(value.double() if isinstance(value, Tensor) else value)
+        fine = array.dtype.kind in "fiu" and bool(np.all(np.abs(array) <= np.finfo(np.float32).max))  # False for NaN
+    except (TypeError, ValueError):
+        fine = False
+    if not fine:
+        raise ModelFileError(f"{path}: {name} must be an array of finite numbers")
+    return array.astype(np.float64)
 
 
 def _unwrapped(state: object, path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -327,7 +336,7 @@ def _unwrapped(state: object, path: str | os.PathLike[str]) -> dict[str, Tensor]
         raise ModelFileError(f"{path}: cycle_model must be a state dict, but is a {type(state).__name__}")
     plain: dict[str, Tensor] = {}
     for name, array in state.items():
-        if not isinstance(array, Tensor) or not torch.isfinite(array).all():
+        if not isinstance(array, Tensor) or not torch.isfinite(array.float()).all():
             raise ModelFileError(f"{path}: {name} must be an array of finite numbers")
         short = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
         if short in plain:
@@ -403,6 +412,12 @@ def _emulator(
 ) -> Emulator:
     """Emulator of weights and biases, layer by layer."""
     lower, upper = np.ravel(lower), np.ravel(upper)
+    empty = np.flatnonzero(~(lower < upper)) if lower.shape == upper.shape else None
+    if empty is None or len(empty):
+        which = "have other lengths" if empty is None else f"do not rise at the labels {empty.tolist()} (from 0)"
+        raise ModelFileError(f"{path}: the ranges of the labels, {lower} to {upper}, {which}")
+    if any(weight.ndim != 2 for weight, _ in layers):
+        raise ModelFileError(f"{path}: weights must have two axes, but have {[w.shape for w, _ in layers]}")
     sizes = [weight.shape[0] for weight, _ in layers]
     emulator = Emulator(lower, upper, sizes[-1], sizes[:-1], activation)
     state = emulator.state_dict()

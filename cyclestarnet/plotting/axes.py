@@ -133,9 +133,7 @@ def element_style(element: str) -> tuple[str, str, str]:
     return ELEMENT_COLORS[k % len(ELEMENT_COLORS)], linestyle, marker
 
 
-def pixels_of(
-    grid: WavelengthGrid, window: tuple[u.Quantity, u.Quantity] | None
-) -> tuple[float, float, np.ndarray]:
+def pixels_of(grid: WavelengthGrid, window: tuple[u.Quantity, u.Quantity] | None) -> tuple[float, float, np.ndarray]:
     """Find the pixels of a window.
 
     Parameters

@@ -149,9 +149,7 @@ def plot_recovery(
         "synthetic": {"color": "0.5", "ls": "--"},
         "translated": {"color": DOMAIN_STYLES["obs"][1]},
     }
-    return _draw(
-        panels, styles, steepest=[*panels.values()], names=names, window=window, features=features, axes=axes
-    )
+    return _draw(panels, styles, steepest=[*panels.values()], names=names, window=window, features=features, axes=axes)
 
 
 def _draw(
@@ -241,12 +239,6 @@ def _require_alike(panels):
             raise ValueError(f"{text} must be of one star, but has shape {derivatives.shape}; take one by .star(index)")
         if derivatives.grid != grid:
             raise GridError(f"{text} must have the grid of {first}, {grid!r}, but has {derivatives.grid!r}")
-
-
-
-
-
-
 
 
 def _steepest_elements(several, show, n):

@@ -212,8 +212,6 @@ def _adversarial_panel(ax, table, weight, guess):
     ax.set_ylabel("loss" if weight == 1 else f"λ × loss, λ = {weight:g}")
 
 
-
-
 def _accuracy_panel(ax, table):
     _curve(ax, table, "critic_accuracy", color=NEUTRAL, label=None)
     mark_guess(ax, 0.5, "guess", below=True)
