@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from cyclestarnet.exceptions import GridError, ModelFileError
 from cyclestarnet.grid import WavelengthGrid
@@ -94,7 +95,10 @@ def trained_emulator(
             raise ModelFileError(
                 f"{path} was made with other settings or of other spectra; delete it, or use another folder"
             )
-        return load_emulator(path)[0], state["error"]
+        emulator, error = load_emulator(path)[0], state.get("error")
+        if not isinstance(error, float) or not 0 <= error < np.inf:
+            raise ModelFileError(f"{path} must tell the error of its emulator, but has {error!r:.40}; delete it")
+        return emulator, error
     rows = np.flatnonzero(np.isfinite(values).all(1))
     order = np.random.default_rng([settings.seed, 2]).permutation(len(rows))
     rows = np.sort(rows[order[:n_spectra]])
@@ -194,11 +198,20 @@ def load_emulator(path: str | os.PathLike, *, grid: WavelengthGrid | None = None
     state = load_state(path)
     try:
         labels, weights = LabelSet(**state["labels"]), state["emulator"]
+        if not all(torch.isfinite(weight).all() for weight in weights.values()):
+            raise ValueError("its weights are not finite")
         layers = [weight for name, weight in weights.items() if name.endswith(".weight")]
         hidden = [len(weight) for weight in layers[:-1]]
-        emulator = Emulator(labels.lower, labels.upper, len(layers[-1]), hidden, state.get("activation", "silu"))
+        sizes = labels.lower, labels.upper, len(layers[-1]), hidden, state.get("activation", "silu")
+        with torch.device("meta"):  # of sizes alone, as a file can name any
+            wanted = {name: value.shape for name, value in Emulator(*sizes).state_dict().items()}
+        if wanted != {name: value.shape for name, value in weights.items()}:
+            raise ValueError("its weights do not fit each other")
+        emulator = Emulator(*sizes)
         emulator.load_state_dict(weights)
-    except (KeyError, TypeError, IndexError, RuntimeError, ValueError) as error:
+        if not (emulator.lower < emulator.upper).all():
+            raise ValueError("a label has an empty range")
+    except Exception as error:  # the content may be anything
         raise ModelFileError(f"{path} holds no emulator: {error}") from error
     return emulator.eval().requires_grad_(False), labels
 

@@ -31,7 +31,6 @@ from cyclestarnet._version import __version__
 from cyclestarnet.continuum import ContinuumRecipe
 from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.model import CalibratedModel
-from cyclestarnet.networks.checkpoint import load_state
 from cyclestarnet.networks.emulator import EmulatorSettings
 from cyclestarnet.networks.predictor import Translator
 from cyclestarnet.networks.translation import NetworkSettings, TranslationNetwork
@@ -515,7 +514,7 @@ def _chosen_weights(run: Run) -> tuple[TranslationNetwork, Tensor | None, int]:
     if trainer.watch is None or run.config.model.weights == "last" or not best.exists():
         shift = trainer.parts.prior_shift
         return trainer.averaged_network(), None if shift is None else shift.detach().cpu(), trainer.iteration
-    state = load_state(best)
+    state = trainer.read_state(best)
     network = TranslationNetwork(trainer.network.settings)
     network.load_state_dict(state["average"])
     return network.eval().requires_grad_(False), state["parts"].get("prior_shift"), state["iteration"]

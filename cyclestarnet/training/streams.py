@@ -189,6 +189,8 @@ class _Streamed:
             found = {name: state.get(name) for name in different}
             here = {name: self._identity[name] for name in different}
             raise ValueError(f"the state is that of another stream of spectra: {found}, but here {here}")
+        if type(state.get("position")) is not int or state["position"] < 0:
+            raise ValueError(f"the position of a stream must be a whole number, but is {state.get('position')!r:.40}")
         self._position = state["position"]
 
     def to(self, device: torch.device | str) -> Self:

@@ -126,7 +126,7 @@ class Trainer:
         If sources and settings do not fit each other, or the folder's
         checkpoint was made with other settings.
     ModelFileError
-        If the checkpoint is damaged. The message says how to go on.
+        If the checkpoint is damaged or that of something else. The message says how to go on.
 
     Examples
     --------
@@ -195,7 +195,7 @@ class Trainer:
         Raises
         ------
         ModelFileError
-            If the file is damaged.
+            If the file is damaged, or not of such networks.
 
         Examples
         --------
@@ -207,7 +207,12 @@ class Trainer:
         if self.iteration == 0:
             state = load_state(checkpoint)
             own = self.parts.state_dict()
-            given = {name: value for name, value in state["parts"].items() if name in own and name != "prior_shift"}
+            weights = state.get("parts")
+            given = {name: value for name, value in weights.items() if name in own} if isinstance(weights, dict) else {}
+            given.pop("prior_shift", None)
+            kept = {name: value for name, value in own.items() if name.startswith(("label_head", "prior_shift"))}
+            _check_weights("parts", kept | given, own, checkpoint)
+            _check_weights("average", state.get("average"), self.average, checkpoint)
             self.parts.load_state_dict(own | given)
             self.average = {name: tensor.to(self.device) for name, tensor in state["average"].items()}
 
@@ -562,7 +567,7 @@ class Trainer:
         failed, rate = self.iteration, 0.5 * self._rate
         # streams stay where they are, and the generator goes elsewhere: the same batches would fail the same way
         streams = [source.state_dict() for source in (self.synthetic, self.observed)]
-        self._restore(self._read(saved[0]))
+        self._restore(self.read_state(saved[0]))
         for source, state in zip((self.synthetic, self.observed), streams, strict=True):
             source.load_state_dict(state)
         self._rate = rate
@@ -651,7 +656,7 @@ class Trainer:
 
     def _load(self, folder: Path) -> None:
         try:
-            state = self._read(folder / CHECKPOINT)
+            state = self.read_state(folder / CHECKPOINT)
         except ModelFileError as error:
             way_out = "remove it to begin anew"
             if (folder / f"{CHECKPOINT}.previous").exists():
@@ -660,27 +665,115 @@ class Trainer:
         self._restore(state)
         log.info("resumed %s at iteration %d", folder / CHECKPOINT, self.iteration)
 
-    def _read(self, path: Path) -> dict:
-        """A saved state of this run."""
+    def read_state(self, path: Path) -> dict:
+        """Read a saved state of this run, without going there.
+
+        Parameters
+        ----------
+        path : path
+            ``checkpoint.pt`` or ``best.pt`` in its folder.
+
+        Returns
+        -------
+        dict
+            What `save` wrote.
+
+        Raises
+        ------
+        ModelFileError
+            If the file is damaged or that of something else.
+        ValueError
+            If it was made with other settings.
+
+        Examples
+        --------
+        ::
+
+            trainer.read_state(trainer.folder / "best.pt")["iteration"]
+        """
         state = load_state(path)
         wanted = asdict(self.settings) | {"network": self.network.settings.to_dict()}
+        if not isinstance(state.get("settings"), dict):
+            raise ModelFileError(f"{path} is no checkpoint of a training: it holds {', '.join(map(str, state))}")
         then = asdict(TrainingSettings()) | state["settings"]  # an older run had the defaults of what it did not know
         different = sorted(k for k in wanted if then.get(k) != wanted[k])
         if different:
             raise ValueError(f"{path} was made with other settings: {', '.join(different)}; use another folder")
+        if missing := sorted(self._stateful().keys() - state.keys()):
+            raise ValueError(f"the run in {self.folder} was begun without {', '.join(missing)}; use another folder")
+        self._check_state(state, path)
         return state
 
+    def _check_state(self, state: dict, path: Path) -> None:
+        """Raise before anything is taken from a state that is not one of this training."""
+        for name, own in (("average", self.average), ("parts", self.parts.state_dict())):
+            _check_weights(name, state.get(name), own, path)
+        for name, part in self._stateful().items():
+            if isinstance(part, torch.optim.Optimizer):
+                _check_optimizer(name, state[name], part, path)
+            elif not isinstance(state[name], dict):
+                raise ModelFileError(f"{path}: {name} must be a dictionary, but is a {type(state[name]).__name__}")
+        generator, sums = state.get("generator"), state.get("sums")
+        checks = {
+            "iteration": type(state.get("iteration")) is int and 0 <= state["iteration"] <= self.settings.n_iterations,
+            "rate": type(state.get("rate")) is float and 0 < state["rate"] <= 1,
+            "generator": _like(generator, self.generator.get_state()),
+            "sums": isinstance(sums, dict) and all(map(_is_sum, sums.values())),
+        }
+        if wrong := [name for name, fine in checks.items() if not fine]:
+            raise ModelFileError(f"{path}: {', '.join(wrong)} cannot be that of a training of these settings")
+
     def _restore(self, state: dict) -> None:
-        parts = self._stateful()
-        if missing := sorted(parts.keys() - state.keys()):
-            raise ValueError(f"the run in {self.folder} was begun without {', '.join(missing)}; use another folder")
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
+        try:
+            for name, part in self._stateful().items():
+                part.load_state_dict(state[name])
+            self.generator.set_state(state["generator"])
+        except (AttributeError, KeyError, TypeError, RuntimeError) as error:  # torch's words for a state that is none
+            raise ModelFileError(f"the checkpoint in {self.folder} cannot be resumed: {error}") from error
         self.average = {name: tensor.to(self.device) for name, tensor in state["average"].items()}
         self.iteration, self._rate, self._sums = state["iteration"], state["rate"], state["sums"]
-        self.generator.set_state(state["generator"])
         for table in self._logs.values():
             table.rewind(self.iteration)
+
+
+def _like(given: object, own: Tensor) -> bool:
+    if not isinstance(given, Tensor) or given.shape != own.shape:
+        return False
+    return given.dtype.is_floating_point == own.dtype.is_floating_point
+
+
+def _is_sum(value: object) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(item, int | float) for item in value)
+
+
+def _check_weights(name: str, given: object, own: dict[str, Tensor], path: str | os.PathLike) -> None:
+    """Raise if weights are not those of networks of our sizes."""
+    found = given if isinstance(given, dict) else {}
+    if wrong := sorted(str(key) for key in own | found if key not in own or not _like(found.get(key), own[key])):
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ModelFileError(f"{path}: the {name} are not of these networks: {', '.join(wrong[:5])}{more}")
+
+
+def _check_optimizer(name: str, given: object, own: torch.optim.Optimizer, path: str | os.PathLike) -> None:
+    """Raise if a state of an optimizer is not that of our parameters and settings; rates may differ."""
+    problem = ModelFileError(f"{path}: the state of {name} is not that of these networks")
+    if not isinstance(given, dict) or not isinstance(given.get("state"), dict):
+        raise problem
+    groups, ours = given.get("param_groups"), own.state_dict()["param_groups"]
+    if not isinstance(groups, list) or len(groups) != len(ours) or not all(isinstance(group, dict) for group in groups):
+        raise problem
+    for group, known in zip(groups, ours, strict=True):
+        if any(group[key] != known[key] for key in known.keys() & group.keys() - {"lr", "initial_lr"}):
+            raise problem
+    parameters = [parameter for group in own.param_groups for parameter in group["params"]]
+    for number, entry in given["state"].items():
+        if number not in range(len(parameters)) or not isinstance(entry, dict):
+            raise problem
+        if {"step", "exp_avg", "exp_avg_sq"} != entry.keys() or not all(
+            isinstance(value, Tensor) and value.shape == (() if key == "step" else parameters[number].shape)
+            for key, value in entry.items()
+        ):
+            raise problem
 
 
 def _total(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
