@@ -18,26 +18,19 @@ Slurm, for example, one thread for each worker, because threads would share a mo
 The driver needs the paths only; files are read where they are fitted, so that
 workers must see them under the same names.
 
-Processes of this machine (``workers=N``) are always spawned, never forked: a
-forked copy of a process that has used several threads may hang for ever, and a
-spawned one knows no state but what it is handed.
+Processes of this machine (``workers=N``) are those of `cyclestarnet.processes`.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import pickle
-import signal
-import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,9 +39,11 @@ import numpy as np
 from astropy.table import QTable
 
 from cyclestarnet.exceptions import CycleStarNetError
+from cyclestarnet.journal import Journal
 from cyclestarnet.labels import LabelSet, difference_unit
-from cyclestarnet.pipeline.journal import Journal, check_suffix, write_results
+from cyclestarnet.pipeline.journal import check_suffix, write_results
 from cyclestarnet.pipeline.options import ManyOptions
+from cyclestarnet.processes import run_in_processes
 from cyclestarnet.progress import tqdm
 from cyclestarnet.results import FitFlag, FitResult
 from cyclestarnet.spectra import Spectrum
@@ -87,9 +82,6 @@ class Star(Protocol):
 
             spectrum = star.read()
         """
-
-
-NO_GUARD = 'In a script, a call with several workers must stand under: if __name__ == "__main__":'
 
 
 # -- from spectra to rows --------------------------------------------------------
@@ -280,55 +272,10 @@ def _fit_here(stars, blocks, fit_block):
             yield block, fit_block(spectra)
 
 
-_fitter: Callable | None = None  # of a worker process
-
-
-def _start_worker(path):
-    """Make a process ready to fit as a file says."""
-    global _fitter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells when to stop
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _fitter = pickle.loads(path.read_bytes())
-
-
-def _end_with_parent():
-    """A parent that is killed tells its workers nothing: they would wait for stars for ever."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _fit_as_worker(stars):
-    return _read_and_fit(_fitter, stars)
-
-
 def _fit_in_processes(stars, blocks, fit_block, workers) -> Iterator:
-    """Blocks and their rows as they come; two blocks for each worker are under way."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker that runs the script again
-        raise CycleStarNetError(NO_GUARD)
-    waiting, under_way = iter(blocks), {}
-    context = multiprocessing.get_context("spawn")
-    # The model goes by a file: of a worker that dies at its start, the parent would wait for ever to be read out.
-    folder = tempfile.TemporaryDirectory(prefix="cyclestarnet-")
-    path = Path(folder.name) / "fit.pickle"
-    path.write_bytes(pickle.dumps(fit_block))
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(path,))
-    try:
-        while True:
-            for block in islice(waiting, 2 * workers - len(under_way)):
-                under_way[pool.submit(_fit_as_worker, [stars[k] for k in block])] = block
-            if not under_way:
-                return
-            done, _ = wait(under_way, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield under_way.pop(future), future.result()
-    except BrokenProcessPool as error:
-        raise CycleStarNetError(
-            f"a worker process ended before its stars were fitted ({error}). Does it need more memory than there is? "
-            + NO_GUARD
-        ) from error
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        folder.cleanup()
+    """Blocks and their rows as they come."""
+    work = ((block, [stars[k] for k in block]) for block in blocks)
+    yield from run_in_processes(partial(_read_and_fit, fit_block), work, workers, what="its stars were fitted")
 
 
 def _fit_on_cluster(stars, blocks, fit_block, client, retries):
