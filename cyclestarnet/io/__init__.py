@@ -2,6 +2,7 @@
 
 from cyclestarnet.io.apogee import APOGEE_BAD_BITS, read_apstar, read_apvisit, read_aspcapstar
 from cyclestarnet.io.readers import read
+from cyclestarnet.io.sdss_v import read_astrastar, read_mwmstar
 from cyclestarnet.io.stars import StarSource, star_sources
 from cyclestarnet.io.training_set import Selection, TrainingSet, write_training_set
 
@@ -14,6 +15,8 @@ __all__ = [
     "read_apstar",
     "read_apvisit",
     "read_aspcapstar",
+    "read_astrastar",
+    "read_mwmstar",
     "star_sources",
     "write_training_set",
 ]

@@ -10,26 +10,19 @@ registered there as well, by name::
 from __future__ import annotations
 
 import operator
-import os
-import warnings
 from collections.abc import Iterable
 from types import MappingProxyType
-from typing import BinaryIO, TypeAlias
 
 import astropy.units as u
 import numpy as np
 from astropy.constants import c
-from astropy.io import fits
-from astropy.nddata import StdDevUncertainty
-from astropy.nddata.bitmask import bitfield_to_boolean_mask
 from specutils.io.registers import data_loader
 
 from cyclestarnet.exceptions import FileFormatError
+from cyclestarnet.io.fits_files import FLUX_UNIT, REGISTERED, FitsFile, masked_spectrum, read_parts
 from cyclestarnet.spectra import Spectrum
 
 __all__ = ["APOGEE_BAD_BITS", "read_apstar", "read_apvisit", "read_aspcapstar"]
-
-FitsFile: TypeAlias = str | os.PathLike[str] | BinaryIO | fits.HDUList
 
 # APOGEE_PIXMASK of SDSS, in bit order.
 _BIT_NAMES = (
@@ -54,21 +47,13 @@ _BITS = {name: bit for bit, name in enumerate(_BIT_NAMES)}
 #: Bits of the APOGEE pixel mask that make a pixel bad by default: name -> number.
 APOGEE_BAD_BITS = MappingProxyType({name: bit for name, bit in _BITS.items() if bit < 8 or name == "SIG_SKYLINE"})
 
-_FLUX_UNIT = u.Unit("1e-17 erg / (Angstrom cm2 s)")
-# Bad pixels often keep a plausible flux, with the error multiplied by 1e10.
-_HUGE_ERROR = 1e5
 # Beginnings of the header cards that are used.
 _CARDS = ("CRVAL1", "CDELT1", "CRPIX1", "VRAD", "SNR", "OBJ", "TELESCOP", "FIELD")
 # The pipeline writes 99999 or more where it found no velocity; nothing that APOGEE observed is this fast.
 _LARGEST_VELOCITY = 5000.0
 
-# No identifier recognises a file: specutils has readers of its own for these, and a
-# second one that says "mine" would make Spectrum.read(path) without a format ambiguous
-# for everybody who happens to have imported this package. force: reloading is no error.
-_REGISTER = {"identifier": lambda *args, **kwargs: False, "extensions": ["fits"], "priority": -10, "force": True}
 
-
-@data_loader("cyclestarnet apStar", **_REGISTER)
+@data_loader("cyclestarnet apStar", **REGISTERED)
 def read_apstar(path: FitsFile, *, row: int = 0, mask_bits: Iterable[int | str] | None = None) -> Spectrum:
     """Read a combined spectrum, or one of its visits, from an apStar file.
 
@@ -122,7 +107,7 @@ def read_apstar(path: FitsFile, *, row: int = 0, mask_bits: Iterable[int | str] 
     >>> print(spectrum.flux.unit)
     1e-17 erg / (Angstrom s cm2)
     """
-    numbers = _bit_numbers(mask_bits)
+    numbers = bit_numbers(mask_bits)
     name, header, images = _read(path, "apStar", 3)
     _check_bitmask(name, "apStar", images)
     (flux, image_header), (error, _), (bits, _) = images
@@ -138,10 +123,10 @@ def read_apstar(path: FitsFile, *, row: int = 0, mask_bits: Iterable[int | str] 
         )
     meta = _meta(name, header, numbers, bits[row])
     meta |= {"row": row, "snr": header.get("SNR" if row < 2 else f"SNRVIS{row - 1}")}
-    return _spectrum(flux[row] * _FLUX_UNIT, error[row], wavelength, bits[row], numbers, meta)
+    return masked_spectrum(flux[row] * FLUX_UNIT, error[row], wavelength, bits[row], numbers, meta)
 
 
-@data_loader("cyclestarnet aspcapStar", **_REGISTER)
+@data_loader("cyclestarnet aspcapStar", **REGISTERED)
 def read_aspcapstar(path: FitsFile, *, mask_bits: Iterable[int | str] | None = None) -> Spectrum:
     """Read the normalised spectrum from an aspcapStar file.
 
@@ -186,7 +171,7 @@ def read_aspcapstar(path: FitsFile, *, mask_bits: Iterable[int | str] | None = N
     >>> spectrum.meta["aspcap_model"][:2]
     array([0.99, 0.99])
     """
-    numbers = _bit_numbers(mask_bits)
+    numbers = bit_numbers(mask_bits)
     name, header, images = _read(path, "aspcapStar", 3, optional=1)
     (flux, image_header), (error, _), (model, _) = images[:3]
     if not np.issubdtype(model.dtype, np.floating):
@@ -202,10 +187,10 @@ def read_aspcapstar(path: FitsFile, *, mask_bits: Iterable[int | str] | None = N
         bits = images[3][0]
     meta = _meta(name, header, numbers, bits)
     meta |= {"snr": header.get("SNR"), "aspcap_model": np.array(model, dtype=float)}
-    return _spectrum(flux * u.dimensionless_unscaled, error, wavelength, bits, numbers, meta)
+    return masked_spectrum(flux * u.dimensionless_unscaled, error, wavelength, bits, numbers, meta)
 
 
-@data_loader("cyclestarnet apVisit", **_REGISTER)
+@data_loader("cyclestarnet apVisit", **REGISTERED)
 def read_apvisit(
     path: FitsFile, *, velocity: u.Quantity | None = None, mask_bits: Iterable[int | str] | None = None
 ) -> Spectrum:
@@ -259,7 +244,7 @@ def read_apvisit(
     >>> print(spectrum.meta["object"], spectrum.meta["velocity"])
     2M00242666+5341178 -67.472 km / s
     """
-    numbers = _bit_numbers(mask_bits)
+    numbers = bit_numbers(mask_bits)
     if velocity is not None:
         velocity = _checked_velocity(velocity)
     name, header, images = _read(path, "apVisit", 4)
@@ -290,12 +275,34 @@ def read_apvisit(
     bits = bits.ravel()[order]
     meta = _meta(name, header, numbers, bits)
     meta |= {"snr": header.get("SNR"), "velocity": velocity}
-    return _spectrum(flux.ravel()[order] * _FLUX_UNIT, error.ravel()[order], wavelength, bits, numbers, meta)
+    return masked_spectrum(flux.ravel()[order] * FLUX_UNIT, error.ravel()[order], wavelength, bits, numbers, meta)
 
 
 # -- the common parts --------------------------------------------------------
-def _bit_numbers(mask_bits: Iterable[int | str] | None) -> tuple[int, ...]:
-    """Sorted bit numbers of names or numbers; None = the default."""
+def bit_numbers(mask_bits: Iterable[int | str] | None) -> tuple[int, ...]:
+    """Tell the numbers of bits of the APOGEE pixel mask.
+
+    Parameters
+    ----------
+    mask_bits : iterable of int or str, or None
+        Numbers or names. None: the default, `APOGEE_BAD_BITS`.
+
+    Returns
+    -------
+    tuple of int
+        Sorted.
+
+    Raises
+    ------
+    ValueError
+        If a bit is unknown, or there is one in place of a list.
+
+    Examples
+    --------
+    >>> from cyclestarnet.io.apogee import bit_numbers
+    >>> bit_numbers(["SIG_SKYLINE", "badpix"])
+    (0, 12)
+    """
     if mask_bits is None:
         return tuple(APOGEE_BAD_BITS.values())
     if isinstance(mask_bits, (str, int, np.integer)):
@@ -325,28 +332,8 @@ def _checked_velocity(velocity: object) -> u.Quantity:
 
 def _read(path, kind, n_images, *, optional=0):
     """Name, primary header, and (array, header) of the first images of a FITS file, all read into memory."""
-    name = str(path) if isinstance(path, (str, os.PathLike)) else str(getattr(path, "name", "the HDU list"))
-    if isinstance(path, (str, os.PathLike)) and os.path.isdir(path):
-        raise FileFormatError(f"{name} is a directory, but an {kind} FITS file was expected")
+    name, (header, images) = read_parts(path, kind, lambda hdus: _images(hdus, n_images, optional))
     wanted = f"an {kind} FITS file was expected"
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            if isinstance(path, fits.HDUList):
-                header, images = _images(path, n_images, optional)
-            else:
-                with fits.open(path, memmap=False) as hdus:
-                    header, images = _images(hdus, n_images, optional)
-    except (FileNotFoundError, PermissionError):
-        raise
-    except Exception as error:  # damaged bytes raise what they like: zlib.error, BadZipFile, TypeError, ...
-        raise FileFormatError(f"{name} cannot be read ({error}), but {wanted}; is it complete?") from error
-    for warning in caught:
-        text = " ".join(str(warning.message).split())
-        # astropy goes on after these two, with the HDUs it has seen until then.
-        if "truncated" in text or "Error validating header" in text:
-            raise FileFormatError(f"{name} is truncated or damaged ({text}); get the file again")
-        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     if len(images) < n_images:
         raise FileFormatError(
             f"{name} has {len(images)} images in its first HDUs, but {wanted}, with {n_images} or more"
@@ -358,7 +345,6 @@ def _read(path, kind, n_images, *, optional=0):
 
 
 def _images(hdus, n_images, optional):
-    len(hdus)  # reads to the end of the file, which is how a cut is noticed
     images = []
     for hdu in hdus[1 : 1 + n_images + optional]:
         if not hdu.is_image or hdu.data is None:
@@ -415,23 +401,3 @@ def _meta(name, header, numbers, bits):
         "frame": "rest",
         "header": header,
     }
-
-
-def _spectrum(flux, error, wavelength, bits, numbers, meta):
-    """Join the parts, as native float64, and mask what is bad."""
-    flux = u.Quantity(flux.value.astype(float), flux.unit)
-    error = np.array(error, dtype=float)
-    bad = ~(np.isfinite(flux.value) & np.isfinite(error) & (error > 0))
-    if bits is not None:
-        # The function drops the bits it is given unless told to flip them; int64 because bit 15 is a sign elsewhere.
-        chosen = sum(1 << bit for bit in numbers)
-        bad |= bitfield_to_boolean_mask(np.array(bits, dtype=np.int64), ignore_flags=chosen, flip_bits=True)
-    if not np.all(bad):
-        bad |= ~(error <= _HUGE_ERROR * np.median(error[~bad]))
-    return Spectrum(
-        flux=flux,
-        spectral_axis=wavelength * u.AA,
-        uncertainty=StdDevUncertainty(error, unit=flux.unit),
-        mask=bad,
-        meta=meta,
-    )

@@ -8,6 +8,7 @@ from typing import Any
 
 from cyclestarnet.exceptions import FileFormatError
 from cyclestarnet.io.apogee import read_apstar, read_apvisit, read_aspcapstar
+from cyclestarnet.io.sdss_v import read_astrastar, read_mwmstar
 from cyclestarnet.spectra import Spectrum
 
 __all__ = ["read"]
@@ -19,6 +20,7 @@ _READERS = {
     "aspcapstar": read_aspcapstar,
     "apvisit": read_apvisit,
     "asvisit": read_apvisit,
+    "mwmstar": read_mwmstar,
 }
 
 
@@ -28,9 +30,11 @@ def read(path: str | os.PathLike[str], **options: Any) -> Spectrum:
     Parameters
     ----------
     path : path-like
-        Named as SDSS does: ``apStar-…``, ``aspcapStar-…``, ``apVisit-…`` (or ``as…`` for the south).
+        Named as SDSS does: ``apStar-…``, ``aspcapStar-…``, ``apVisit-…`` (or ``as…`` for the south),
+        ``mwmStar-…``, or ``astraStar…`` with the name of a pipeline.
     **options
-        Of the reader, such as ``mask_bits``: `read_apstar`, `read_aspcapstar` and `read_apvisit` say which.
+        Of the reader, such as ``mask_bits``: `read_apstar`, `read_aspcapstar`, `read_apvisit`,
+        `read_mwmstar` and `read_astrastar` say which.
 
     Returns
     -------
@@ -55,9 +59,11 @@ def read(path: str | os.PathLike[str], **options: Any) -> Spectrum:
     if not Path(path).exists():
         raise FileNotFoundError(f"no file {path}")
     kind = Path(path).name.split("-")[0].lower()
-    if kind not in _READERS:
+    reader = read_astrastar if kind.startswith("astrastar") else _READERS.get(kind)
+    if reader is None:
         raise FileFormatError(
-            f"{path}: the name does not tell the kind of file; expected apStar-…, aspcapStar-… or apVisit-…. "
-            "Read it with read_apstar, read_aspcapstar or read_apvisit"
+            f"{path}: the name does not tell the kind of file; expected apStar-…, asStar-…, aspcapStar-…, apVisit-…, "
+            "asVisit-…, mwmStar-… or astraStarPIPELINE-…. If it is one of them, read it with read_apstar, "
+            "read_aspcapstar, read_apvisit, read_mwmstar or read_astrastar"
         )
-    return _READERS[kind](path, **options)
+    return reader(path, **options)
