@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 __all__ = ["one_thread"]
+
+# A forked process has none of the threads that its parent had, but OpenMP believes that it has them, and waits for
+# them for ever. On one thread there is nobody to wait for.
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 @contextmanager
