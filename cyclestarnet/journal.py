@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cyclestarnet.files import as_json
+from cyclestarnet.files import as_json, try_lock
 
 __all__ = ["Journal"]
 
-_JOURNAL = "cyclestarnet-survey-1"
+log = logging.getLogger(__name__)
+
+_JOURNAL = "cyclestarnet-survey-2"
 
 
 class Journal:
     """Rows of an unfinished run: lines of JSON, the first of which tells the run.
 
-    A line counts once it is complete, so that a kill loses at most the block
-    that is being written. JSON of Python keeps every bit of a float, and NaN.
+    A line counts if it is complete and undamaged, which its digest tells, so that
+    a kill loses at most the block that is being written, and damage those that it
+    hit. JSON of Python keeps every bit of a float, and NaN.
 
     Parameters
     ----------
@@ -50,11 +55,9 @@ class Journal:
     def __enter__(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "ab", buffering=0)
-        try:
-            _lock(self._file)
-        except BaseException:
+        if not try_lock(self._file):
             self._file.close()
-            raise
+            raise FileExistsError(f"another process is writing {self.path}; wait, or choose another output")
         return self
 
     def __exit__(self, *_):
@@ -82,18 +85,26 @@ class Journal:
             for stars, rows in journal.recorded():
                 table[stars] = rows
         """
-        end = 0
+        place, end, n_damaged, n_lost, refusal = 0, 0, 0, 0, None
         with open(self.path, "rb") as file:
             for line in file:
-                record = _parsed(line)
-                if end == 0:
-                    self._check(line, record)
-                if record is None:  # torn by a kill
-                    break
-                if end:
+                whole, record = line.endswith(b"\n"), None
+                if place == 0:
+                    refusal = self._refusal(line)
+                    good = whole and refusal is None
+                elif good := (record := self._record(line)) is not None and whole:
+                    refusal = None  # the first line is damaged: blocks of other runs have other digests
                     yield record["stars"], record["rows"]
-                end += len(line)
-        self._file.truncate(end)
+                else:
+                    n_damaged += 1
+                place += len(line)
+                if good:
+                    end, n_lost = place, n_damaged
+        if refusal is not None:
+            raise refusal
+        if n_lost:
+            log.warning("%d blocks of %s are damaged; their stars are fitted anew", n_lost, self.path)
+        self._file.truncate(end)  # what a kill has torn
         if end == 0:
             self._write(self._run)
 
@@ -118,7 +129,8 @@ class Journal:
 
             journal.append([0, 1], [["star 0", 4500.0], ["star 1", 4600.0]])
         """
-        self._write(json.dumps({"stars": stars, "rows": rows}))
+        record = {"stars": stars, "rows": rows}
+        self._write(json.dumps(record | {"digest": self._digest(record)}))
 
     def _write(self, text):
         rest = memoryview(f"{text}\n".encode())
@@ -126,22 +138,37 @@ class Journal:
             rest = rest[self._file.write(rest) :]
         os.fsync(self._file.fileno())
 
-    def _check(self, line, theirs):
-        beginning = self._run[: self._run.index(",")].encode()
-        if not (line.startswith(beginning) or beginning.startswith(line)):
-            raise FileExistsError(f"{self.path} is no file of an unfinished run; choose another output")
+    def _digest(self, record):
+        """Of a block of this run: those of other runs have other digests."""
+        return hashlib.sha256(f"{self._run}\n{json.dumps(record)}".encode()).hexdigest()[:16]
+
+    def _record(self, line):
+        """What a line of blocks holds; None if it is torn or damaged."""
+        with suppress(ValueError, AttributeError, KeyError):
+            record = json.loads(line)
+            if record.pop("digest") == self._digest(record):
+                return record
+        return None
+
+    def _refusal(self, line):
+        """Why a first line is not that of this run; None if it is, or the beginning of it."""
+        beginning, theirs = self._run[: self._run.index(",")].encode(), None
+        with suppress(ValueError):
+            theirs = json.loads(line)
+        if not isinstance(theirs, dict):
+            if not line.endswith(b"\n") and (line.startswith(beginning) or beginning.startswith(line)):
+                return None  # torn by a kill
+            return FileExistsError(f"{self.path} is no file of an unfinished run, or damaged; choose another output")
+        if not line.startswith(beginning):
+            return FileExistsError(f"{self.path} is no file of an unfinished run; choose another output")
         ours = json.loads(self._run)
-        changes = [_change(key, theirs.get(key), ours.get(key)) for key in theirs | ours] if theirs else []
-        if any(changes):
-            raise FileExistsError(
-                f"{self.path} holds the rows of another, unfinished run ({'; '.join(filter(None, changes))}); "
-                "make the same call as then to finish it, delete the file to begin anew, or choose another output"
-            )
-
-
-def _parsed(line):
-    with suppress(ValueError):
-        return json.loads(line) if line.endswith(b"\n") else None
+        changes = [_change(key, theirs.get(key), ours.get(key)) for key in theirs | ours]
+        if not any(changes):
+            return None
+        return FileExistsError(
+            f"{self.path} holds the rows of another, unfinished run ({'; '.join(filter(None, changes))}); "
+            "make the same call as then to finish it, delete the file to begin anew, or choose another output"
+        )
 
 
 def _change(key, then, now):
@@ -154,15 +181,3 @@ def _change(key, then, now):
         k = next(k for k, (a, b) in enumerate(zip(then, now, strict=True)) if repr(a) != repr(b))
         return f"{key}: number {k} was {then[k]!r:.80} then, is {now[k]!r:.80} now"
     return f"{key}: {then!r:.80} then, {now!r:.80} now"
-
-
-def _lock(file):
-    """Keep a second process from writing to the same file; the lock dies with its owner."""
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise FileExistsError(f"another process is writing {file.name}; wait, or choose another output") from None
-    except (ImportError, OSError):  # Windows, or a file system without locks
-        pass

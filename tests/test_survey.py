@@ -425,6 +425,50 @@ def test_journal_with_zeros_of_a_power_failure_is_resumed(interrupted, paths):
     assert_same(survey(paths), survey(paths, output=interrupted, run={"space": "observed"}))
 
 
+@pytest.mark.parametrize("line", range(5))
+def test_a_damaged_line_of_a_journal_costs_its_block_only(interrupted, paths, line, caplog):
+    """Of the line that tells the run, and of four blocks of four stars; 14 stars are left in any case."""
+    journal, whole = Path(f"{interrupted}.partial"), survey(paths)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    for place, byte in ((40, b"7"), (len(lines[line]) // 2, b"\xff"), (1, b"}"), (len(lines[line]) - 3, b"x")):
+        damaged = lines[line][:place] + byte + lines[line][place + 1 :]
+        if damaged == lines[line]:
+            continue
+        journal.write_bytes(b"".join([*lines[:line], damaged, *lines[line + 1 :]]))
+        fit = CountingFit()
+        table = survey(paths, fit, output=interrupted, overwrite=True, run={"space": "observed"})
+        assert fit.n_stars == (14 if line == 0 else 18), (place, byte)
+        assert_same(whole, table)
+    told = [record for record in caplog.records if "blocks of" in record.message]
+    assert bool(told) is (0 < line < 4)  # damage at the end is what a kill leaves
+
+
+def test_a_number_that_changed_in_a_journal_is_noticed(interrupted, paths):
+    journal, whole = Path(f"{interrupted}.partial"), survey(paths)
+    text = journal.read_text()
+    number = repr(float(whole["teff"][6].value))
+    assert number in text
+    journal.write_text(text.replace(number, repr(float(whole["teff"][6].value) + 1), 1))
+    assert_same(whole, survey(paths, output=interrupted, run={"space": "observed"}))
+
+
+def test_a_damaged_journal_of_another_run_is_left_alone(interrupted, paths):
+    journal = Path(f"{interrupted}.partial")
+    damaged = journal.read_bytes().replace(b"observed", b"obs\xffrved", 1)
+    journal.write_bytes(damaged)
+    with pytest.raises(FileExistsError, match="no file of an unfinished run, or damaged"):
+        survey(paths, output=interrupted, run={"space": "emulator"})
+    assert journal.read_bytes() == damaged
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_folder_as_output_stops_before_the_first_star(paths, tmp_path, overwrite):
+    (tmp_path / "t.ecsv").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"this is a folder: '.*t\.ecsv'"):
+        survey(paths, fit=None, output=tmp_path / "t.ecsv", overwrite=overwrite)
+    assert not (tmp_path / "t.ecsv.partial").exists()
+
+
 def test_finished_journal_of_a_run_killed_before_its_end_is_accepted(interrupted, paths):
     run = {"output": interrupted, "run": {"space": "observed"}}
     journal = Path(f"{interrupted}.partial")

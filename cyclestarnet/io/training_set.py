@@ -31,6 +31,7 @@ from numpy.typing import ArrayLike
 
 from cyclestarnet.continuum import ContinuumRecipe
 from cyclestarnet.exceptions import CycleStarNetError, CycleStarNetWarning, FileFormatError, GridError, SpectrumError
+from cyclestarnet.files import write_hdf5
 from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.io.readers import read
 from cyclestarnet.progress import tqdm
@@ -500,32 +501,34 @@ def write_training_set(
     if label_names is not None and (labels is None or len(label_names) != per_row["labels"].shape[1]):
         raise ValueError(f"label_names must name the columns of labels, but are {list(label_names)}")
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with h5py.File(temporary, "x") as file:
-            if path.exists():
-                _copy_other_splits(path, file, split, grid, overwrite)
-            if "wavelength" not in file:
-                file["wavelength"] = grid.wavelength.to_value(u.AA)
-                file["wavelength"].attrs.update({"unit": "Angstrom", "medium": "vacuum"})
-            if label_names is not None:
-                names = [str(name) for name in label_names]
-                if list(file.attrs.get("label_names", names)) != names:
-                    known = list(file.attrs["label_names"])
-                    raise ValueError(f"label_names are {names}, but those of the other splits of {path} are {known}")
-                file.attrs["label_names"] = names
-            known = list(file.attrs.get("label_names", ()))
-            if labels is not None and known and len(known) != per_row["labels"].shape[1]:
-                n_labels = per_row["labels"].shape[1]
-                raise ValueError(f"labels has {n_labels} columns, but the other splits of {path} have those of {known}")
-            skipped = _write_rows(file, spectra, grid, split, recipe, per_row, mask_bits, progress)
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return skipped
+    skipped, n_given = [], 0
+
+    def fill(file):
+        nonlocal skipped, n_given
+        if path.exists():
+            _copy_other_splits(path, file, split, grid, overwrite)
+        if "wavelength" not in file:
+            file["wavelength"] = grid.wavelength.to_value(u.AA)
+            file["wavelength"].attrs.update({"unit": "Angstrom", "medium": "vacuum"})
+        if label_names is not None:
+            names = [str(name) for name in label_names]
+            if list(file.attrs.get("label_names", names)) != names:
+                known = list(file.attrs["label_names"])
+                raise ValueError(f"label_names are {names}, but those of the other splits of {path} are {known}")
+            file.attrs["label_names"] = names
+        known = list(file.attrs.get("label_names", ()))
+        if labels is not None and known and len(known) != per_row["labels"].shape[1]:
+            n_labels = per_row["labels"].shape[1]
+            raise ValueError(f"labels has {n_labels} columns, but the other splits of {path} have those of {known}")
+        skipped, n_given = _write_rows(file, spectra, grid, split, recipe, per_row, mask_bits, progress)
+
+    write_hdf5(path, fill)
+    if skipped:
+        shown = "; ".join(f"{index} ({name}): {reason}" for index, name, reason in skipped[:5])
+        more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+        message = f"{len(skipped)} of {n_given} spectra cannot be used and were skipped: {shown}{more}"
+        warnings.warn(message, CycleStarNetWarning, stacklevel=2)
+    return QTable(rows=skipped or None, names=("index", "name", "reason"), dtype=(int, str, str))
 
 
 def _copy_other_splits(path, file, split, grid, overwrite):
@@ -547,7 +550,7 @@ def _copy_other_splits(path, file, split, grid, overwrite):
 
 
 def _write_rows(file, spectra, grid, split, recipe, per_row, mask_bits, progress):
-    """Write all spectra that can be used; return the table of the others."""
+    """Write all spectra that can be used; return the others, and how many there were."""
     shapes = {kind: ((grid.n_pixels,), "u1" if kind == "spectra_msk" else "f4") for kind in _PER_PIXEL}
     shapes |= {kind: (array.shape[1:], "f4") for kind, array in per_row.items()} | {"snr": ((), "f4")}
     datasets = {
@@ -565,6 +568,7 @@ def _write_rows(file, spectra, grid, split, recipe, per_row, mask_bits, progress
             if block[kind]:
                 dataset[n:] = block[kind]
             block[kind].clear()
+        file.flush()  # raises if the disk is full
 
     for index, item in enumerate(tqdm(spectra, desc="writing", disable=not progress)):
         if any(index >= len(array) for array in per_row.values()):
@@ -588,12 +592,7 @@ def _write_rows(file, spectra, grid, split, recipe, per_row, mask_bits, progress
     if len(skipped) == n_given:
         first = f"; the first: {skipped[0][2]}" if skipped else ""
         raise SpectrumError(f"none of {n_given} spectra can be used, and nothing was written{first}")
-    if skipped:
-        shown = "; ".join(f"{index} ({name}): {reason}" for index, name, reason in skipped[:5])
-        more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-        message = f"{len(skipped)} of {n_given} spectra cannot be used and were skipped: {shown}{more}"
-        warnings.warn(message, CycleStarNetWarning, stacklevel=3)
-    return QTable(rows=skipped or None, names=("index", "name", "reason"), dtype=(int, str, str))
+    return skipped, n_given
 
 
 def _row(pixels, snr):

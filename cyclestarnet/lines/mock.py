@@ -19,14 +19,13 @@ from itertools import product
 from pathlib import Path
 
 import astropy.units as u
-import h5py
 import numpy as np
 import torch
 from astropy.table import QTable
 
 from cyclestarnet.derivatives import DerivativeSpectra
 from cyclestarnet.exceptions import CycleStarNetError
-from cyclestarnet.files import write_atomically
+from cyclestarnet.files import write_atomically, write_hdf5
 from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.io.training_set import Selection, TrainingSet
 from cyclestarnet.labels import LabelSet
@@ -237,9 +236,9 @@ def _make_files(config, source, emulator, grid, progress):
         )
     write_atomically(folder / "labels.npz", lambda path: _save(path, labels=rows[n_observed:]))
     splits = {"train": rows[: given.n_observed], "val": rows[given.n_observed : n_observed]}
-    write_atomically(
+    write_hdf5(
         folder / "observed.h5",
-        lambda path: _write_observed(path, emulator, source.labels, grid, splits, given.snr, rng, progress),
+        lambda file: _write_observed(file, emulator, source.labels, grid, splits, given.snr, rng, progress),
     )
 
 
@@ -655,12 +654,10 @@ def _derivatives(labels, grid, emulator, values):
     return DerivativeSpectra(grid, flux, slopes, labels.to_quantities(values))
 
 
-def _write_observed(path, emulator, labels, grid, splits, snr_range, rng, progress):
+def _write_observed(file, emulator, labels, grid, splits, snr_range, rng, progress):
     """Complete spectra with noise, in the layout of `cyclestarnet.io`."""
     predictor, n = EmulatorPredictor(emulator), grid.n_pixels
-    with h5py.File(path, "w") as file, tqdm(
-        total=sum(map(len, splits.values())), desc="observed spectra", disable=not progress
-    ) as bar:  # fmt: skip
+    with tqdm(total=sum(map(len, splits.values())), desc="observed spectra", disable=not progress) as bar:
         file["wavelength"] = grid.wavelength.to_value(u.AA)
         file.attrs["label_names"] = list(labels)
         for split, rows in splits.items():
@@ -675,6 +672,7 @@ def _write_observed(path, emulator, labels, grid, splits, snr_range, rng, progre
                 error = np.repeat(1 / snr[part, None], n, axis=1)
                 sigma[part] = error
                 flux[part] = predictor.flux(rows[part]) + error * rng.standard_normal(error.shape)
+                file.flush()  # raises if the disk is full
                 bar.update(len(error))
 
 

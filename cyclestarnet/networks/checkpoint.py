@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +45,19 @@ def save_state(state: dict, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     if path.exists():
-        previous = path.with_suffix(path.suffix + ".previous")
-        previous.unlink(missing_ok=True)
-        os.link(path, previous)
+        _keep(path, path.with_suffix(path.suffix + ".previous"))
     buffer = io.BytesIO()  # written by torch, a full disk would be "unexpected pos 576 vs 534"
     torch.save(state, buffer)
     write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Give a file a second name, and the content under that name away."""
+    previous.unlink(missing_ok=True)
+    try:
+        os.link(path, previous)
+    except OSError:  # a file system without hard links
+        write_atomically(previous, lambda temporary: shutil.copyfile(path, temporary))
 
 
 def load_state(path: str | os.PathLike[str]) -> dict:

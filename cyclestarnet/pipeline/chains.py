@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from cyclestarnet.exceptions import FileFormatError
-from cyclestarnet.files import write_atomically
+from cyclestarnet.files import write_hdf5
 from cyclestarnet.fitting.chains import ChainState
 
 __all__ = ["ChainFile"]
@@ -122,15 +122,14 @@ class ChainFile:
         """
         n_steps, n_walkers, k = state.positions.shape
 
-        def fill(temporary: Path) -> None:
-            with h5py.File(temporary, "w") as file:
-                group = file.create_group("mcmc")
-                group.attrs.update(
-                    nwalkers=n_walkers, ndim=k, has_blobs=False, iteration=n_steps, identity=self.identity,
-                    n_nan=state.n_nan, **{f"random_state_{i}": value for i, value in enumerate(state.random_state)},
-                )  # fmt: skip
-                group["accepted"] = state.accepted
-                group.create_dataset("chain", data=state.positions, fletcher32=True)
-                group.create_dataset("log_prob", data=state.log_posterior, fletcher32=True)
+        def fill(file: h5py.File) -> None:
+            group = file.create_group("mcmc")
+            group.attrs.update(
+                nwalkers=n_walkers, ndim=k, has_blobs=False, iteration=n_steps, identity=self.identity,
+                n_nan=state.n_nan, **{f"random_state_{i}": value for i, value in enumerate(state.random_state)},
+            )  # fmt: skip
+            group["accepted"] = state.accepted
+            group.create_dataset("chain", data=state.positions, fletcher32=True)
+            group.create_dataset("log_prob", data=state.log_posterior, fletcher32=True)
 
-        write_atomically(self.path, fill)
+        write_hdf5(self.path, fill)

@@ -39,6 +39,7 @@ import numpy as np
 from astropy.table import QTable
 
 from cyclestarnet.exceptions import CycleStarNetError
+from cyclestarnet.files import check_no_folder
 from cyclestarnet.journal import Journal
 from cyclestarnet.labels import LabelSet, difference_unit
 from cyclestarnet.pipeline.journal import check_suffix, write_results
@@ -206,6 +207,8 @@ def fit_survey(
     ------
     FileExistsError
         If the output exists, or the ``.partial`` file is that of another run.
+    IsADirectoryError
+        If the output is a folder.
     CycleStarNetError
         If workers died over a block: of a cluster again and again, of this machine once.
 
@@ -226,7 +229,8 @@ def fit_survey(
     if output is None:
         _fit_rest(stars, rows, many, **options)
         return rows.to_table()
-    check_suffix(output)  # raises now rather than after the last star
+    check_no_folder(output)  # raises now rather than after the last star
+    check_suffix(output)
     partial = Path(f"{os.fspath(output)}.partial")
     if Path(output).exists() and not many.overwrite and not partial.exists():
         raise FileExistsError(f"{output} exists; use overwrite=True to replace it, or another name")

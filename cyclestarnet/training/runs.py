@@ -29,6 +29,7 @@ from torch import Tensor
 
 from cyclestarnet._version import __version__
 from cyclestarnet.continuum import ContinuumRecipe
+from cyclestarnet.files import locked
 from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.model import CalibratedModel
 from cyclestarnet.networks.emulator import EmulatorSettings
@@ -187,6 +188,8 @@ def prepare(config: Config, *, progress: bool = True) -> Run:
         If the folder has a checkpoint of other settings.
     ImportError
         If a package is missing that the configuration needs.
+    FileExistsError
+        If another process trains in the folder.
 
     Examples
     --------
@@ -202,8 +205,10 @@ def prepare(config: Config, *, progress: bool = True) -> Run:
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     _check_machine(config)
-    domains = read_domains(config, progress=progress)
-    if dist.is_initialized() and dist.get_rank() == 0:
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    with locked(config.run.folder if first else None, "trains in"):  # an emulator is made there
+        domains = read_domains(config, progress=progress)
+    if dist.is_initialized() and first:
         dist.barrier()
     return _ready(config, domains)
 
@@ -315,6 +320,8 @@ def train(
         If a loss is not finite, and no watch rolls the run back.
     TrainingError
         If the watch stops the run.
+    FileExistsError
+        If another process trains in the folder.
     ImportError
         If a watch is asked for, and scikit-learn is not installed.
 
@@ -342,7 +349,7 @@ def train(
         model.save("giants.safetensors")
     """
     training = TrainingSettings.from_preset(settings, seed=seed) if isinstance(settings, str) else settings
-    with _kept(folder) as folder:
+    with _kept(folder) as folder, locked(folder, "trains in"):
         plan = Plan(
             run=RunConfig(folder=folder, name=name, seed=seed, device=device),
             training=training,
@@ -432,6 +439,8 @@ def joined_processes(config: Config) -> Iterator[tuple[Config, int]]:
     ------
     ConfigError
         If the processes shall train on CUDA devices, but there is none.
+    FileExistsError
+        If other processes train in the folder.
 
     Examples
     --------
@@ -444,7 +453,8 @@ def joined_processes(config: Config) -> Iterator[tuple[Config, int]]:
     _check_device(config)
     with join_processes(config.run.device) as device:
         rank = dist.get_rank() if dist.is_initialized() else 0
-        yield replace(config, run=replace(config.run, device=device)), rank
+        with locked(config.run.folder if rank == 0 else None, "trains in"):
+            yield replace(config, run=replace(config.run, device=device)), rank
 
 
 def finish(run: Run, *, progress: bool = True) -> Path:

@@ -29,6 +29,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cyclestarnet.exceptions import ModelFileError, TrainingError, TrainingWarning
+from cyclestarnet.files import locked
 from cyclestarnet.networks.checkpoint import load_state, save_state
 from cyclestarnet.networks.translation import NetworkSettings, TranslationNetwork
 from cyclestarnet.progress import tqdm
@@ -458,6 +459,8 @@ class Trainer:
             weights may be spoilt: the last checkpoint stays as it was.
         TrainingError
             If the watch stops the run.
+        FileExistsError
+            If another process trains in the folder.
 
         Examples
         --------
@@ -470,7 +473,7 @@ class Trainer:
         history: list[dict[str, float]] = []
         action = None if self.watch is None else self.watch.settings.action
         bar = tqdm(total=last, initial=self.iteration, desc="training", disable=not progress or self.rank > 0)
-        with _delayed_signals() as caught, bar:
+        with locked(self.folder if self.rank == 0 else None, "trains in"), _delayed_signals() as caught, bar:
             while self.iteration < last:
                 verdicts: list[Verdict] = []
                 try:
