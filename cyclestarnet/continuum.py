@@ -13,6 +13,7 @@ import astropy.units as u
 import numpy as np
 from numpy.typing import ArrayLike
 
+from cyclestarnet.blanks import floats_of, mask_of
 from cyclestarnet.exceptions import GridError, SpectrumError
 from cyclestarnet.grid import WavelengthGrid
 
@@ -56,7 +57,10 @@ class ContinuumRecipe:
     degree: int = 4
 
     def __post_init__(self) -> None:
-        pixels = np.array(self.pixels, dtype=bool)
+        unknown = mask_of(self.pixels)
+        pixels = np.array(np.ma.getdata(self.pixels), dtype=bool)
+        if unknown is not None:
+            pixels &= ~unknown  # not known to be continuum
         if pixels.shape != (self.grid.n_pixels,):
             raise GridError(f"pixels must have shape ({self.grid.n_pixels},), but has {pixels.shape}")
         pixels.flags.writeable = False
@@ -102,7 +106,9 @@ class ContinuumRecipe:
         >>> np.flatnonzero(recipe.pixels)
         array([2, 5, 8])
         """
-        wanted = u.Quantity(wavelengths, u.AA).value
+        unit = getattr(wavelengths, "unit", None) or u.AA
+        wanted = (floats_of(wavelengths) * unit).to_value(u.AA)
+        wanted = wanted[np.isfinite(wanted)]
         pixels = np.zeros(grid.n_pixels, dtype=bool)
         for start, stop in grid.chips:
             edges = grid.edges((start, stop))
@@ -142,7 +148,7 @@ class ContinuumRecipe:
         SpectrumError
             If a chip that has good pixels at all has too few good continuum pixels.
         """
-        flux, ivar = np.broadcast_arrays(np.asarray(flux, dtype=float), np.asarray(ivar, dtype=float))
+        flux, ivar = np.broadcast_arrays(floats_of(flux), floats_of(ivar))
         shape = flux.shape
         flux, ivar = flux.reshape(-1, shape[-1]), ivar.reshape(-1, shape[-1])
         continuum = np.ones(flux.shape)

@@ -12,6 +12,7 @@ from typing import Literal
 import astropy.units as u
 import numpy as np
 
+from cyclestarnet.blanks import mask_of
 from cyclestarnet.exceptions import GridError
 
 __all__ = ["SPEED_OF_LIGHT", "WavelengthGrid", "air_to_vacuum", "apogee_grid", "pixel_edges"]
@@ -59,6 +60,8 @@ class WavelengthGrid:
 
     def __post_init__(self) -> None:
         try:
+            if mask_of(self.wavelength) is not None:
+                raise GridError("wavelength is masked: a pixel without a wavelength is none; leave it out")
             wavelength = u.Quantity(self.wavelength, dtype=float).to(u.AA)
         except (u.UnitConversionError, TypeError) as error:
             raise GridError(

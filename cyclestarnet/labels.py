@@ -17,6 +17,7 @@ import numpy as np
 from astropy.table import Column, Row, Table
 from numpy.typing import ArrayLike
 
+from cyclestarnet.blanks import floats_of, mask_of, place_of
 from cyclestarnet.exceptions import LabelError
 
 __all__ = ["LabelSet", "difference_unit", "kelvin_scale", "unit_of_label"]
@@ -104,7 +105,7 @@ def kelvin_scale(names: Sequence[str], values: ArrayLike) -> np.ndarray:
     scale = np.ones(len(names))
     if "teff" in names:
         k = list(names).index("teff")
-        if np.fmax.reduce(np.asarray(values)[..., k], axis=None) < 100:
+        if np.fmax.reduce(floats_of(values)[..., k], axis=None) < 100:
             scale[k] = 1000
     return scale
 
@@ -258,8 +259,9 @@ class LabelSet:
         """
         self.index(name)
         unit, in_dex = unit_of_label(name), difference_unit(name) == u.dex
-        if np.any(getattr(quantity, "mask", False)):
-            raise LabelError(f"Label '{name}' is masked")
+        mask = mask_of(quantity)
+        if mask is not None and mask.any():
+            raise LabelError(f"Label '{name}' is masked{place_of(mask)}")
         given = getattr(quantity, "unit", None)
         if in_dex and given in (None, u.dimensionless_unscaled, u.dex):
             value = getattr(quantity, "value", quantity)
@@ -271,13 +273,16 @@ class LabelSet:
         else:
             try:
                 # A Column of a plain Table has a unit too, but cannot convert itself.
-                quantity = np.asarray(quantity) * given if isinstance(quantity, Column) else quantity
+                quantity = floats_of(quantity) * given if isinstance(quantity, Column) else quantity
                 value = quantity.to_value(unit)
             except u.UnitConversionError:
                 raise LabelError(f"Label '{name}' must have the unit {unit}, but got '{given}'") from None
-        value = np.asarray(value, dtype=float)
+        try:
+            value = floats_of(value)
+        except (TypeError, ValueError) as error:
+            raise LabelError(f"Label '{name}' must be a number, but is {quantity!r:.60}") from error
         if not np.all(np.isfinite(value)):
-            raise LabelError(f"Label '{name}' is not finite")
+            raise LabelError(f"Label '{name}' is not finite{place_of(~np.isfinite(value))}")
         return value
 
     def to_array(self, labels: Mapping[str, Any] | Row | Table, *, check_range: bool = False) -> np.ndarray:
@@ -387,7 +392,7 @@ class LabelSet:
         cyclestarnet.exceptions.LabelError: Label 'logg' = 4.5 dex(cm / s2) is outside the training range 0 to 4 ...
         """
         for k, name in enumerate(self.names):
-            column, unit = np.asarray(values)[..., k], unit_of_label(name)
+            column, unit = floats_of(values)[..., k], unit_of_label(name)
             bad = ~((column >= self.lower[k]) & (column <= self.upper[k]))  # NaN is outside, too
             if np.any(bad):
                 raise LabelError(
@@ -414,7 +419,7 @@ class LabelSet:
         >>> LabelSet(["teff", "m_h"], [3500, -2], [6000, 0.5]).to_quantities([[4500, 0.1], [5000, -1]])
         {'teff': <Quantity [4500., 5000.] K>, 'm_h': <Quantity [ 0.1, -1. ] dex>}
         """
-        values = np.asarray(values, dtype=float)
+        values = floats_of(values)
         out = {name: values[..., k] * unit_of_label(name) for k, name in enumerate(self.names)}
         for name, weights in zip(self.combinations, self.combination_matrix, strict=True):
             out[name] = (values @ weights) * unit_of_label(name)

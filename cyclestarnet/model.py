@@ -311,7 +311,8 @@ class CalibratedModel(ModelParts):
         Returns
         -------
         `~specutils.Spectrum`
-            Normalised flux, shape (n_pixels,).
+            Normalised flux, shape (n_pixels,). Masked where no pixel of ``spectrum`` counts: what the network
+            returns there is a guess. ``meta`` has ``model``, ``domain`` and ``object``; there is no uncertainty.
 
         Raises
         ------
@@ -326,9 +327,9 @@ class CalibratedModel(ModelParts):
         >>> model.to_observed(star).meta["domain"]
         'observed'
         """
-        flux = seen_flux(self, spectrum, domain="synthetic")
+        flux, used = seen_flux(self, spectrum, domain="synthetic")
         translated = self.translator.synth_to_obs(flux[None], encode_split_latent(self, like))
-        return spectrum_of(self, translated[0], "observed")
+        return spectrum_of(self, translated[0], "observed", used=used, source=spectrum)
 
     def to_synthetic(self, spectrum: Spectrum) -> Spectrum:
         """Translate an observed spectrum to the synthetic domain (S1, obs→synth).
@@ -341,7 +342,8 @@ class CalibratedModel(ModelParts):
         Returns
         -------
         `~specutils.Spectrum`
-            Normalised flux, shape (n_pixels,).
+            Normalised flux, shape (n_pixels,). Masked where no pixel of ``spectrum`` counts: what the network
+            returns there is a guess. ``meta`` has ``model``, ``domain`` and ``object``; there is no uncertainty.
 
         Raises
         ------
@@ -354,8 +356,9 @@ class CalibratedModel(ModelParts):
         >>> CalibratedModel.from_pretrained().to_synthetic(datasets.k_giant()).flux.shape
         (7167,)
         """
-        flux = seen_flux(self, spectrum)
-        return spectrum_of(self, self.translator.obs_to_synth(flux[None])[0], "synthetic")
+        flux, used = seen_flux(self, spectrum)
+        translated = self.translator.obs_to_synth(flux[None])
+        return spectrum_of(self, translated[0], "synthetic", used=used, source=spectrum)
 
     def reconstruct(self, spectrum: Spectrum, *, domain: str = "observed") -> Spectrum:
         """Pass a spectrum through the autoencoder of its own domain.
@@ -370,7 +373,8 @@ class CalibratedModel(ModelParts):
         Returns
         -------
         `~specutils.Spectrum`
-            Normalised flux, shape (n_pixels,).
+            Normalised flux, shape (n_pixels,). Masked where no pixel of ``spectrum`` counts: what the network
+            returns there is a guess. ``meta`` has ``model``, ``domain`` and ``object``; there is no uncertainty.
 
         Raises
         ------
@@ -383,9 +387,9 @@ class CalibratedModel(ModelParts):
         >>> CalibratedModel.from_pretrained().reconstruct(datasets.k_giant()).meta["domain"]
         'observed'
         """
-        flux, translator = seen_flux(self, spectrum, domain=domain)[None], self.translator
-        again = translator.reconstruct_obs(flux) if domain == "observed" else translator.reconstruct_synth(flux)
-        return spectrum_of(self, again[0], domain)
+        (flux, used), translator = seen_flux(self, spectrum, domain=domain), self.translator
+        reconstruct = translator.reconstruct_obs if domain == "observed" else translator.reconstruct_synth
+        return spectrum_of(self, reconstruct(flux[None])[0], domain, used=used, source=spectrum)
 
     def derivative_spectrum(self, labels, name, *, domain="observed", like=None):
         """Derivative of the spectrum with respect to one label (S1, Eq. 8); see `derivative_spectra`.

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from cyclestarnet.blanks import bools_of
 from cyclestarnet.exceptions import SpectrumError
 
 __all__ = ["NoiseModel"]
@@ -118,7 +119,7 @@ class NoiseModel:
             )
         good = np.isfinite(flux) & np.isfinite(sigma) & (sigma > 0)
         if mask is not None:
-            good &= ~np.asarray(mask, dtype=bool)
+            good &= ~bools_of(mask)
         used = good & (sigma <= self.sigma_max * (1 + ROUNDING))
         noisy = 2 * np.count_nonzero(used, axis=-1) < np.count_nonzero(good, axis=-1)
         for row in np.argwhere(noisy):

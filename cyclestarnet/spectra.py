@@ -19,6 +19,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike
 from scipy.ndimage import maximum_filter1d, median_filter
 
+from cyclestarnet.blanks import bools_of, floats_of, mask_behind, mask_of
 from cyclestarnet.continuum import ContinuumRecipe
 from cyclestarnet.exceptions import CycleStarNetWarning, GridError, SpectrumError
 from cyclestarnet.grid import WavelengthGrid
@@ -91,9 +92,14 @@ class Pixels:
     def __post_init__(self) -> None:
         if self.raw is None:
             object.__setattr__(self, "raw", self.flux)
+        unknown = mask_of(self.flux)
+        if unknown is not None and np.shape(self.ivar) == unknown.shape:
+            object.__setattr__(self, "ivar", np.where(unknown, 0.0, _ivar_of(self.ivar)))
+            object.__setattr__(self, "flux", np.where(unknown, 1.0, floats_of(self.flux)))
+        object.__setattr__(self, "ivar", _ivar_of(self.ivar))
         for name in ("flux", "ivar", "continuum", "raw"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=float))
+                object.__setattr__(self, name, floats_of(getattr(self, name)))
         shapes = {name: np.shape(a) for name, a in vars(self).items() if name != "n_lost" and a is not None}
         if len(set(shapes.values())) != 1 or self.flux.ndim != 1:
             raise SpectrumError(
@@ -128,8 +134,8 @@ def to_pixels(spectrum: Spectrum, grid: WavelengthGrid, *, recipe: ContinuumReci
         spectral axis is a vacuum wavelength, frequency, energy or wavenumber
         at rest, rising or falling. The uncertainty is a standard deviation, a
         variance or an inverse variance; without unit it has that of the flux.
-        Ignored are pixels whose mask is True (or nonzero), whose flux is not
-        finite, or that have an infinite sigma or an inverse variance of 0.
+        Ignored are pixels whose mask is True (or nonzero), whose flux or
+        uncertainty is masked, whose flux is not finite, or that have an infinite sigma or an inverse variance of 0.
         The object is not changed.
     grid : `~cyclestarnet.WavelengthGrid`
         Pixels of the model.
@@ -315,7 +321,8 @@ def to_spectrum(
     array([False, False,  True])
     """
     try:
-        flux = u.Quantity(flux, dtype=float).to_value(u.dimensionless_unscaled)
+        unit = getattr(flux, "unit", None) or u.dimensionless_unscaled
+        flux = (floats_of(flux) * unit).to_value(u.dimensionless_unscaled)
     except (u.UnitConversionError, TypeError) as error:
         raise SpectrumError("flux must be dimensionless: to_spectrum makes normalised spectra") from error
     given = {"flux": flux, "ivar": ivar, "mask": mask}
@@ -324,10 +331,10 @@ def to_spectrum(
             raise GridError(f"{name} must have shape (..., {grid.n_pixels}), as the grid, but has {np.shape(array)}")
     bad = ~np.isfinite(flux)
     if mask is not None:
-        bad = bad | np.asarray(mask).astype(bool)
+        bad = bad | bools_of(mask)
     uncertainty = None
     if ivar is not None:
-        ivar = np.broadcast_to(np.asarray(ivar, dtype=float), flux.shape)
+        ivar = np.broadcast_to(_ivar_of(ivar), flux.shape)
         if not np.all(ivar >= 0):
             raise SpectrumError("ivar must be 0 or positive; 0 marks a pixel to ignore")
         bad = bad | (ivar == 0)
@@ -340,6 +347,12 @@ def to_spectrum(
         mask=bad,
         meta=dict(meta or {}),
     )
+
+
+def _ivar_of(values: ArrayLike) -> np.ndarray:
+    """An inverse variance as plain floats, 0 where it is masked."""
+    mask, plain = mask_of(values), floats_of(values)
+    return plain if mask is None else np.where(mask, 0.0, plain)
 
 
 # -- checks ----------------------------------------------------------------
@@ -465,7 +478,7 @@ def _flux_and_variance(spectrum: Spectrum, wavelength: np.ndarray) -> tuple[np.n
         )
     if not physical:
         unit = u.dimensionless_unscaled
-    flux = np.asarray(spectrum.flux.to_value(unit), dtype=float)
+    flux = floats_of(spectrum.flux.to_value(unit))
 
     given = spectrum.uncertainty
     if given is None:
@@ -477,7 +490,7 @@ def _flux_and_variance(spectrum: Spectrum, wavelength: np.ndarray) -> tuple[np.n
             "uncertainty must be a StdDevUncertainty, VarianceUncertainty or InverseVariance, "
             f"but is {type(given).__name__}"
         )
-    raw = np.asarray(given.array, dtype=float)  # squares of single-precision errors can underflow
+    raw = floats_of(given.array)  # squares of single-precision errors can underflow
     if raw.shape != flux.shape:
         raise SpectrumError(f"uncertainty must have the shape of the flux, {flux.shape}, but has {raw.shape}")
     with np.errstate(all="ignore"):  # what comes of 0, NaN and inf is sorted out below
@@ -494,11 +507,14 @@ def _flux_and_variance(spectrum: Spectrum, wavelength: np.ndarray) -> tuple[np.n
     good = np.isfinite(flux)
     if spectrum.mask is not None:
         try:
-            good &= ~np.broadcast_to(np.asarray(spectrum.mask).astype(bool), flux.shape)
+            good &= ~np.broadcast_to(bools_of(spectrum.mask), flux.shape)
         except ValueError:
             raise SpectrumError(
                 f"mask must have the shape of the flux, {flux.shape}, but has {np.shape(spectrum.mask)}"
             ) from None
+    masked = mask_behind(given.array)
+    if masked is not None:
+        good &= ~masked
     if not np.any(good):
         raise SpectrumError(f"all {len(flux)} pixels are masked or not finite; mask is True where a pixel is bad")
     impossible = good & ((raw < 0) | ~(values > 0))

@@ -13,8 +13,8 @@ import cyclestarnet
 PACKAGE = Path(cyclestarnet.__file__).parent
 
 NOUNS = {
-    "exceptions", "files", "labels", "grid", "spectra", "continuum", "derivatives", "noise", "results", "progress",
-    "_version", "reading", "journal", "processes",
+    "blanks", "exceptions", "files", "labels", "grid", "spectra", "continuum", "derivatives", "noise", "results",
+    "progress", "_version", "reading", "journal", "processes",
 }  # fmt: skip
 # Rooms, and modules that stand higher than their room, from the ground up; each may import itself and what is named.
 MAY_IMPORT = {

@@ -29,6 +29,7 @@ import numpy as np
 from astropy.table import QTable
 from numpy.typing import ArrayLike
 
+from cyclestarnet.blanks import floats_of
 from cyclestarnet.continuum import ContinuumRecipe
 from cyclestarnet.exceptions import CycleStarNetError, CycleStarNetWarning, FileFormatError, GridError, SpectrumError
 from cyclestarnet.files import write_hdf5
@@ -429,7 +430,7 @@ def write_training_set(
         Normalises flux with a physical unit. Default: such spectra are skipped.
     labels : array_like, shape (n, n_labels), optional
         Values of the labels of each spectrum that goes in, in the labels' own
-        units (teff in K); NaN where one is not known. Default: none are written.
+        units (teff in K); NaN or masked where one is not known. Default: none are written.
     label_names : sequence of str, optional
         Names of the columns of ``labels``, kept in the file for its readers.
     chi2 : array_like, shape (n,), optional
@@ -490,7 +491,7 @@ def write_training_set(
     if isinstance(spectra, (str, os.PathLike, Spectrum)):
         raise TypeError("spectra must be an iterable of spectra or paths, but is one of them; write [spectrum]")
     per_row = {"labels": labels, "chi2": chi2}
-    per_row = {kind: np.asarray(array, dtype=np.float32) for kind, array in per_row.items() if array is not None}
+    per_row = {kind: floats_of(array).astype(np.float32) for kind, array in per_row.items() if array is not None}
     n_given = len(spectra) if hasattr(spectra, "__len__") else None
     for kind, array in per_row.items():
         wanted = 2 if kind == "labels" else 1

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from cyclestarnet.blanks import floats_of
 from cyclestarnet.exceptions import GridError, LabelError, SpectrumError
 from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.labels import LabelSet
@@ -167,7 +168,7 @@ def _values(model, labels, n, seed):
             raise ValueError(f"n must be 1 or more, but is {n}")
         values = np.random.default_rng(seed).multivariate_normal(model.prior.mean, model.prior.covariance, n)
         return values.clip(model.labels.lower, model.labels.upper)
-    values = np.atleast_2d(model.labels.to_array(labels) if isinstance(labels, Mapping) else np.asarray(labels))
+    values = np.atleast_2d(model.labels.to_array(labels) if isinstance(labels, Mapping) else floats_of(labels))
     if values.ndim != 2 or values.shape[1] != len(model.labels) or not len(values):
         raise LabelError(
             f"labels must have shape (n, {len(model.labels)}), a row per label set, but have {values.shape}"
@@ -250,7 +251,7 @@ def star_differences(
     """
     require_rows(spectra)
     table = model.fit_many(spectra, space=space, ignore=ignore, progress=progress)
-    values = np.column_stack([np.asarray(table[name].value, dtype=float) for name in model.labels])
+    values = np.column_stack([floats_of(table[name]) for name in model.labels])
     fitted = np.isfinite(values).all(1) & np.asarray(table["success"])
     values = values.clip(model.labels.lower, model.labels.upper)
     if not fitted.any():

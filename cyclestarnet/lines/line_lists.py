@@ -13,6 +13,7 @@ import astropy.units as u
 import numpy as np
 from astropy.table import QTable, Table
 
+from cyclestarnet.blanks import mask_of, place_of
 from cyclestarnet.grid import air_to_vacuum
 from cyclestarnet.lines.species import atoms_of, species_of_text
 
@@ -65,7 +66,8 @@ def as_line_list(table: Table, *, medium: str | None = None, species: str | None
     Raises
     ------
     ValueError
-        If there are no wavelengths or species, or their unit or medium is unknown.
+        If there are no wavelengths or species, or their unit or medium is unknown, or a row with a wavelength has no
+        species.
 
     Examples
     --------
@@ -93,7 +95,7 @@ def as_line_list(table: Table, *, medium: str | None = None, species: str | None
             wavelength[holes] = in_vacuum(own, _medium_of(table, column, medium))[holes]
     keep = np.isfinite(wavelength)
     if found["species"]:
-        texts = np.array(table[found["species"][0]], dtype=str)[keep]
+        texts = _texts(table, found["species"][0], keep)[keep]
         spellings = {text: species_of_text(text) for text in np.unique(texts)}
         names = [spellings[text] for text in texts]
     else:
@@ -129,6 +131,16 @@ def _numbers(column):
         begin = (re.match(r"[\s\[(]*([-+]?\d+\.?\d*(?:[eE][-+]?\d+)?)", str(text)) for text in values.filled(""))
         return np.array([float(match[1]) if match else np.nan for match in begin])
     return values.astype(float).filled(np.nan)
+
+
+def _texts(table, name, keep):
+    """Text of a column; a cell without any, in a row that is kept, is not a species."""
+    column = table[name]
+    texts, mask = np.array(np.ma.getdata(column), dtype=str), mask_of(column)
+    empty = keep & ((np.char.strip(texts) == "") | (False if mask is None else mask))
+    if empty.any():
+        raise ValueError(f"column {name!r} has no species{place_of(empty)}: fill it in, or leave out the row")
+    return texts
 
 
 def _with_unit(table, name, example, default=None):

@@ -9,6 +9,7 @@ import numpy as np
 from astropy.table import MaskedColumn, QTable
 from astropy.utils.masked import Masked
 
+from cyclestarnet.blanks import floats_of, mask_of, place_of
 from cyclestarnet.exceptions import CycleStarNetWarning
 from cyclestarnet.lines.line_lists import in_vacuum
 
@@ -104,6 +105,7 @@ def match_lines(
     # Of 0 would divide.
     tolerance = np.maximum(np.broadcast_to(u.Quantity(tolerance).to_value(u.AA), len(table)), 1e-6)
     wavelength = table["wavelength"].to_value(u.AA)
+    line_list = _unmasked(line_list)
     line_list = line_list[np.argsort(line_list["wavelength"], kind="stable")]
     lines = line_list["wavelength"].to_value(u.AA)
     species, species_of = np.unique(np.asarray(line_list["species"]), return_inverse=True)
@@ -139,6 +141,23 @@ def _require(table, name, columns):
             f"{name} must have the columns {', '.join(columns)}, but lacks {', '.join(missing)}"
             + ("; pass it through as_line_list first" if name == "line_list" else "")
         )
+
+
+def _unmasked(line_list):
+    """The columns that count, without masks: what is not known of strength and energy is NaN."""
+    for name in ("wavelength", "species", "elements"):
+        mask = mask_of(line_list[name])
+        if mask is not None and mask.any():
+            raise ValueError(f"column {name!r} of line_list has no value{place_of(mask)}: leave out such rows")
+    return QTable(
+        {
+            "wavelength": floats_of(line_list["wavelength"]) * line_list["wavelength"].unit,
+            "species": np.array(np.ma.getdata(line_list["species"]), dtype=str),
+            "elements": np.array(np.ma.getdata(line_list["elements"]), dtype=str),
+            "log_gf": floats_of(line_list["log_gf"]),
+            "ep": floats_of(line_list["ep"]) * line_list["ep"].unit,
+        }
+    )
 
 
 def _ln_probability(table, line_list, species_of, n_species):

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from cyclestarnet.blanks import floats_of, place_of
 from cyclestarnet.progress import tqdm
 
 __all__ = ["Emulator", "EmulatorSettings", "train_emulator"]
@@ -296,13 +297,14 @@ def _checked(
     labels: ArrayLike, flux: ArrayLike, lower: ArrayLike | None, upper: ArrayLike | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Arrays of a grid and the range of its labels, or an error that says what is wrong."""
-    labels, flux = np.asarray(labels, dtype=np.float64), np.asarray(flux, dtype=np.float32)
+    labels, flux = floats_of(labels), floats_of(flux).astype(np.float32)
     if labels.ndim != 2 or flux.ndim != 2 or len(labels) != len(flux):
         raise ValueError(
             f"labels and flux must be (n, n_labels) and (n, n_pixels), but are {labels.shape}, {flux.shape}"
         )
-    if not (np.all(np.isfinite(labels)) and np.all(np.isfinite(flux))):
-        raise ValueError("labels and flux must be finite")
+    unknown = ~(np.isfinite(labels).all(1) & np.isfinite(flux).all(1))
+    if unknown.any():
+        raise ValueError(f"labels and flux must be finite, and not masked, but are not{place_of(unknown)}")
     if len(labels) < 2:
         raise ValueError(f"training needs 2 spectra or more, but got {len(labels)}")
     lower = labels.min(0) if lower is None else np.asarray(lower, dtype=np.float64)

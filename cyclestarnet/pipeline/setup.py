@@ -9,6 +9,7 @@ import astropy.units as u
 import numpy as np
 from numpy.typing import ArrayLike
 
+from cyclestarnet.blanks import bools_of
 from cyclestarnet.exceptions import GridError, LabelError
 from cyclestarnet.fitting.parameters import Parameters
 from cyclestarnet.fitting.priors import GaussianConstraints, GaussianPrior, LeadingLabels, Prior, ProductPrior
@@ -312,6 +313,7 @@ def _ignored(ignore, grid):
     if ignore is None:
         return np.zeros(grid.n_pixels, dtype=bool)
     if isinstance(ignore, np.ndarray) and ignore.dtype == bool:
+        ignore = bools_of(ignore)
         if ignore.shape != (grid.n_pixels,):
             raise GridError(f"ignore must have a value for each of the model's {grid.n_pixels} pixels, "
                             f"but has shape {ignore.shape}")  # fmt: skip

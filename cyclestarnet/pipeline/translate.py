@@ -55,7 +55,7 @@ def predictor_of(
     return ObservedPredictor(parts.emulator, parts.translator, typical if split_latent is None else split_latent)
 
 
-def seen_flux(parts: ModelParts, spectrum: Spectrum, *, domain: str = "observed") -> np.ndarray:
+def seen_flux(parts: ModelParts, spectrum: Spectrum, *, domain: str = "observed") -> tuple[np.ndarray, np.ndarray]:
     """Put a spectrum on the model's pixels, as the encoders see it.
 
     Parameters
@@ -69,8 +69,10 @@ def seen_flux(parts: ModelParts, spectrum: Spectrum, *, domain: str = "observed"
 
     Returns
     -------
-    array, shape (n_pixels,)
+    flux : array, shape (n_pixels,)
         Pixels that do not count are filled.
+    used : array of bool, shape (n_pixels,)
+        Which pixels count.
 
     Raises
     ------
@@ -83,8 +85,9 @@ def seen_flux(parts: ModelParts, spectrum: Spectrum, *, domain: str = "observed"
     >>> from cyclestarnet.pipeline.translate import seen_flux
     >>> model = CalibratedModel.from_pretrained()
     >>> star = model.predict(model.labels.to_quantities(model.prior.mean), domain="synthetic")
-    >>> seen_flux(model, star, domain="synthetic").shape
-    (7167,)
+    >>> flux, used = seen_flux(model, star, domain="synthetic")
+    >>> flux.shape, used.all()
+    ((7167,), np.True_)
     """
     check_choice("domain", domain, DOMAINS)
     if domain == "synthetic" and getattr(spectrum, "uncertainty", None) is None and hasattr(spectrum, "flux"):
@@ -93,7 +96,8 @@ def seen_flux(parts: ModelParts, spectrum: Spectrum, *, domain: str = "observed"
             flux=spectrum.flux, spectral_axis=spectrum.spectral_axis, mask=spectrum.mask, uncertainty=sigma
         )
     pixels = to_pixels(spectrum, parts.grid, recipe=parts.recipe)
-    return parts.noise.filled_flux(pixels.raw, parts.noise.used_pixels(pixels.flux, pixels.sigma))
+    used = parts.noise.used_pixels(pixels.flux, pixels.sigma)
+    return parts.noise.filled_flux(pixels.raw, used), used
 
 
 def encode_split_latent(parts: ModelParts, like: Spectrum | None) -> np.ndarray | None:
@@ -120,11 +124,18 @@ def encode_split_latent(parts: ModelParts, like: Spectrum | None) -> np.ndarray 
     """
     if like is None:
         return parts.population.typical_split_latent
-    split_latent = parts.translator.encode_obs(seen_flux(parts, like)[None])[1]
+    split_latent = parts.translator.encode_obs(seen_flux(parts, like)[0][None])[1]
     return None if split_latent is None else split_latent[0]
 
 
-def spectrum_of(parts: ModelParts, flux: np.ndarray, domain: str) -> Spectrum:
+def spectrum_of(
+    parts: ModelParts,
+    flux: np.ndarray,
+    domain: str,
+    *,
+    used: np.ndarray | None = None,
+    source: Spectrum | None = None,
+) -> Spectrum:
     """Make a spectrum of predicted flux.
 
     Parameters
@@ -135,10 +146,15 @@ def spectrum_of(parts: ModelParts, flux: np.ndarray, domain: str) -> Spectrum:
         Normalised.
     domain : {"observed", "synthetic"}
         Of the flux; in the metadata, with the name of the model.
+    used : array of bool, shape (n_pixels,), optional
+        Pixels of the spectrum that the flux was made of that count; the others are masked. Default: all.
+    source : `~specutils.Spectrum`, optional
+        That spectrum, whose star is named in the metadata. Default: none.
 
     Returns
     -------
     `~specutils.Spectrum`
+        Without an uncertainty: networks propagate none.
 
     Examples
     --------
@@ -148,4 +164,7 @@ def spectrum_of(parts: ModelParts, flux: np.ndarray, domain: str) -> Spectrum:
     >>> spectrum_of(CalibratedModel.from_pretrained(), np.ones(7167), "observed").meta["domain"]
     'observed'
     """
-    return to_spectrum(flux, parts.grid, meta={"model": parts.name, "domain": domain})
+    meta = {"model": parts.name, "domain": domain}
+    if source is not None:
+        meta["object"] = str((source.meta or {}).get("object", ""))
+    return to_spectrum(flux, parts.grid, mask=None if used is None else ~used, meta=meta)

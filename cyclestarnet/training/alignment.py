@@ -24,6 +24,7 @@ from astropy.table import QTable
 from numpy.typing import ArrayLike
 from scipy.stats import wasserstein_distance
 
+from cyclestarnet.blanks import floats_of
 from cyclestarnet.exceptions import CycleStarNetWarning
 
 __all__ = [
@@ -268,7 +269,7 @@ def _standardised(a: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 def _finite(**samples: ArrayLike) -> list[np.ndarray]:
     """Samples (n, ...) as float arrays (n, d), if they can be compared."""
-    flat = [np.asarray(sample, dtype=float).reshape(np.shape(sample)[0], -1) for sample in samples.values()]
+    flat = [floats_of(sample).reshape(np.shape(sample)[0], -1) for sample in samples.values()]
     for name, sample in zip(samples, flat, strict=True):
         if len(sample) < 2:
             raise ValueError(f"{name} needs at least 2 members, but has {len(sample)}")
@@ -317,7 +318,7 @@ class LabelTransport:
 
     def __call__(self, labels: ArrayLike) -> np.ndarray:
         """Carry labels (..., n_labels) from the source to the target."""
-        return self.target_mean + (np.asarray(labels, dtype=float) - self.source_mean) @ self.matrix.T
+        return self.target_mean + (floats_of(labels) - self.source_mean) @ self.matrix.T
 
     def covariance(self, covariance: ArrayLike) -> np.ndarray:
         """Carry the errors of labels from the source to the target.
@@ -453,8 +454,8 @@ def regress_labels(
     >>> bool(np.abs(rough_observed - labels).max() < 0.01)
     True
     """
-    labels = np.asarray(labels, dtype=float)
-    synthetic, observed, weight = (np.asarray(a, dtype=np.float32) for a in (synthetic_flux, observed_flux, weight))
+    labels = floats_of(labels)
+    synthetic, observed, weight = (floats_of(a).astype(np.float32) for a in (synthetic_flux, observed_flux, weight))
     if len(synthetic) != len(labels) or observed.shape != weight.shape or synthetic.shape[1] != observed.shape[1]:
         shapes = ", ".join(str(a.shape) for a in (synthetic, labels, observed, weight))
         raise ValueError(f"shapes of synthetic_flux, labels, observed_flux and weight do not fit together: {shapes}")

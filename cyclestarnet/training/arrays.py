@@ -18,6 +18,7 @@ from astropy.nddata import InverseVariance, StdDevUncertainty, VarianceUncertain
 from astropy.table import Table
 from numpy.typing import ArrayLike
 
+from cyclestarnet.blanks import bools_of, floats_of, mask_behind, mask_of
 from cyclestarnet.continuum import ContinuumRecipe
 from cyclestarnet.exceptions import GridError, LabelError, SpectrumError
 from cyclestarnet.files import write_atomically
@@ -194,7 +195,8 @@ def _numbers(name: str, given: ArrayLike) -> np.ndarray:
     """Dimensionless numbers, without a copy where there need not be one."""
     unit = given.unit if isinstance(given, u.Quantity) else u.dimensionless_unscaled
     try:
-        array = np.asarray(given.to_value(u.dimensionless_unscaled) if isinstance(given, u.Quantity) else given)
+        array = given.to_value(u.dimensionless_unscaled) if isinstance(given, u.Quantity) else given
+        array = np.asarray(array) if mask_of(array) is None else floats_of(array)
     except u.UnitConversionError:
         raise SpectrumError(
             f"{name} has the unit '{unit}', but must be normalised, without a unit; divide both domains by "
@@ -210,7 +212,7 @@ def _numbers(name: str, given: ArrayLike) -> np.ndarray:
 
 def _like(name: str, given: ArrayLike, flux: np.ndarray) -> np.ndarray:
     """A mask of the shape of the flux, True = bad."""
-    mask = np.asarray(given)
+    mask = np.asarray(given) if mask_of(given) is None else bools_of(given)
     if mask.dtype.kind not in "biu":
         raise SpectrumError(f"{name} must be True where a pixel is bad, but holds {mask.dtype}")
     try:
@@ -232,7 +234,9 @@ def _standard_deviation(name: str, spectrum: Spectrum, flux: np.ndarray) -> np.n
             f"but is {type(given).__name__}"
         )
     with np.errstate(divide="ignore", invalid="ignore"):  # an inverse variance of 0 is a bad pixel
-        plain = type(given)(np.asarray(given.array, dtype=float), unit=given.unit).represent_as(StdDevUncertainty)
+        array, masked = floats_of(given.array), mask_behind(given.array)
+        array = array if masked is None else np.where(masked, np.nan, array)
+        plain = type(given)(array, unit=given.unit).represent_as(StdDevUncertainty)
     unit = spectrum.flux.unit if plain.unit is None else plain.unit
     sigma = _numbers(f"the uncertainty of {name}", np.asarray(plain.array) * unit)
     if sigma.shape != flux.shape:

@@ -17,6 +17,7 @@ import numpy as np
 from astropy.nddata import StdDevUncertainty
 from numpy.typing import ArrayLike
 
+from cyclestarnet.blanks import bools_of, floats_of, mask_behind
 from cyclestarnet.continuum import ContinuumRecipe
 from cyclestarnet.exceptions import CycleStarNetError, FitWarning, SpectrumError
 from cyclestarnet.fitting.priors import GaussianPrior
@@ -136,7 +137,7 @@ def assemble_model(
         )
         model.save("my-model.safetensors")
     """
-    pool = np.asarray(label_pool, dtype=float)
+    pool = floats_of(label_pool)
     labels.check_range(pool)
     prior = label_prior(pool, labels)
     if recipe is None:
@@ -205,9 +206,12 @@ def filled_flux(spectra: Spectrum, noise: NoiseModel) -> np.ndarray:
     if spectra.uncertainty is None:
         raise SpectrumError("observed must have an uncertainty, which tells its bad pixels, but has none")
     with np.errstate(divide="ignore", invalid="ignore"):  # an inverse variance of 0 is a bad pixel
-        sigma = np.asarray(spectra.uncertainty.represent_as(StdDevUncertainty).array, dtype=float)
-    flux = np.asarray(spectra.flux.value, dtype=float)
-    mask = None if spectra.mask is None else np.broadcast_to(np.asarray(spectra.mask).astype(bool), flux.shape)
+        given = spectra.uncertainty
+        array, masked = floats_of(given.array), mask_behind(given.array)
+        plain = type(given)(array if masked is None else np.where(masked, np.nan, array), unit=given.unit)
+        sigma = floats_of(plain.represent_as(StdDevUncertainty).array)
+    flux = floats_of(spectra.flux.value)
+    mask = None if spectra.mask is None else np.broadcast_to(bools_of(spectra.mask), flux.shape)
     return noise.filled_flux(flux, noise.used_pixels(flux, sigma, mask))
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from astropy.table import QTable
 from numpy.typing import ArrayLike
 
+from cyclestarnet.blanks import floats_of
 from cyclestarnet.exceptions import FitWarning, LabelError, SpectrumError
 from cyclestarnet.labels import LabelSet, difference_unit
 from cyclestarnet.model import CalibratedModel
@@ -186,7 +187,7 @@ def _known_values(labels: LabelSet, truth: Mapping | QTable, n_stars: int) -> di
 
 def _column(name: str, given: u.Quantity | ArrayLike, n_stars: int) -> np.ndarray:
     """Values (n_stars,) of a label or a combination, in its unit; NaN where they are not known."""
-    plain = np.array(getattr(given, "value", given), dtype=float)
+    plain = np.array(floats_of(given))
     if plain.shape != (n_stars,):
         raise LabelError(f"truth of {name} must have the shape ({n_stars},), but has {plain.shape}")
     finite = np.isfinite(plain)

@@ -16,6 +16,7 @@ import torch
 from astropy.table import Table
 from numpy.typing import ArrayLike
 
+from cyclestarnet.blanks import floats_of, place_of
 from cyclestarnet.continuum import ContinuumRecipe
 from cyclestarnet.exceptions import CycleStarNetError, FileFormatError, GridError, LabelError, SpectrumError
 from cyclestarnet.grid import WavelengthGrid, apogee_grid
@@ -338,7 +339,8 @@ def _inside(values: np.ndarray, labels: LabelSet) -> np.ndarray:
     inside = np.all((values >= labels.lower) & (values <= labels.upper), axis=1)
     if not inside.any():
         with np.errstate(all="ignore"):
-            found = [f"{n} {a:g} to {b:g}" for n, a, b in zip(labels, values.min(0), values.max(0), strict=True)]
+            low, high = np.fmin.reduce(values), np.fmax.reduce(values)
+            found = [f"{n} {a:g} to {b:g}" for n, a, b in zip(labels, low, high, strict=True)]
         raise LabelError(f"no row lies within the range of the labels; they are {', '.join(found)}")
     if not inside.all():
         log.info("%d of %d rows of labels lie within the range", inside.sum(), len(inside))
@@ -374,12 +376,12 @@ def read_labels(path: str | os.PathLike, labels: LabelSet) -> np.ndarray:
     Returns
     -------
     array, shape (n, n_labels), float64
-        In the order and units of ``labels``.
+        In the order and units of ``labels``; NaN where a cell is blank, masked or null.
 
     Raises
     ------
     LabelError
-        If a label is missing, or there is another number of them.
+        If a label is missing or holds no numbers, or there is another number of them.
     FileFormatError
         If the file cannot be read.
 
@@ -401,7 +403,8 @@ def read_labels(path: str | os.PathLike, labels: LabelSet) -> np.ndarray:
         return _columns(given, labels, path)
     if given.ndim != 2 or given.shape[1] != len(labels):
         raise LabelError(f"the labels of {path} must have the shape (n, {len(labels)}), but have {given.shape}")
-    return np.asarray(given, dtype=float) * kelvin_scale(labels.names, given)
+    values = floats_of(given)
+    return values * kelvin_scale(labels.names, values)
 
 
 def _columns_of_hdf5(path: Path) -> dict[str, ArrayLike] | np.ndarray:
@@ -430,12 +433,21 @@ def _columns(columns: Mapping[str, ArrayLike], labels: LabelSet, path: Path) -> 
     missing = [name for name in labels if name not in columns]
     if missing:
         raise LabelError(f"{path} lacks the labels {', '.join(missing)}; it has {', '.join(columns)}")
-    plain = [
-        labels.value(name, columns[name]) if getattr(columns[name], "unit", None) is not None else columns[name]
-        for name in labels
-    ]
-    values = np.stack([np.asarray(column, dtype=float) for column in plain], axis=1)
+    values = np.stack([_column(labels, name, columns[name], path) for name in labels], axis=1)
     return values * kelvin_scale(labels.names, values)
+
+
+def _column(labels: LabelSet, name: str, column: ArrayLike, path: Path) -> np.ndarray:
+    """Values of a label in its unit, NaN where the table has none."""
+    try:
+        values = floats_of(column)
+    except (TypeError, ValueError) as error:
+        raise LabelError(f"label '{name}' of {path} holds no numbers: {error}") from error
+    unit = getattr(column, "unit", None)
+    if unit is not None:
+        known = np.isfinite(values)
+        values[known] = labels.value(name, values[known] * unit)
+    return values
 
 
 def _recipe(config: Config, grid: WavelengthGrid) -> ContinuumRecipe | None:
@@ -454,7 +466,10 @@ def _recipe(config: Config, grid: WavelengthGrid) -> ContinuumRecipe | None:
         if "pixel" not in table.colnames:
             raise FileFormatError(f"{given} must have a column 'wavelength' or 'pixel', but has {table.colnames}")
         pixels = np.zeros(grid.n_pixels, dtype=bool)
-        pixels[np.asarray(table["pixel"])] = True
+        number = floats_of(table["pixel"])
+        if not np.isfinite(number).all():
+            raise FileFormatError(f"{given} has a pixel without a number{place_of(~np.isfinite(number))}")
+        pixels[number.astype(int)] = True
         return ContinuumRecipe(grid, pixels, config.model.degree)
 
 

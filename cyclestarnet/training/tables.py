@@ -16,6 +16,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from cyclestarnet.blanks import bools_of, floats_of, mask_of
 from cyclestarnet.exceptions import CycleStarNetWarning, SpectrumError
 from cyclestarnet.progress import tqdm
 from cyclestarnet.training.settings import TrainingSettings
@@ -133,9 +134,9 @@ class ArrayTable:
         mask: ArrayLike | None = None,
         labels: np.ndarray | None = None,
     ):
-        self._flux = np.asarray(flux)
-        self._sigma = None if sigma is None else np.asarray(sigma)
-        self._mask = None if mask is None else np.asarray(mask)
+        self._flux = _plain(flux)
+        self._sigma = None if sigma is None else _plain(sigma)
+        self._mask = None if mask is None else bools_of(mask)
         self.n_spectra, self.n_pixels = self._flux.shape
         self.labels = labels
 
@@ -170,6 +171,11 @@ class ArrayTable:
 
     def __repr__(self) -> str:
         return f"{self.n_spectra} arrays"
+
+
+def _plain(array: ArrayLike) -> np.ndarray:
+    """Numbers in their own precision, without a copy unless some are masked; NaN there."""
+    return np.asarray(array) if mask_of(array) is None else floats_of(array)
 
 
 # -- one spectrum, whatever it comes from -----------------------------------------
@@ -207,7 +213,7 @@ def observed_preparation(settings: TrainingSettings, ignore: ArrayLike | None, n
     >>> usable, flux.round(3), weight.round(3)
     (array([ True]), array([[1., 1.]], dtype=float32), array([[10.,  0.]], dtype=float32))
     """
-    ignored = np.zeros(n_pixels, dtype=bool) if ignore is None else np.asarray(ignore, dtype=bool)
+    ignored = np.zeros(n_pixels, dtype=bool) if ignore is None else bools_of(ignore)
     if ignored.shape != (n_pixels,):
         raise ValueError(f"ignore must have the shape ({n_pixels},), True = ignore the pixel, but has {ignored.shape}")
     noise = settings.noise
@@ -331,7 +337,7 @@ def standardised_labels(
     given = table.labels  # a file is read here
     if given is None:
         return None, (None, None)
-    labels = torch.as_tensor(np.asarray(given, dtype=np.float32))
+    labels = torch.as_tensor(floats_of(given).astype(np.float32))
     if scale is None:
         mean, std = label_scale(labels[rows])
     else:
