@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -160,10 +161,10 @@ def study(inputs, work):
             model = train(work, emulator, losses, seed)
             seconds = time.process_time() - begin
             if emulator is None:
-                write_atomically(kept, (work / "elements" / f"{losses}-{seed}" / "emulator.pt").read_bytes())
+                shutil.copy(work / "elements" / f"{losses}-{seed}" / "emulator.pt", kept)
             for form in FORMS:
                 rows[f"{name}/{form}"] = measure(in_form(model, form), truth) | {"seconds": seconds}
-                write_atomically(path, json.dumps(rows, indent=1).encode())
+                write_atomically(path, lambda temporary: temporary.write_text(json.dumps(rows, indent=1)))
             log.info("%s: %.0f CPU-s", name, seconds)
     return rows
 
