@@ -1,4 +1,4 @@
-"""All figures: of results, of trainings and of lines."""
+"""All figures: of results, of trainings, of ranks and of lines."""
 
 from cyclestarnet.plotting.derivatives import plot_derivatives, plot_recovery
 from cyclestarnet.plotting.lines import (
@@ -7,6 +7,7 @@ from cyclestarnet.plotting.lines import (
     plot_precision_recall,
     plot_recovery_error,
 )
+from cyclestarnet.plotting.ranks import plot_ranks
 from cyclestarnet.plotting.results import plot_fit, plot_posterior
 from cyclestarnet.plotting.training import plot_training
 
@@ -17,6 +18,7 @@ __all__ = [
     "plot_missing_lines",
     "plot_posterior",
     "plot_precision_recall",
+    "plot_ranks",
     "plot_recovery",
     "plot_recovery_error",
     "plot_training",

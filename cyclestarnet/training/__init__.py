@@ -24,6 +24,7 @@ from cyclestarnet.training.assembly import (
     quiet_pixels,
     typical_latent,
 )
+from cyclestarnet.training.calibration import calibration_ranks
 from cyclestarnet.training.config import Config, example_config, read_config
 from cyclestarnet.training.datasets import ObservedSpectra, StoredSynthetic, SyntheticSpectra
 from cyclestarnet.training.emulators import load_emulator, save_emulator
@@ -36,6 +37,7 @@ from cyclestarnet.training.evaluation import (
 )
 from cyclestarnet.training.inputs import read_labels
 from cyclestarnet.training.logs import read_run
+from cyclestarnet.training.ranks import Ranks, rank_table
 from cyclestarnet.training.runs import Run, finish, joined_processes, prepare, train
 from cyclestarnet.training.settings import TrainingSettings
 from cyclestarnet.training.streams import StreamedSpectra, StreamedSynthetic
@@ -48,6 +50,7 @@ __all__ = [
     "LabelOffsets",
     "LabelTransport",
     "ObservedSpectra",
+    "Ranks",
     "Residuals",
     "Run",
     "StoredSynthetic",
@@ -60,6 +63,7 @@ __all__ = [
     "WatchSettings",
     "alignment_scores",
     "assemble_model",
+    "calibration_ranks",
     "classifier_accuracy",
     "compare_labels",
     "correlation_inflation",
@@ -83,6 +87,7 @@ __all__ = [
     "principal_components",
     "prior_mismatch",
     "quiet_pixels",
+    "rank_table",
     "read_config",
     "read_labels",
     "read_run",
