@@ -1,4 +1,4 @@
-"""Command line: ``cyclestarnet demo``, ``fit``, ``info``, ``mock-lines`` and ``train``."""
+"""Command line: ``cyclestarnet demo``, ``fit``, ``info``, ``mock-lines``, ``prepare`` and ``train``."""
 
 from __future__ import annotations
 
@@ -188,6 +188,41 @@ def _progress_figure(folder):
     print(f"progress: {folder / 'progress.png'}")
 
 
+def _prepare(options: argparse.Namespace) -> int:
+    """Make a training set of spectrum files; run again after a kill, it goes on where it was."""
+    import astropy.units as u
+
+    from cyclestarnet.io import StarCuts, prepare_training_set, summarise_preparation
+
+    model, chosen = _model(options.model), {}
+    if options.snr is not None:
+        chosen["snr"] = tuple(options.snr)
+    if options.chi2_max is not None:
+        chosen["chi2_max"] = options.chi2_max
+    if options.broadening_max is not None:
+        chosen["broadening_max"] = options.broadening_max * u.km / u.s
+    val, test = options.val, options.test
+    try:
+        report = prepare_training_set(
+            options.output,
+            options.spectra[0] if len(options.spectra) == 1 else options.spectra,
+            grid=model.grid,
+            recipe=model.recipe,
+            catalogue=options.catalogue,
+            cuts=StarCuts(**chosen, one_per_star=not options.all_spectra),
+            splits={"train": 1 - val - test, "val": val, "test": test},
+            seed=options.seed,
+            workers=options.workers,
+            overwrite=options.overwrite,
+            progress=sys.stderr.isatty(),
+        )
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again to go on where it was", file=sys.stderr)
+        return 130
+    print(summarise_preparation(report))
+    return 0
+
+
 def _mock_lines(options: argparse.Namespace) -> int:
     """Take known lines away, train, and see what comes back; run again, it goes on where it was."""
     from cyclestarnet.lines.config import example_mock_config, read_mock_config
@@ -233,7 +268,7 @@ def _parser():
 
     sub = commands.add_parser("fit", help=_fit.__doc__)
     sub.add_argument(
-        "files", nargs="+", help="apStar, aspcapStar or apVisit files, a pattern in quotes, or an HDF5 file"
+        "files", nargs="+", help="apStar, aspcapStar, apVisit or mwmStar files, a pattern in quotes, or an HDF5 file"
     )
     sub.add_argument("-o", "--output", type=Path, help="table to write: .ecsv, .fits or .parquet (default: print)")
     sub.add_argument("--overwrite", action="store_true", help="replace an existing table")
@@ -248,6 +283,24 @@ def _parser():
         "model", nargs="?", default="apogee-giants", help="embedded model, .safetensors file, or folder of a training"
     )
     sub.set_defaults(run=_info)
+
+    sub = commands.add_parser("prepare", help=_prepare.__doc__)
+    sub.add_argument(
+        "spectra", nargs="+", help="folder, text file with a path in each line, pattern in quotes, or files of SDSS"
+    )
+    sub.add_argument("-o", "--output", type=Path, required=True, help="training set to write (.h5)")
+    sub.add_argument("--catalogue", type=Path, help="table with chi2, broadening and flags of the stars, as allStar")
+    sub.add_argument("--model", default="apogee-giants", help="whose pixels and continuum recipe the set gets")
+    sub.add_argument("--snr", type=float, nargs=2, metavar=("LOW", "HIGH"), help="between which S/N is (30 500)")
+    sub.add_argument("--chi2-max", type=float, metavar="X", help="below which the catalogue's reduced chi2 is (50)")
+    sub.add_argument("--broadening-max", type=float, metavar="KM/S", help="below which the broadening is (10)")
+    sub.add_argument("--all-spectra", action="store_true", help="all spectra of a star, not its best one only")
+    sub.add_argument("--val", type=float, default=0.1, help="share of the stars for validation (0.1)")
+    sub.add_argument("--test", type=float, default=0.1, help="share of the stars for tests (0.1)")
+    sub.add_argument("--seed", type=int, default=0, help="of the splits (0)")
+    sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read (1)")
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing set")
+    sub.set_defaults(run=_prepare)
 
     sub = commands.add_parser("train", help=_train.__doc__)
     sub.add_argument("config", nargs="?", type=Path, help="TOML file that describes the training")
@@ -290,7 +343,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(argv)
     output = getattr(options, "output", None)
-    if output is not None and options.command == "fit" and output.exists() and not options.overwrite:
+    unfinished = output is not None and options.command == "prepare" and Path(f"{output}.partial").exists()
+    overwrites = options.command in ("fit", "prepare") and output is not None and output.exists()
+    if overwrites and not options.overwrite and not unfinished:
         print(f"cyclestarnet: {output} exists; use --overwrite", file=sys.stderr)
         return 2
     try:

@@ -1,14 +1,17 @@
 """The command line, on the embedded model and the shipped star."""
 
+import re
 import shutil
 import tomllib
 from importlib import resources
+from pathlib import Path
 
 import astropy.units as u
 import pytest
 from astropy.table import QTable
 
 from cyclestarnet import CalibratedModel
+from cyclestarnet.cli import _parser as parser
 from cyclestarnet.cli import main
 from cyclestarnet.datasets import K_GIANT
 from cyclestarnet.pipeline import read_results
@@ -143,3 +146,14 @@ def test_info_shows_the_last_losses_and_scores_of_a_folder(tmp_path, capsys):
 def test_info_names_a_folder_that_is_no_training(tmp_path, capsys):
     assert main(["info", str(tmp_path)]) == 2
     assert "is no folder of a training" in capsys.readouterr().err
+
+
+def test_reference_names_every_command_and_option():
+    page = Path(__file__).parents[1] / "docs/reference/command_line.rst"
+    sections = re.split(r"\n(\S+)\n=+\n", page.read_text(encoding="utf-8"))
+    told = dict(zip(sections[1::2], sections[2::2], strict=True))
+    [commands] = [action for action in parser()._actions if action.dest == "command"]
+    assert set(told) == set(commands.choices)
+    for name, command in commands.choices.items():
+        options = {option for action in command._actions for option in action.option_strings} - {"-h", "--help"}
+        assert set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", told[name])) == options, name

@@ -9,6 +9,7 @@ The layout is that of the public files of Cycle-StarNet. For each split
     labels SPLIT       (n, n_labels) float32
     snr SPLIT          (n,)          float32
     chi2 SPLIT         (n,)          float32  reduced χ² of a catalogue's fit
+    names SPLIT        (n,)          text     of the stars
 
 A synthetic set needs the first only. The mask is turned round at this border:
 arrays that come from here are True where a pixel is bad, as everywhere else.
@@ -36,7 +37,7 @@ from cyclestarnet.files import write_hdf5
 from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.io.readers import read
 from cyclestarnet.progress import tqdm
-from cyclestarnet.spectra import SAME_WAVELENGTH, Spectrum, to_pixels
+from cyclestarnet.spectra import SAME_WAVELENGTH, Pixels, Spectrum, to_pixels
 
 __all__ = ["Selection", "TrainingSet", "write_training_set"]
 
@@ -211,6 +212,13 @@ class TrainingSet:
     def chi2(self) -> np.ndarray | None:
         """Reduced χ² of a catalogue's fit, (n_spectra,), float32; None if the file has none."""
         return self._whole("chi2")
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """Names of the stars, one per spectrum; None if the file has none."""
+        with _opened(self.path) as file:
+            name = f"names {self.split}"
+            return tuple(file[name].asstr()[()].tolist()) if name in file else None
 
     def rows(self, selection: Selection | None = None) -> np.ndarray:
         """Row numbers of the spectra that pass a selection.
@@ -533,7 +541,7 @@ def write_training_set(
 
 
 def _copy_other_splits(path, file, split, grid, overwrite):
-    own = [f"{kind} {split}" for kind in _KINDS]
+    own = [f"{kind} {split}" for kind in (*_KINDS, "names")]
     with _opened(path) as old:
         if any(name in old for name in own) and not overwrite:
             raise FileExistsError(f"{path} has the split {split!r} already; use overwrite=True to replace it")
@@ -576,7 +584,7 @@ def _write_rows(file, spectra, grid, split, recipe, per_row, mask_bits, progress
             raise ValueError(f"labels and chi2 are for {index} spectra, but there are more")
         try:
             spectrum = read(item, mask_bits=mask_bits) if isinstance(item, (str, os.PathLike)) else item
-            row = _row(to_pixels(spectrum, grid, recipe=recipe), spectrum.meta.get("snr"))
+            row = arrays_of_row(to_pixels(spectrum, grid, recipe=recipe), spectrum.meta.get("snr"))
         except (CycleStarNetError, TypeError, OSError, FloatingPointError, np.linalg.LinAlgError) as error:
             skipped.append((index, _name(item), str(error)))
             continue
@@ -596,7 +604,28 @@ def _write_rows(file, spectra, grid, split, recipe, per_row, mask_bits, progress
     return skipped, n_given
 
 
-def _row(pixels, snr):
+def arrays_of_row(pixels: Pixels, snr: float | None) -> dict[str, np.ndarray]:
+    """Make a row of a training set of a spectrum.
+
+    Parameters
+    ----------
+    pixels : `~cyclestarnet.spectra.Pixels`
+        On the grid of the set.
+    snr : float or None
+        Signal-to-noise ratio. If it is no number: the median of flux over error of the good pixels.
+
+    Returns
+    -------
+    dict of str to array
+        ``spectra``, ``spectra_err`` and ``spectra_msk``, shape (n_pixels,), and ``snr``.
+
+    Examples
+    --------
+    >>> from cyclestarnet.io.training_set import arrays_of_row
+    >>> from cyclestarnet.spectra import Pixels
+    >>> arrays_of_row(Pixels([0.9, 1.0], [1e4, 0.0]), None)["spectra_err"]
+    array([ 0.01, 10.  ])
+    """
     good = pixels.ivar > 0
     with np.errstate(divide="ignore"):
         sigma = np.minimum(1 / np.sqrt(pixels.ivar), BAD_SIGMA)
