@@ -24,10 +24,10 @@ from astropy.nddata import StdDevUncertainty
 
 from cyclestarnet.exceptions import CycleStarNetError, FitWarning, LabelError
 from cyclestarnet.io.stars import star_sources
+from cyclestarnet.journal import Journal
 from cyclestarnet.model import CalibratedModel
 from cyclestarnet.model_file import digest_of
 from cyclestarnet.pipeline.fit import fit_stars
-from cyclestarnet.pipeline.journal import Journal
 from cyclestarnet.pipeline.options import FitOptions, check_choice
 from cyclestarnet.pipeline.setup import FitSetup
 from cyclestarnet.progress import tqdm
