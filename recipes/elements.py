@@ -122,7 +122,8 @@ def measure(model, truth):
     found = {name: grads[name].value for name in truth.slopes}
     correlation = {name: float(np.corrcoef(found[name], true)[0, 1]) for name, true in truth.slopes.items()}
     slope = {name: float(found[name] @ true / (true @ true)) for name, true in truth.slopes.items()}
-    offsets = compare_labels(model, truth.stars, dict(zip(truth.names, truth.labels.T, strict=True)), progress=False)
+    known = {name: q for name, q in model.labels.to_quantities(truth.labels).items() if name in model.labels}
+    offsets = compare_labels(model, truth.stars, known, progress=False)
     own = truth.labels - truth.usual
     recovered = {
         name: float(np.polyfit(own[:, k], (offsets.offset + own)[:, k], 1)[0])
