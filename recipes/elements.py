@@ -197,7 +197,8 @@ def table(rows):
                 " / ".join(form_.format(np.mean([row[key][name] for row in found])) for key in ("bias", "scatter"))
                 for name, form_ in (("teff", "{:.0f}"), ("logg", "{:.2f}"), ("fe_h", "{:.3f}"))
             ]
-            chi2, seconds = (np.mean([row[key] for row in found]) for key in ("chi2", "seconds"))
+            chi2 = np.mean([row["chi2"] for row in found])
+            seconds = max(row["seconds"] for row in found)  # a training that was resumed tells less
             lines.append((form, losses, f"{chi2:.2f}", pairs[0], least, pairs[1], *labels, f"{seconds:.0f}"))
     title = (
         f"Forms of the translation and losses, {BUDGET['n_iterations']:,} iterations, means of {len(SEEDS)} seeds, "

@@ -12,7 +12,7 @@ and can be killed and run again::
     python recipes/fits.py kiel     --work WORK     the Kiel diagram
     python recipes/fits.py tables   --work WORK     docs/tables/fits_*.rst from what there is
 
-``WORK`` holds what the stage ``observed`` of ``apogee_giants.py`` has made.
+``WORK`` holds what the stage ``observed`` of ``four_label_giants.py`` has made.
 Files know the model that they were made with, and refuse another. Set
 ``OPENBLAS_NUM_THREADS=1``: every process has one thread.
 """
@@ -34,8 +34,8 @@ from functools import cached_property
 from importlib import resources
 from pathlib import Path
 
-import apogee_giants
 import astropy.units as u
+import four_label_giants
 import h5py
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ from cyclestarnet.spectra import to_spectrum
 log = logging.getLogger("fits")
 
 DOCS = Path(__file__).parents[1] / "docs"
-REPORTED = apogee_giants.REPORTED
+REPORTED = four_label_giants.REPORTED
 UNKNOWN = ("c_h", "n_h", "vmicro", "vbroad")  # of observed-like stars; other elements follow m_h and alpha_m
 
 N_STARTS = 1_000  # of the test and of the validation stars each
@@ -239,7 +239,7 @@ def tied_labels(labels, prior, four):
     to_four = four_of(labels)
     cross = prior.covariance @ to_four.T
     expected = prior.mean + (four - to_four @ prior.mean) @ np.linalg.solve(to_four @ cross, cross.T)
-    tied = four @ apogee_giants.tied_design(labels)[:4]
+    tied = four @ four_label_giants.tied_design(labels)[:4]
     return np.where(np.isin(labels.names, UNKNOWN), expected, tied).clip(labels.lower, labels.upper)
 
 
@@ -252,7 +252,7 @@ def known_labels(labels):
 
 def differences(labels, found, matrix):
     """Differences (n, m) of combinations of labels from those of the true tied labels, and their errors (n, m)."""
-    tied = found["truth"] @ apogee_giants.tied_design(labels)[:4]
+    tied = found["truth"] @ four_label_giants.tied_design(labels)[:4]
     errors = np.sqrt(np.einsum("ki,nij,kj->nk", matrix, found["covariance"], matrix).clip(0))
     return (found["values"] - tied) @ matrix.T, errors
 
@@ -608,7 +608,7 @@ def coverage_parts(bench, rows, test):
         label = PRETTY[name].split(" [K]")[0]
         parts[f"{label} < {form.format(low[k])}"] = {n: r for n, r in test.items() if r["truth"][k] < low[k]}
         parts[f"{label} > {form.format(high[k])}"] = {n: r for n, r in test.items() if r["truth"][k] > high[k]}
-    parts[f"cool stars, Teff < {apogee_giants.COOL_LIMIT:.0f} K"] = {
+    parts[f"cool stars, Teff < {four_label_giants.COOL_LIMIT:.0f} K"] = {
         n: r for n, r in rows.items() if n.startswith("cool ")
     }
     parts["without flags"] = {name: row for name, row in test.items() if not row["flags"]}
@@ -756,7 +756,7 @@ def main(argv=None):
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="+", choices=[*(stage.__name__ for stage in STAGES), "tables"])
-    parser.add_argument("--work", type=Path, required=True, help="folder of the intermediate files of apogee_giants.py")
+    parser.add_argument("--work", type=Path, required=True, help="folder of four_label_giants.py")
     parser.add_argument("--model", default="apogee-giants", help="file of a model, or name of an embedded one")
     parser.add_argument("--n", type=int, help="no more stars than this of each sample")
     parser.add_argument("--threads", type=int, default=2, help="processes of one thread each")

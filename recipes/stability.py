@@ -20,7 +20,7 @@ Studies; each adds the rows that ``--work/stability.json`` lacks, and can be kil
     python recipes/stability.py tables  --work WORK     docs/tables/stability_*.rst
 
 ``WORK`` holds what the stages ``observed``, ``emulator`` and ``prior`` of
-``apogee_giants.py`` have made.
+``four_label_giants.py`` have made.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import apogee_giants
+import four_label_giants
 import h5py
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ NETWORK = NetworkSettings(
     critic_spectrum=((8, 7, 4), (16, 7, 4), (32, 7, 4), (64, 7, 4)),
     critic_latent=((16, 1, 1), (32, 1, 1), (64, 1, 1)),
 )
-REPORTED = apogee_giants.REPORTED
+REPORTED = four_label_giants.REPORTED
 N_FITTED, N_HELD, N_ANCHORS = 100, 250, 20
 # The paper's terms; only what makes 1,000 iterations worth anything is not the paper's.
 SHORT = {"n_iterations": 1_000, "learning_rate": 1e-3, "critic_learning_rate": 1e-3, "schedule": "cosine"}
@@ -115,10 +115,10 @@ def slow_part(emulator):
 
 def load_domains(name, work):
     """The pair of domains of a name."""
-    emulator, label_set = apogee_giants.load_emulator(work)
+    emulator, label_set = four_label_giants.load_emulator(work)
     emulator = slow_part(emulator)
     pool = np.load(work / "label_pool.npz")["pool"]
-    design = apogee_giants.tied_design(label_set)
+    design = four_label_giants.tied_design(label_set)
     if name == "moog":
         sets = []
         with h5py.File(work / "observed.h5") as file:
@@ -137,7 +137,7 @@ def load_domains(name, work):
     sigma = np.repeat(1 / np.exp(rng.normal(np.log(120), 0.5, n)).clip(30, 500), NETWORK.n_pixels).reshape(n, -1)
     flux = flux + sigma * rng.standard_normal(flux.shape)
     arrays = {"flux": flux.astype(np.float32), "sigma": sigma.astype(np.float32), "mask": np.zeros(flux.shape, bool)}
-    alpha = [label_set.index(k) for k in apogee_giants.ALPHA_ELEMENTS]
+    alpha = [label_set.index(k) for k in four_label_giants.ALPHA_ELEMENTS]
     iron = labels[:, label_set.index("fe_h")]
     columns = [labels[:, label_set.index("teff")], labels[:, label_set.index("logg")], iron]
     truth = np.column_stack([*columns, labels[:, alpha].mean(1) - iron]).astype(float)
@@ -499,7 +499,7 @@ def main(argv=None):
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="+", choices=[*(study.__name__ for study in STUDIES), "tables"])
-    parser.add_argument("--work", type=Path, required=True, help="folder of the intermediate files of apogee_giants.py")
+    parser.add_argument("--work", type=Path, required=True, help="folder of four_label_giants.py")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     path = arguments.work / "stability.json"

@@ -64,7 +64,7 @@ NAMES = ["teff", "logg", "c_h", "n_h", "o_h", "mg_h", "si_h", "s_h", "ca_h", "ti
 @pytest.fixture(scope="module")
 def labels(recipe):
     lower = [3000, 0, *[-3] * 9, 0, 0]
-    return LabelSet(NAMES, lower, [7000, 5, *[3] * 9, 5, 20], recipe.apogee_giants.COMBINATIONS)
+    return LabelSet(NAMES, lower, [7000, 5, *[3] * 9, 5, 20], recipe.four_label_giants.COMBINATIONS)
 
 
 def test_elements_follow_metals_and_alpha(recipe, labels):
