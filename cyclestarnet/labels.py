@@ -34,6 +34,10 @@ _UNITS = {
 }
 
 
+# A combination is what its members give up to so much, in its unit: as numbers are computed, and as tables round them.
+ROUNDING, ROUNDED = 1e-4, 2e-3
+
+
 def unit_of_label(name: str) -> u.UnitBase:
     """Return the unit that a label of this name has.
 
@@ -293,7 +297,7 @@ class LabelSet:
         labels : mapping of str to `~astropy.units.Quantity`, `~astropy.table.Row` or `~astropy.table.QTable`
             Every label of the set. Dex-valued labels (``logg``, abundances)
             may be plain numbers; arrays are those of many stars, of one shape
-            or scalars. Combinations are ignored.
+            or scalars. A combination may be there if it is what its members give.
         check_range : bool, optional
             Raise if a value lies outside ``lower ... upper``. Default: False.
 
@@ -305,7 +309,8 @@ class LabelSet:
         Raises
         ------
         LabelError
-            If a label is missing, misspelt, not finite, out of range or has a wrong unit.
+            If a label is missing, misspelt, not finite, out of range or has a wrong unit, or a combination is not
+            what its members give.
 
         Examples
         --------
@@ -333,8 +338,8 @@ class LabelSet:
     def known(self, labels: Mapping[str, Any] | Row | Table) -> dict[str, Any]:
         """Labels of the set among given ones, by name.
 
-        Combinations are left out, and so are the other columns of a table
-        (errors, flags).
+        Combinations are left out once they are known to be what their members
+        give, and so are the other columns of a table (errors, flags).
 
         Parameters
         ----------
@@ -349,17 +354,27 @@ class LabelSet:
         Raises
         ------
         LabelError
-            If a mapping has an unknown name, or ``labels`` is neither mapping nor table.
+            If a mapping has an unknown name, or ``labels`` is neither mapping nor table, or a combination is given
+            without its members, or is not what they give: it says nothing of each of them.
 
         Examples
         --------
         >>> from cyclestarnet import LabelSet
         >>> labels = LabelSet(["logg", "mg_h", "si_h"], [0, -1, -1], [4, 1, 1], {"alpha_m": {"mg_h": 0.5, "si_h": 0.5}})
-        >>> labels.known({"logg": 2.5, "alpha_m": 0.1})
-        {'logg': 2.5}
+        >>> labels.known({"logg": 2.5, "mg_h": 0.1, "si_h": 0.3, "alpha_m": 0.2})
+        {'logg': 2.5, 'mg_h': 0.1, 'si_h': 0.3}
+        >>> labels.known({"logg": 2.5, "mg_h": 0.1, "si_h": 0.3, "alpha_m": 0.4})
+        Traceback (most recent call last):
+            ...
+        cyclestarnet.exceptions.LabelError: Label 'alpha_m' = 0.4 dex follows from mg_h, si_h, which give 0.2 dex; ...
         """
         if hasattr(labels, "colnames"):
-            return {name: labels[name] for name in self.names if name in labels.colnames}
+            given = {name: labels[name] for name in self.names if name in labels.colnames}
+            for name, terms in self.combinations.items():
+                # Other columns of a table are none of our business, nor is a catalogue's own [M/H] without abundances.
+                if name in labels.colnames and terms.keys() <= given.keys():
+                    self._check_combination(name, labels[name], given, ROUNDED)
+            return given
         if not isinstance(labels, Mapping):
             raise LabelError(
                 "labels must be a mapping of name to value or a table, such as {'logg': 2.5} or the .labels of a "
@@ -368,7 +383,45 @@ class LabelSet:
         for name in labels:
             if name not in self.combinations:
                 self.index(name)
-        return {name: labels[name] for name in labels if name not in self.combinations}
+        given = {name: labels[name] for name in labels if name not in self.combinations}
+        # A combination that `to_quantities` made along with some of these labels is no wish of anybody: it may stay
+        # as it was where others have changed. Arithmetic does not hand the mark on.
+        calls = {id(getattr(value, "_made_by", None)) for value in given.values()} - {id(None)}
+        for name in labels:
+            if name in self.combinations and id(getattr(labels[name], "_made_by", None)) not in calls:
+                self._check_combination(name, labels[name], given, ROUNDING)
+        return given
+
+    def _check_combination(self, name: str, value: Any, members: Mapping[str, Any], tolerance: float) -> None:
+        """Raise if a combination that is given says anything that its members do not."""
+        terms = self.combinations[name]
+        absent = [member for member in terms if member not in members]
+        if absent:
+            raise LabelError(
+                f"Label '{name}' is a combination of {', '.join(terms)}, and does not tell each of them; "
+                f"give {', '.join(absent)} instead of '{name}'"
+            )
+        expected = self._combination(name, members)
+        if tolerance == ROUNDED and np.all(np.isnan(floats_of(value))):
+            return  # not known in this table
+        found = LabelSet((name,), np.zeros(1), np.ones(1)).value(name, value)
+        try:
+            differs = np.abs(found - expected) > tolerance
+        except ValueError:
+            raise LabelError(
+                f"Label '{name}' must have the shape of its members, {expected.shape}, but has {found.shape}"
+            ) from None
+        if np.any(differs):
+            found, expected = (np.broadcast_to(a, differs.shape)[differs][0] for a in (found, expected))
+            raise LabelError(
+                f"Label '{name}' = {found:g} {unit_of_label(name)} follows from {', '.join(terms)}, which give "
+                f"{expected:g} {unit_of_label(name)}{place_of(differs)}; leave '{name}' out, or change those"
+            )
+
+    def _combination(self, name: str, members: Mapping[str, Any]) -> np.ndarray:
+        """A combination of labels, in its own unit."""
+        terms = self.combinations[name]
+        return sum(weight * self.value(member, members[member]) for member, weight in terms.items())
 
     def check_range(self, values: ArrayLike) -> None:
         """Raise if a label lies outside the training range.
@@ -411,7 +464,7 @@ class LabelSet:
         Returns
         -------
         dict of `~astropy.units.Quantity`, each of shape (...)
-            Labels, then combinations.
+            Labels, then combinations. Those are for reading: of ``labels | {"fe_h": 0.1}``, ``m_h`` has no say.
 
         Examples
         --------
@@ -423,6 +476,9 @@ class LabelSet:
         out = {name: values[..., k] * unit_of_label(name) for k, name in enumerate(self.names)}
         for name, weights in zip(self.combinations, self.combination_matrix, strict=True):
             out[name] = (values @ weights) * unit_of_label(name)
+        call = object()
+        for quantity in out.values():
+            quantity._made_by = call
         return out
 
     @property

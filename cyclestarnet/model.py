@@ -275,7 +275,7 @@ class CalibratedModel(ModelParts):
             Whose spectra: translated ones (default), or those of the emulator.
         like : `~specutils.Spectrum`, optional
             Observed spectrum whose split latent (line-spread function,
-            continuum, ...) is used. Default: a typical one.
+            continuum, ...) is used. Default: a typical one. The synthetic domain has none.
 
         Returns
         -------
@@ -285,7 +285,10 @@ class CalibratedModel(ModelParts):
         Raises
         ------
         LabelError
-            If a label is missing, misspelt, has a wrong unit or is out of range.
+            If a label is missing, misspelt, has a wrong unit or is out of range, or a combination such as ``m_h`` is
+            not what its members give.
+        ValueError
+            If ``like`` is given for the synthetic domain.
 
         Examples
         --------
@@ -295,7 +298,7 @@ class CalibratedModel(ModelParts):
         (7167,)
         """
         values = self.labels.to_array(labels, check_range=True)
-        predictor = predictor_of(self, domain, encode_split_latent(self, like))
+        predictor = predictor_of(self, domain, encode_split_latent(self, like, domain=domain))
         return spectrum_of(self, predictor.flux(values), domain)
 
     def to_observed(self, spectrum: Spectrum, *, like: Spectrum | None = None) -> Spectrum:
@@ -468,7 +471,7 @@ class CalibratedModel(ModelParts):
         values = self.labels.to_array(labels, check_range=True)
         names = self.labels.names if names is None else (names,) if isinstance(names, str) else tuple(names)
         signs = {"observed": 1, "synthetic": -1} if domain == "difference" else {domain: 1}
-        split_latent = encode_split_latent(self, like)
+        split_latent = encode_split_latent(self, like, domain=domain)
         predictors = [(sign, predictor_of(self, part, split_latent)) for part, sign in signs.items()]
         derivatives = predictor_derivatives(
             predictors, values, names, label_set=self.labels, grid=self.grid, domain=domain, meta={"model": self.name}

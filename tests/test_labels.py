@@ -96,10 +96,6 @@ def test_misspelt_label_is_not_ignored(labels, star):
         labels.to_array(star | {"feh": 0.0})
 
 
-def test_combinations_are_ignored_as_input(labels, star):
-    np.testing.assert_array_equal(labels.to_array(star | {"mg_fe": 99.0}), labels.to_array(star))
-
-
 def test_arrays_of_stars_broadcast(labels, star):
     star["teff"] = [4000, 4500, 5000] * u.K
     assert labels.to_array(star).shape == (3, 4)

@@ -140,8 +140,7 @@ def read_aspcapstar(path: FitsFile, *, mask_bits: Iterable[int | str] | None = N
         The file.
     mask_bits : iterable of int or str, optional
         As in `read_apstar`, for the files that have an integer image of the
-        same shape after the model. Others have no bits, and the argument has
-        no effect.
+        same shape after the model. Others have no bits, and refuse to choose any.
 
     Returns
     -------
@@ -185,6 +184,8 @@ def read_aspcapstar(path: FitsFile, *, mask_bits: Iterable[int | str] | None = N
     bits = None
     if len(images) > 3 and images[3][0].shape == flux.shape and np.issubdtype(images[3][0].dtype, np.integer):
         bits = images[3][0]
+    elif mask_bits is not None and numbers:
+        raise FileFormatError(f"{name} has no bits of pixels, so that mask_bits has no effect; leave it out")
     meta = _meta(name, header, numbers, bits)
     meta |= {"snr": header.get("SNR"), "aspcap_model": np.array(model, dtype=float)}
     return masked_spectrum(flux * u.dimensionless_unscaled, error, wavelength, bits, numbers, meta)

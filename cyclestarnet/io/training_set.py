@@ -444,7 +444,7 @@ def write_training_set(
     chi2 : array_like, shape (n,), optional
         Reduced χ² of a catalogue's fit, for `Selection`.
     mask_bits : iterable of int or str, optional
-        Of the readers of files: which bits make a pixel bad. Default: that of the readers.
+        Of the readers of files: which bits make a pixel bad. Not for spectra in memory. Default: that of the readers.
     overwrite : bool, optional
         Replace the split if the file has it. Default: False.
     progress : bool, optional
@@ -582,6 +582,11 @@ def _write_rows(file, spectra, grid, split, recipe, per_row, mask_bits, progress
     for index, item in enumerate(tqdm(spectra, desc="writing", disable=not progress)):
         if any(index >= len(array) for array in per_row.values()):
             raise ValueError(f"labels and chi2 are for {index} spectra, but there are more")
+        if mask_bits is not None and not isinstance(item, (str, os.PathLike)):
+            raise TypeError(
+                f"mask_bits choose what is masked of files, but spectrum {index} is in memory; "
+                "choose them when you read it, or leave mask_bits out"
+            )
         try:
             spectrum = read(item, mask_bits=mask_bits) if isinstance(item, (str, os.PathLike)) else item
             row = arrays_of_row(to_pixels(spectrum, grid, recipe=recipe), spectrum.meta.get("snr"))

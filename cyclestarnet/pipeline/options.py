@@ -40,7 +40,7 @@ class FitOptions:
         default), the emulator with obs→synth(data), unweighted (Eq. 10), or the emulator with
         the data (Eq. 9: no translation).
     start : mapping of str to `~astropy.units.Quantity`, or `~cyclestarnet.FitResult`, optional
-        Starting labels; those not given start at the mean of the prior.
+        Starting labels; those not given start at the mean of the prior, and those that are fixed at their value.
         Default: a guess from the spectrum's latent.
     fixed : mapping of str to `~astropy.units.Quantity`, optional
         Labels held at a value. Default: none.
@@ -63,7 +63,7 @@ class FitOptions:
         that of a typical training star, or fitted along with the labels, with a prior learnt from
         training stars. The labels' errors then include that it is not known. Its coordinates are
         no labels: ``result.split_latent`` has their ``values`` and ``errors``, in σ of training
-        stars. Other spaces have no split latent.
+        stars. Other spaces have no split latent, and refuse another choice than ``"own"``.
     ignore : array of bool, shape (n_pixels,), or sequence of (low, high), optional
         Pixels of the model, or wavelength regions with units, that are not used. Default: none.
     inflation : float, optional
@@ -117,6 +117,11 @@ class FitOptions:
             )
         if not isinstance(self.model_scatter, bool):
             raise TypeError(f"model_scatter must be True or False, but is {self.model_scatter!r}")
+        if self.split_latent != "own" and self.space != "observed":
+            raise ValueError(
+                f"split_latent={self.split_latent!r} has no effect with space={self.space!r}, which has none; "
+                'leave it out, or use space="observed"'
+            )
         motion = (self.motion,) if isinstance(self.motion, str) else tuple(self.motion or ())
         for name in motion:
             check_choice("motion", name, MOTION)

@@ -59,7 +59,8 @@ def sample_one(
     """
     start = chosen.get("start")
     if isinstance(start, FitResult):
-        options = replace(start.options, **chosen)
+        split = {} if chosen.get("space", start.options.space) == "observed" else {"split_latent": "own"}
+        options = replace(start.options, **(split | chosen))
     else:
         options = FitOptions(**chosen)
     check_choice("space", options.space, ("observed", "emulator"))

@@ -177,6 +177,10 @@ class FitSetup:
         'none'
         """
         labels = _with_motion(parts.labels, options.motion)
+        held = sorted(set(options.bounds or ()).intersection(options.fixed or ()))
+        if held:
+            raise LabelError(f"bounds of {held} have no effect, because these labels are fixed; give one of both")
+        _check_split_latent(parts, options)
         lower, upper = _bounds(labels, options.bounds)
         start = [MOTION[name][2] for name in labels.names[len(parts.labels) :]]
         begin = np.concatenate([parts.prior.mean, start])
@@ -233,6 +237,14 @@ def _numbers(argument, labels, given):
         if value.ndim:
             raise LabelError(f"{argument} must have one value of '{name}', but has shape {value.shape}")
     return {name: float(value) for name, value in values.items()}
+
+
+def _check_split_latent(parts, options):
+    """A choice of the split latent needs a network that has one."""
+    if options.split_latent == "typical" and parts.population.typical_split_latent is None:
+        raise ValueError(
+            f"split_latent='typical' has no effect: model {parts.name!r} has no split latent; leave it out"
+        )
 
 
 def _n_coordinates(parts, options):

@@ -100,7 +100,7 @@ def seen_flux(parts: ModelParts, spectrum: Spectrum, *, domain: str = "observed"
     return parts.noise.filled_flux(pixels.raw, used), used
 
 
-def encode_split_latent(parts: ModelParts, like: Spectrum | None) -> np.ndarray | None:
+def encode_split_latent(parts: ModelParts, like: Spectrum | None, *, domain: str = "observed") -> np.ndarray | None:
     """Split latent of an observed spectrum.
 
     Parameters
@@ -109,11 +109,19 @@ def encode_split_latent(parts: ModelParts, like: Spectrum | None) -> np.ndarray 
         The model.
     like : `~specutils.Spectrum` or None
         The spectrum. None: a typical one.
+    domain : str, optional
+        What is to be made with it.
 
     Returns
     -------
     array, shape (split_filters, latent_length), or None
         None if the network has no split branch.
+
+    Raises
+    ------
+    ValueError
+        If a spectrum is given that can have no effect: the synthetic domain has no split latent, and some networks
+        have none.
 
     Examples
     --------
@@ -124,6 +132,9 @@ def encode_split_latent(parts: ModelParts, like: Spectrum | None) -> np.ndarray 
     """
     if like is None:
         return parts.population.typical_split_latent
+    if domain == "synthetic" or parts.population.typical_split_latent is None:
+        whose = "the synthetic domain" if domain == "synthetic" else f"model {parts.name!r}"
+        raise ValueError(f"like has no effect: {whose} has no split latent, which would come from it; leave it out")
     split_latent = parts.translator.encode_obs(seen_flux(parts, like)[0][None])[1]
     return None if split_latent is None else split_latent[0]
 
