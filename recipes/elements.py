@@ -28,6 +28,7 @@ import h5py
 import numpy as np
 import torch
 from astropy.nddata import StdDevUncertainty
+from list_tables import list_table, write_rst
 
 from cyclestarnet import CalibratedModel
 from cyclestarnet.files import write_atomically
@@ -205,10 +206,7 @@ def table(rows):
         f"{N_STARS} stars; labels: bias / scatter; {date.today().isoformat()}, one core of an AMD EPYC, "
         f"torch {torch.__version__}"
     )
-    text = [f".. list-table:: {title}", "   :header-rows: 1", ""]
-    for line in lines:
-        text += [f"   {'*' if k == 0 else ' '} - {cell}" for k, cell in enumerate(line)]
-    return "\n".join(text) + "\n"
+    return list_table(title, lines)
 
 
 def main(argv=None):
@@ -218,7 +216,7 @@ def main(argv=None):
     parser.add_argument("work", type=Path, help="folder of apogee_giants_data.py, with a copy of apogee_giants.toml")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    TABLE.write_text(table(study(options.inputs, options.work)))
+    write_rst(TABLE, table(study(options.inputs, options.work)))
 
 
 if __name__ == "__main__":
