@@ -34,7 +34,7 @@ from cyclestarnet.networks.emulator import Emulator
 from cyclestarnet.networks.predictor import Translator
 from cyclestarnet.networks.shortcuts import Shortcuts
 from cyclestarnet.networks.translation import NetworkSettings, TranslationNetwork
-from cyclestarnet.noise import NoiseModel
+from cyclestarnet.noise import ErrorTrend, NoiseModel
 from cyclestarnet.pipeline.parts import FlagLimits, ModelParts, Population
 from cyclestarnet.pipeline.translate import DOMAINS, predictor_of
 
@@ -174,6 +174,9 @@ def _contents(parts: ModelParts) -> tuple[dict[str, np.ndarray], dict[str, Any]]
     arrays |= {f"scatter.{space}": np.asarray(scatter, np.float32) for space, scatter in noise.scatter.items()}
     optional = {"typical_split_latent": population.typical_split_latent, "label_error": noise.label_error}
     arrays |= {name: array for name, array in optional.items() if array is not None}
+    trend = noise.label_error_trend
+    if trend is not None:
+        arrays |= {f"label_error_trend.{k}": np.asarray(v) for k, v in vars(trend).items()}
     if population.split_latents is not None:
         arrays |= {f"split_latents.{k}": np.asarray(v, np.float32) for k, v in vars(population.split_latents).items()}
     if parts.shortcuts is not None:
@@ -217,6 +220,7 @@ def _parts(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> ModelParts:
     emulator.load_state_dict({k: torch.from_numpy(v).float() for k, v in _named("emulator", arrays).items()})
     network.load_state_dict({k: torch.from_numpy(v).float() for k, v in _named("network", arrays).items()})
     split_latents, shortcuts = _named("split_latents", arrays), _named("shortcuts", arrays)
+    trend = _named("label_error_trend", arrays)
     return ModelParts(
         name=meta["name"],
         labels=labels,
@@ -227,6 +231,7 @@ def _parts(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> ModelParts:
         noise=NoiseModel(
             scatter={space: arrays[f"scatter.{space}"].astype(float) for space in SPACES},
             label_error=arrays.get("label_error"),
+            label_error_trend=ErrorTrend(**trend | {"columns": tuple(trend["columns"].tolist())}) if trend else None,
             **meta["noise"],
         ),
         population=Population(

@@ -16,10 +16,80 @@ import numpy as np
 from cyclestarnet.blanks import bools_of
 from cyclestarnet.exceptions import SpectrumError
 
-__all__ = ["NoiseModel"]
+__all__ = ["ErrorTrend", "NoiseModel"]
 
 ROUNDING = 1e-6  # relative: an error that is the largest one but for its last bits is not beyond it
 NOISY = 3.0  # median errors: up to where pixels of a spectrum count that is noisier than the training
+FARTHEST, STEEPEST = 2.5, np.log(4.0)  # scales from the centre, and factor: there stars were too few to learn from
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorTrend:
+    """How much larger or smaller hidden errors of labels are for some stars than for others.
+
+    Parameters
+    ----------
+    columns : tuple of int
+        Labels that they depend on.
+    centre, scale : array, shape (n_columns,)
+        By which these labels are standardised.
+    slopes : array, shape (n_labels, 2 n_columns)
+        Of the logarithm of each label's error: by these standardised labels, then by their squares.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.noise import ErrorTrend
+    >>> trend = ErrorTrend((0,), np.array([4500.0]), np.array([500.0]), np.array([[0.0, 0.0], [0.7, 0.0]]))
+    >>> trend.factor(np.array([5000.0, 2.5])).round(2)
+    array([1.  , 2.01])
+    """
+
+    columns: tuple[int, ...]
+    centre: np.ndarray
+    scale: np.ndarray
+    slopes: np.ndarray
+
+    def terms(self, labels: np.ndarray) -> np.ndarray:
+        """What the slopes multiply.
+
+        Parameters
+        ----------
+        labels : array, shape (..., n_labels)
+            In their units. Beyond 2.5 scales from the centre, the edge counts.
+
+        Returns
+        -------
+        array, shape (..., 2 n_columns)
+
+        Examples
+        --------
+        ::
+
+            trend.terms(model.prior.mean)
+        """
+        place = ((labels[..., list(self.columns)] - self.centre) / self.scale).clip(-FARTHEST, FARTHEST)
+        return np.concatenate([place, place**2], axis=-1)
+
+    def factor(self, labels: np.ndarray) -> np.ndarray:
+        """Factor on the hidden error of each label, from 1/4 to 4.
+
+        Parameters
+        ----------
+        labels : array, shape (..., n_labels)
+            Of the star, in their units.
+
+        Returns
+        -------
+        array, shape (..., n_labels)
+
+        Examples
+        --------
+        ::
+
+            trend.factor(result.values)
+        """
+        return np.exp((self.terms(labels) @ self.slopes.T).clip(-STEEPEST, STEEPEST))
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +118,8 @@ class NoiseModel:
     label_error : array, shape (n_labels, n_labels), optional
         Covariance of the labels' errors that residuals do not show, because a wrong label can
         hide in the translation. Fits in the observed space add it to their covariance.
+    label_error_trend : `~cyclestarnet.noise.ErrorTrend`, optional
+        How these errors depend on the labels. Default: they do not.
 
     Raises
     ------
@@ -74,6 +146,7 @@ class NoiseModel:
     scatter: Mapping[str, np.ndarray] = field(default_factory=dict)
     scatter_inflation: Mapping[str, float] = field(default_factory=dict)
     label_error: np.ndarray | None = None
+    label_error_trend: ErrorTrend | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_floor < self.sigma_max < np.inf:
@@ -83,6 +156,32 @@ class NoiseModel:
             )
         if self.fill is not None and not np.isfinite(self.fill):
             raise ValueError(f"fill must be a finite flux, or None for the spectrum's own, but is {self.fill}")
+
+    def hidden_covariance(self, labels: np.ndarray) -> np.ndarray | None:
+        """Covariance of the errors that residuals do not show, of a star.
+
+        Parameters
+        ----------
+        labels : array, shape (n_labels,)
+            Of the star, in their units.
+
+        Returns
+        -------
+        array, shape (n_labels, n_labels), or None
+            ``label_error``, as ``label_error_trend`` changes it; None if there is none.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from cyclestarnet import NoiseModel
+        >>> NoiseModel(label_error=np.diag([400.0, 0.01])).hidden_covariance(np.array([4500.0, 2.5]))
+        array([[4.e+02, 0.e+00],
+               [0.e+00, 1.e-02]])
+        """
+        if self.label_error is None or self.label_error_trend is None:
+            return self.label_error
+        factor = self.label_error_trend.factor(labels)
+        return self.label_error * np.outer(factor, factor)
 
     def used_pixels(self, flux: np.ndarray, sigma: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
         """Tell which pixels count.

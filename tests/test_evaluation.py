@@ -9,11 +9,13 @@ from astropy.table import QTable
 from scipy.stats import norm
 
 from cyclestarnet.exceptions import LabelError, SpectrumError
+from cyclestarnet.noise import ErrorTrend
 from cyclestarnet.spectra import to_spectrum
 from cyclestarnet.training.evaluation import (
     LabelOffsets,
     compare_labels,
     covering_factor,
+    error_trend,
     label_error,
     label_table,
     learn_label_error,
@@ -132,6 +134,67 @@ def test_covering_factor_is_1_if_nothing_is_to_be_covered(variance, own):
 def test_too_few_stars_are_refused():
     with pytest.raises(SpectrumError, match="8 or more stars of known labels, but there are 7"):
         label_error(np.ones((9, 1)) * np.r_[np.ones(7), np.nan, np.nan][:, None], np.ones((9, 1, 1)))
+
+
+# -- trends of them ---------------------------------------------------------------------
+def trended(rng, slopes, n=6000):
+    """Offsets of two labels whose hidden errors (1, 0.5) depend on two terms, quoted errors of 0.3, and the terms."""
+    terms = rng.normal(size=(n, len(slopes[0]))).clip(-2, 2)
+    hidden = np.array([1.0, 0.5]) * np.exp(terms @ np.transpose(slopes))
+    return rng.normal(0, np.hypot(hidden, 0.3)), np.tile(0.09 * np.eye(2), (n, 1, 1)), terms, hidden
+
+
+def test_planted_trend_of_label_errors_is_recovered(rng):
+    slopes = [[0.5, -0.2], [0.0, 0.3]]
+    offset, covariance, terms, _ = trended(rng, slopes)
+    found, own = error_trend(offset, covariance, label_error(offset, covariance), terms)
+    np.testing.assert_allclose(found, slopes, atol=0.05)
+    np.testing.assert_allclose(np.sqrt(np.diag(own)), [1.0, 0.5], rtol=0.06)
+
+
+def test_trends_make_coverage_right_everywhere(rng):
+    """In each tenth of what the errors depend on; one error for all fails at both ends."""
+    offset, covariance, terms, _ = trended(rng, [[0.6, 0.0], [0.6, 0.0]])
+    plain = label_error(offset, covariance)
+    slopes, own = error_trend(offset, covariance, plain, terms)
+    shaped = own[0, 0] * np.exp(2 * terms @ slopes[0])
+    order = np.argsort(terms[:, 0])
+    for tenth in np.array_split(order, 10):
+        assert np.mean(offset[tenth, 0] ** 2 < 0.09 + shaped[tenth]) == pytest.approx(0.683, abs=0.075)
+    assert np.mean(offset[order[-600:], 0] ** 2 < 0.09 + plain[0, 0]) < 0.5
+
+
+def test_label_errors_without_trend_get_none(rng):
+    offset, covariance = posteriors(rng, np.diag([0.9, 0.0]))
+    slopes, own = error_trend(offset, covariance, np.diag([0.9, 0.0]), rng.normal(size=(N, 3)))
+    assert np.abs(slopes).max() < 0.05
+    assert own[1, 1] == 0
+    assert own[0, 0] == pytest.approx(0.9, rel=0.05)
+
+
+def test_model_learns_trends_of_many_stars_only(tiny_model, known, monkeypatch):
+    spectra, values = known
+    truth = {"teff": values[:, 0] * u.K, "logg": values[:, 1] + 0.5}
+    assert learn_label_error(tiny_model, spectra, truth, progress=False).noise.label_error_trend is None
+    monkeypatch.setattr("cyclestarnet.training.evaluation.LEAST_FOR_TREND", 24)
+    trend = learn_label_error(tiny_model, spectra, truth, progress=False).noise.label_error_trend
+    assert trend.columns == (0, 1)
+    assert trend.slopes.shape == (3, 4)
+    assert not trend.slopes[2].any()
+
+
+def test_errors_of_a_fit_follow_the_trend(tiny_model, known):
+    """Twice the hidden error one standard deviation above the mean in Teff: the covariance tells."""
+    slopes = np.array([[0.0, 0.0], [np.log(2), 0.0], [0.0, 0.0]])
+    trend = ErrorTrend((0,), tiny_model.prior.mean[:1], np.array([100.0]), slopes)
+    star, found = known[0][0], {}
+    for name, own in (("none", None), ("plain", None), ("trend", trend)):
+        error = None if name == "none" else np.diag([0.0, 0.04, 0.0])
+        model = replace(tiny_model, noise=replace(tiny_model.noise, label_error=error, label_error_trend=own))
+        found[name] = model.fit(star, method="lm")
+    added = [found[name].covariance[1, 1] - found["none"].covariance[1, 1] for name in ("plain", "trend")]
+    place = np.clip((found["trend"].values[0] - tiny_model.prior.mean[0]) / 100, -2.5, 2.5)
+    assert added[1] / added[0] == pytest.approx(np.clip(2**place, 1 / 4, 4) ** 2, rel=1e-6)
 
 
 # -- models -----------------------------------------------------------------------------

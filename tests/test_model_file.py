@@ -9,13 +9,18 @@ from stars import STAR, with_noise
 from cyclestarnet import CalibratedModel, ModelFileError
 from cyclestarnet.model_file import digest_of, load_parts, save_parts
 from cyclestarnet.networks.checkpoint import load_arrays, save_arrays
+from cyclestarnet.noise import ErrorTrend
 
 
 @pytest.fixture(scope="module")
 def whole(tiny_model):
     """The tiny model with errors of all kinds."""
     return with_noise(
-        tiny_model, scatter_inflation={"observed": 1.5}, label_error=np.diag([100.0, 0.01, 0.001]), fill=0.98
+        tiny_model,
+        scatter_inflation={"observed": 1.5},
+        label_error=np.diag([100.0, 0.01, 0.001]),
+        fill=0.98,
+        label_error_trend=ErrorTrend((0, 2), np.ones(2), np.full(2, 3.0), np.arange(12.0).reshape(3, 4)),
     )
 
 
@@ -42,6 +47,9 @@ def test_a_file_of_version_1_is_the_same_model(whole, tmp_path):
     assert again.noise.scatter_inflation["observed"] == pytest.approx(1.5)
     assert (again.limits, again.noise.sigma_max) == (whole.limits, whole.noise.sigma_max)
     np.testing.assert_array_equal(again.noise.label_error, whole.noise.label_error)
+    trends = (model.noise.label_error_trend for model in (again, whole))
+    for mine, theirs in zip(*(vars(trend).values() for trend in trends), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
     np.testing.assert_array_equal(again.population.typical_split_latent, whole.population.typical_split_latent)
     np.testing.assert_array_equal(again.predict(STAR).flux, whole.predict(STAR).flux)
 

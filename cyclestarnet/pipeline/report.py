@@ -193,7 +193,8 @@ def _covariance(parts, stars, row, objective, optimum, setup):
         # It was learnt with the training prior. A hidden error e moves the optimum of another prior, whose
         # precision differs by D, by (1 - C D) e: a strong prior holds it back, and none lets it grow.
         pull = onto - covariance[:n, :n] @ _extra_precision(parts, row, objective, optimum) @ onto
-        covariance[:n, :n] += pull @ parts.noise.label_error @ pull.T
+        hidden = parts.noise.hidden_covariance(optimum.inputs[row][:n])
+        covariance[:n, :n] += pull @ hidden @ pull.T
         # what nothing holds back is as uncertain as its range
         shrink = np.minimum(1.0, setup.label_set.scale / np.sqrt(12 * np.diag(covariance).clip(1e-300)))
         covariance *= np.outer(shrink, shrink)

@@ -19,11 +19,13 @@ import astropy.units as u
 import numpy as np
 from astropy.table import QTable
 from numpy.typing import ArrayLike
+from scipy.optimize import minimize
 
 from cyclestarnet.blanks import floats_of
 from cyclestarnet.exceptions import FitWarning, LabelError, SpectrumError
 from cyclestarnet.labels import LabelSet, difference_unit
 from cyclestarnet.model import CalibratedModel
+from cyclestarnet.noise import STEEPEST, ErrorTrend
 from cyclestarnet.pipeline.fit import fit_stars
 from cyclestarnet.pipeline.options import FitOptions
 from cyclestarnet.pipeline.setup import FitSetup
@@ -44,6 +46,10 @@ log = logging.getLogger(__name__)
 
 BATCH = 16  # stars that are fitted side by side
 COVERED = 0.683  # of a Gaussian within 1 σ
+TREND_LABELS = ("teff", "logg", "fe_h", "m_h")  # what label errors may depend on
+LEAST_FOR_TREND = 200  # stars: fewer do not tell a trend
+SLOPE = 0.5  # of the logarithm of an error, 1 σ, that is expected
+TAIL = 6.0  # robust σ, at which offsets are cut before a trend is learnt: where errors are large, 3 are common
 OUTLIER = 3.0  # robust σ, beyond which a star has no say in the covariance of label errors
 LEAST_KNOWN = 8  # fewer do not tell 68 % from 50 %
 
@@ -66,6 +72,8 @@ class LabelOffsets:
         Whether the optimiser converged.
     flagged : array of bool, shape (n_stars,)
         Whether the result has a flag.
+    labels : array, shape (n_stars, n_labels), optional
+        All labels of the model that the fits found, in their units. Default: they were not kept.
 
     Examples
     --------
@@ -85,6 +93,7 @@ class LabelOffsets:
     reduced_chi2: np.ndarray
     success: np.ndarray
     flagged: np.ndarray
+    labels: np.ndarray | None = None
 
     @property
     def error(self) -> np.ndarray:
@@ -172,6 +181,7 @@ def compare_labels(
         np.array([result.reduced_chi2 for result in results]),
         np.array([result.success for result in results]),
         np.array([bool(result.flags) for result in results]),
+        values,
     )
 
 
@@ -325,7 +335,8 @@ def learn_label_error(
     Returns
     -------
     `~cyclestarnet.CalibratedModel`
-        With ``noise.label_error``, which is 0 for labels that are not known of any star.
+        With ``noise.label_error``, which is 0 for labels that are not known of any star, and, of 200
+        stars or more, ``noise.label_error_trend``.
 
     Raises
     ------
@@ -345,13 +356,76 @@ def learn_label_error(
     names = [name for name in (truth.colnames if isinstance(truth, QTable) else truth) if name in model.labels]
     if not names:
         raise LabelError(f"truth must have some of the labels {', '.join(model.labels.names)}")
-    bare = replace(model, noise=replace(model.noise, label_error=None))
+    bare = replace(model, noise=replace(model.noise, label_error=None, label_error_trend=None))
     offsets = compare_labels(bare, spectra, {name: truth[name] for name in names}, progress=progress)
     places = [model.labels.index(name) for name in names]
-    error = np.zeros((len(model.labels), len(model.labels)))
-    error[np.ix_(places, places)] = label_error(offsets.offset, offsets.covariance)
+    error, trend = np.zeros((len(model.labels), len(model.labels))), None
+    own = label_error(offsets.offset, offsets.covariance)
+    columns = [model.labels.index(name) for name in TREND_LABELS if name in names]
+    if columns and np.isfinite(offsets.offset).all(axis=1).sum() >= LEAST_FOR_TREND:
+        slopes = np.zeros((len(model.labels), 2 * len(columns)))
+        scale = np.sqrt(np.diag(model.prior.covariance))[columns]
+        trend = ErrorTrend(tuple(columns), np.asarray(model.prior.mean)[columns], scale, slopes)
+        slopes[places], own = error_trend(offsets.offset, offsets.covariance, own, trend.terms(offsets.labels))
+    error[np.ix_(places, places)] = own
     log.info("label errors: %s", dict(zip(names, np.sqrt(np.diag(error)[places]).round(3).tolist(), strict=True)))
-    return replace(model, noise=replace(model.noise, label_error=error))
+    return replace(model, noise=replace(model.noise, label_error=error, label_error_trend=trend))
+
+
+def error_trend(
+    offset: np.ndarray, covariance: np.ndarray, own: np.ndarray, terms: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """How an error that is added to quoted ones must depend on the stars to explain their offsets.
+
+    The most likely slopes of its logarithm, label by label, with a weak prior that there are none.
+
+    Parameters
+    ----------
+    offset, covariance : array, shapes (n_stars, n_labels) and (n_stars, n_labels, n_labels)
+        As for `label_error`.
+    own : array, shape (n_labels, n_labels)
+        Of `label_error`: the added error without a trend.
+    terms : array, shape (n_stars, n_terms)
+        What it may depend on, of order 1.
+
+    Returns
+    -------
+    slopes : array, shape (n_labels, n_terms)
+        0 for labels to which nothing is added.
+    own : array, shape (n_labels, n_labels)
+        The added error where all terms are 0, such that 68.3 % of offsets lie within the total one.
+
+    Examples
+    --------
+    An error that doubles over one unit of something:
+
+    >>> import numpy as np
+    >>> from cyclestarnet.training.evaluation import error_trend
+    >>> rng = np.random.default_rng(0)
+    >>> place = rng.uniform(-1, 1, (5000, 1))
+    >>> offset = rng.normal(size=(5000, 1)) * 2**place
+    >>> slopes, own = error_trend(offset, np.full((5000, 1, 1), 1e-4), np.eye(1), place)
+    >>> np.exp(slopes).round(1), own.round(1)
+    (array([[2.]]), array([[1.]]))
+    """
+    known = np.isfinite(offset).all(axis=1)
+    offset, variance, terms = offset[known], np.diagonal(covariance[known], axis1=1, axis2=2), terms[known]
+    slopes, size = np.zeros((offset.shape[1], terms.shape[1])), np.ones(offset.shape[1])
+    for k, added in enumerate(np.diag(own)):
+        if added <= 0:
+            continue
+        low, middle, high = np.percentile(offset[:, k], [16, 50, 84])
+        reach = TAIL * (high - low) / 2
+        square = offset[:, k].clip(middle - reach, middle + reach) ** 2
+
+        def loss(x, square=square, quoted=variance[:, k], added=added):
+            total = quoted + added * np.exp(2 * (x[0] + terms @ x[1:]).clip(-5, 5))
+            return 0.5 * (square / total + np.log(total)).sum() + 0.5 * ((x[1:] / SLOPE) ** 2).sum()
+
+        slopes[k] = minimize(loss, np.zeros(1 + terms.shape[1]), method="L-BFGS-B").x[1:]
+        shaped = added * np.exp(2 * (terms @ slopes[k]).clip(-STEEPEST, STEEPEST))
+        size[k] = _factor(offset[:, k], variance[:, k], shaped)
+    return slopes, own * np.outer(size, size)
 
 
 def label_error(offset: np.ndarray, covariance: np.ndarray) -> np.ndarray:
@@ -439,5 +513,10 @@ def covering_factor(offset: np.ndarray, variance: np.ndarray, own: float) -> flo
     """
     if own <= 0 or np.mean(offset**2 < variance) > COVERED:
         return 1.0
+    return _factor(offset, variance, own)
+
+
+def _factor(offset: np.ndarray, variance: np.ndarray, own: float | np.ndarray) -> float:
+    """The factor itself, which is below 1 if less than all of an added error is needed."""
     needed = np.maximum(offset**2 - variance, 0) / own  # square of the factor by which a star is just covered
     return float(np.sqrt(np.quantile(needed, COVERED)))
