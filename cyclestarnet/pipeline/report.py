@@ -183,11 +183,11 @@ def _held_back(objective, optimum, row, covariance, layout) -> bool:
 # -- errors ------------------------------------------------------------------------
 def _covariance(parts, stars, row, objective, optimum, setup):
     """Covariance of a star's labels: Laplace, and what residuals do not show."""
-    labels = setup.layout.label_places
+    labels, space = setup.layout.label_places, setup.options.space
     covariance = optimum.covariance[row][np.ix_(labels, labels)]  # marginal over the coordinates
-    if setup.options.space == "synthetic" and not parts.translator.is_residual:
-        return _propagated(parts, stars, row, objective, optimum)
-    if setup.options.space == "observed" and parts.noise.label_error is not None:
+    if space == "synthetic" and not parts.translator.is_residual:
+        covariance = _propagated(parts, stars, row, objective, optimum)
+    if space != "emulator" and parts.noise.label_error is not None:
         n, matrix = len(parts.labels), setup.parameters.matrix
         onto = (matrix @ np.linalg.pinv(matrix))[:n, :n]  # tied labels share their error; fixed ones have none
         # It was learnt with the training prior. A hidden error e moves the optimum of another prior, whose
