@@ -444,7 +444,7 @@ ENDS = [
     ("cyclestarnet.journal.Journal.append", 4, 6),
     ("cyclestarnet.io.preparation._choose", 1, 0),
     ("cyclestarnet.io.preparation._Rows.read", 1, 0),
-    ("cyclestarnet.io.preparation.write_atomically", 2, 0),  # the set is there, its report is not
+    ("cyclestarnet.io.preparation.write_atomically", 1, 0),  # the set is there, its report is not
 ]
 
 
@@ -522,6 +522,9 @@ def test_impossible_arguments_are_refused(tmp_path):
     paths = save(tmp_path, [Star(1)])
     with pytest.raises(ValueError, match=r"must end in \.h5 or \.hdf5"):
         prepare(tmp_path / "set.fits", paths)
+    (tmp_path / "folder.h5").mkdir()
+    with pytest.raises(IsADirectoryError):
+        prepare(tmp_path / "folder.h5", paths, overwrite=True)
     with pytest.raises(GridError, match="recipe must be made for the grid"):
         prepare(tmp_path / "set.h5", paths, grid=GRID.__class__(GRID.wavelength[1:]))
     with pytest.raises(ValueError, match="workers"):

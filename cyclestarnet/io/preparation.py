@@ -29,7 +29,7 @@ from astropy.table import QTable
 
 from cyclestarnet.continuum import ContinuumRecipe
 from cyclestarnet.exceptions import CycleStarNetWarning, FileFormatError, GridError, SpectrumError
-from cyclestarnet.files import as_json, write_atomically
+from cyclestarnet.files import as_json, check_no_folder, write_atomically, write_hdf5
 from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.io.catalogue import BAD_FLAGS, Catalogue, CatalogueRow
 from cyclestarnet.io.readers import read
@@ -416,7 +416,8 @@ def prepare_training_set(
     Raises
     ------
     FileExistsError
-        If the file exists and ``overwrite`` is False, or ``PATH.partial`` is that of another call.
+        If the file exists and ``overwrite`` is False, or ``PATH.partial`` is that of another
+        call, or another process is at it.
     FileNotFoundError
         If nothing matches the pattern, or there is no such folder or catalogue.
     FileFormatError
@@ -501,7 +502,7 @@ def prepare_training_set(
         chosen = {split: [o for o in outcomes if o.split == split] for split in splits}
         if any(chosen.values()):
             has_chi2 = known is not None and "chi2" in known.columns
-            write_atomically(path, partial(_write_set, rows, chosen, grid, has_chi2, as_json(about), progress))
+            write_hdf5(path, partial(_write_set, rows, chosen, grid, has_chi2, as_json(about), progress))
         write_atomically(report_path, lambda temporary: report.write(temporary, format="ascii.ecsv", overwrite=True))
     staged.unlink()
     rows_path.unlink()
@@ -516,6 +517,7 @@ def prepare_training_set(
 def _check(path, grid, recipe, splits, workers):
     if path.suffix.lower() not in (".h5", ".hdf5"):
         raise ValueError(f"the name of the set must end in .h5 or .hdf5, but is {path.name!r}")
+    check_no_folder(path)
     if recipe.grid != grid:
         raise GridError("recipe must be made for the grid of the set, but its grid is another one")
     shares = list(splits.values())
@@ -641,10 +643,10 @@ def _report(stars, outcomes):
     )
 
 
-def _write_set(rows, chosen, grid, has_chi2, about, progress, path):
+def _write_set(rows, chosen, grid, has_chi2, about, progress, file):
     """Copy the rows of each split, block by block."""
     bar = tqdm(total=sum(map(len, chosen.values())), desc="writing", unit=" stars", disable=not progress)
-    with h5py.File(path, "w") as file, bar:
+    with bar:
         file["wavelength"] = grid.wavelength.to_value(u.AA)
         file["wavelength"].attrs.update({"unit": "Angstrom", "medium": "vacuum"})
         file.attrs["prepared"] = about
@@ -666,6 +668,7 @@ def _write_set(rows, chosen, grid, has_chi2, about, progress, path):
                 block = rows.read([outcome.slot for outcome in part])
                 for name, dataset in datasets.items():
                     dataset[start : start + len(part)] = block[name]
+                file.flush()  # raises if the disk is full
                 bar.update(len(part))
             file[f"snr {split}"] = np.array([outcome.snr for outcome in outcomes], dtype="f4")
             if has_chi2:
