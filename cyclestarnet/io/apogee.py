@@ -20,6 +20,7 @@ from specutils.io.registers import data_loader
 
 from cyclestarnet.exceptions import FileFormatError
 from cyclestarnet.io.fits_files import FLUX_UNIT, REGISTERED, FitsFile, masked_spectrum, read_parts
+from cyclestarnet.io.visits import of_good_visits
 from cyclestarnet.spectra import Spectrum
 
 __all__ = ["APOGEE_BAD_BITS", "read_apstar", "read_apvisit", "read_aspcapstar"]
@@ -93,6 +94,14 @@ def read_apstar(path: FitsFile, *, row: int = 0, mask_bits: Iterable[int | str] 
     Masked are also pixels whose error is not positive and finite or more than
     100 000 times the median, and whose flux is not finite.
 
+    In early releases the bits of a combination are those of any of its visits,
+    so that more of its pixels would be bad the longer a star was observed. If
+    the file has the visits, it is their own bits that count: a pixel is bad if it is bad in
+    a third of them or more. Where it is in fewer, flux and error are the weighted mean of
+    the others, each multiplied by its smooth ratio to the combination;
+    ``meta["good_visits"]`` counts the good visits of each pixel, and
+    ``meta["bitmask"]`` has the bits of the combination.
+
     Examples
     --------
     A made-up file of three rows; usually ``path`` is the name of a file.
@@ -123,6 +132,11 @@ def read_apstar(path: FitsFile, *, row: int = 0, mask_bits: Iterable[int | str] 
         )
     meta = _meta(name, header, numbers, bits[row])
     meta |= {"row": row, "snr": header.get("SNR" if row < 2 else f"SNRVIS{row - 1}")}
+    visits = [k for k in filled if k >= 2]
+    combined = of_good_visits(flux, error, bits, row, visits, numbers) if row < 2 and len(visits) > 1 else None
+    if combined is not None:
+        star, sigma, meta["good_visits"] = combined
+        return masked_spectrum(star * FLUX_UNIT, sigma, wavelength, None, numbers, meta)
     return masked_spectrum(flux[row] * FLUX_UNIT, error[row], wavelength, bits[row], numbers, meta)
 
 
