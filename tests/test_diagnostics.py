@@ -89,6 +89,14 @@ def test_shift_is_recovered(lines, velocity):
     assert correlation > 0.9
 
 
+@pytest.mark.parametrize("velocity", [-480.0, -162.0, 155.0, 203.5, 371.0])
+def test_far_shifts_are_found_in_wide_steps(lines, velocity):
+    """As exactly as near ones; and a search that does not reach them finds something else."""
+    search = ShiftSearch(WAVELENGTH, lines(WAVELENGTH), reach=500.0)
+    assert search(shifted(lines, velocity, 0.02), IVAR)[0] == pytest.approx(velocity, abs=1)
+    assert abs(ShiftSearch(WAVELENGTH, lines(WAVELENGTH))(shifted(lines, velocity, 0.02), IVAR)[0] - velocity) > 2
+
+
 def test_spectrum_at_rest_has_no_shift(lines):
     assert line_shift(WAVELENGTH, shifted(lines, 0, 0.02), IVAR, lines(WAVELENGTH))[0] == 0
 

@@ -1,12 +1,14 @@
 """The embedded model and the real K giant: what a user meets first."""
 
+import warnings
 from importlib import resources
 
 import astropy.units as u
 import numpy as np
 import pytest
+from astropy.nddata import StdDevUncertainty
 
-from cyclestarnet import CalibratedModel, FitFlag, GridError, LabelError, air_to_vacuum
+from cyclestarnet import CalibratedModel, FitFlag, FitWarning, GridError, LabelError, air_to_vacuum
 from cyclestarnet.spectra import Spectrum
 
 
@@ -137,3 +139,31 @@ def test_plot_has_a_flux_and_a_residual_panel_per_chip(fits, monkeypatch):
     figure = fits["observed"].plot()
     assert len(figure.axes) == 6
     matplotlib.pyplot.close(figure)
+
+
+def moving(pretrained, star, velocity):
+    """The star on the model's pixels, receding that fast."""
+    wavelength, found = pretrained.grid.wavelength.value, pretrained.fit(star, method="lm").spectrum
+    at = wavelength / (1 + velocity / 299792.458)
+    flux = np.interp(at, wavelength, found.flux.value)
+    error = np.interp(at, wavelength, found.uncertainty.array)
+    mask = np.interp(at, wavelength, found.mask.astype(float)) > 0
+    return Spectrum(flux=flux * u.one, spectral_axis=wavelength * u.AA, uncertainty=StdDevUncertainty(error), mask=mask)
+
+
+@pytest.mark.parametrize("velocity", [200.0, -700.0])
+def test_fast_star_is_found_by_its_velocity(pretrained, k_giant, velocity):
+    """Interpolation smooths the spectrum, so that labels need not agree to their errors."""
+    star, at_rest = moving(pretrained, k_giant, velocity), pretrained.fit(k_giant, method="lm")
+    fit = pretrained.fit(star, motion="velocity", method="lm")
+    assert fit.labels["velocity"].to_value(u.km / u.s) == pytest.approx(velocity, abs=1)
+    assert fit.labels["teff"].value == pytest.approx(at_rest.labels["teff"].value, abs=40)
+    assert fit.labels["m_h"].value == pytest.approx(at_rest.labels["m_h"].value, abs=0.05)
+
+
+def test_fast_star_that_is_fitted_at_rest_is_flagged(pretrained, k_giant):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FitWarning)
+        fit = pretrained.fit(moving(pretrained, k_giant, 300.0), method="lm")
+    assert FitFlag.VELOCITY in fit.flags
+    assert fit.meta["velocity"].to_value(u.km / u.s) == pytest.approx(300, abs=3)

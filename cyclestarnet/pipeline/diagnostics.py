@@ -12,6 +12,8 @@ __all__ = ["ShiftSearch", "continuum_misfit", "line_shift", "local_misfit"]
 
 WINDOW, STRETCH = 30, 200  # pixels: a wide line, and what no line fills
 
+COARSE = 4  # fine steps in a coarse one, which is still less than the width of APOGEE's lines
+
 
 class ShiftSearch:
     """Finds shifts of lines against one template, for many spectra on the same pixels.
@@ -28,6 +30,8 @@ class ShiftSearch:
         Largest velocity of the search, in km/s, in either direction.
     step : float, optional
         Step of the search, in km/s; a parabola through the best three says where between steps.
+    reach : float, optional
+        The search goes on to this velocity, in km/s, in steps four times as wide. Default: it does not.
 
     Examples
     --------
@@ -40,13 +44,22 @@ class ShiftSearch:
     [0, 39]
     """
 
-    def __init__(self, wavelength: np.ndarray, template: np.ndarray, *, limit: float = 150.0, step: float = 3.0):
-        n_steps = int(limit / step)
-        self.velocities = step * np.arange(-n_steps, n_steps + 1)
-        template = np.asarray(template, dtype=float) - np.mean(template)  # small numbers, or squares lose digits
-        self._shifted = np.array(
-            [np.interp(wavelength, wavelength * (1 + v / SPEED_OF_LIGHT), template) for v in self.velocities]
-        )
+    def __init__(
+        self,
+        wavelength: np.ndarray,
+        template: np.ndarray,
+        *,
+        limit: float = 150.0,
+        step: float = 3.0,
+        reach: float | None = None,
+    ):
+        near = step * np.arange(int(limit / step) + 1)
+        far = np.arange(near[-1] + COARSE * step, reach or 0.0, COARSE * step)
+        positive = np.concatenate([near, far])
+        self.velocities = np.concatenate([-positive[:0:-1], positive])
+        self._wavelength, self._step = wavelength, step
+        self._template = np.asarray(template, dtype=float) - np.mean(template)  # small numbers, or squares lose digits
+        self._shifted = self._at(self.velocities)
         self._squares = self._shifted**2
 
     def __call__(self, flux: np.ndarray, ivar: np.ndarray) -> tuple[float, float]:
@@ -55,17 +68,32 @@ class ShiftSearch:
         weight = good / max(good.sum(), 1)
         data = np.where(good, flux, 1.0).clip(0, 1.3)
         data = (data - data @ weight) * good
-        variance = _products(self._squares, weight) - _products(self._shifted, weight) ** 2
-        values = _products(self._shifted, data) / np.sqrt((data @ data) * variance * good.sum() + 1e-300)
+        values = _correlations(self._shifted, self._squares, data, weight)
         rest, best = len(values) // 2, int(values.argmax())
         if values[best] < 0.3 or values[best] < values[rest] + 0.05:
             return 0.0, float(values[rest])
-        if 0 < best < len(values) - 1:  # parabola through the three highest
-            step = self.velocities[1] - self.velocities[0]
-            below, at, above = values[best - 1 : best + 2]
-            fine = self.velocities[best] + step * 0.5 * (below - above) / (below - 2 * at + above)
-            return float(fine), float(at)
-        return float(self.velocities[best]), float(values[best])
+        velocity = self.velocities[best]
+        if not 0 < best < len(values) - 1:
+            return float(velocity), float(values[best])
+        if max(self.velocities[best + 1] - velocity, velocity - self.velocities[best - 1]) > 1.5 * self._step:
+            velocities = velocity + self._step * np.arange(-COARSE, COARSE + 1)  # the steps there are wide
+            rows = self._at(velocities)
+            values = _correlations(rows, rows**2, data, weight)
+            best = int(values.argmax().clip(1, len(values) - 2))
+            velocity = velocities[best]
+        below, at, above = values[best - 1 : best + 2]  # a parabola through the three highest
+        return float(velocity + self._step * 0.5 * (below - above) / (below - 2 * at + above)), float(at)
+
+    def _at(self, velocities: np.ndarray) -> np.ndarray:
+        """The template at some velocities, (n_velocities, n_pixels)."""
+        moved = (self._wavelength * (1 + v / SPEED_OF_LIGHT) for v in velocities)
+        return np.array([np.interp(self._wavelength, wavelength, self._template) for wavelength in moved])
+
+
+def _correlations(rows: np.ndarray, squares: np.ndarray, data: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Correlation coefficients of rows with data, which have no mean."""
+    variance = _products(squares, weight) - _products(rows, weight) ** 2
+    return _products(rows, data) / np.sqrt((data @ data) * variance * (weight > 0).sum() + 1e-300)
 
 
 def _products(rows: np.ndarray, vector: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ from cyclestarnet.networks.predictor import (
 )
 from cyclestarnet.networks.threads import one_thread
 from cyclestarnet.pipeline.diagnostics import ShiftSearch
-from cyclestarnet.pipeline.options import FitOptions
+from cyclestarnet.pipeline.options import MOTION, FitOptions
 from cyclestarnet.pipeline.parts import ModelParts
 from cyclestarnet.pipeline.report import make_result
 from cyclestarnet.pipeline.setup import FitSetup
@@ -40,6 +40,7 @@ __all__ = ["fit_one", "fit_stars", "make_objective", "prepare_stars"]
 
 SOLVERS = {"lbfgs": lbfgs, "lm": levenberg_marquardt}
 AIR_SHIFT = (-92.0, -72.0)  # km/s: where lines appear if air wavelengths are taken for vacuum
+SLOW = 50.0  # km/s: edges of chips that slower stars move are hardly a dozen pixels
 ROUGH_ERROR = 0.01  # of a translated spectrum, before its own residuals tell
 
 
@@ -73,7 +74,7 @@ def prepare_stars(
         stars, places = prepare_stars(model, [spectrum], setup)
     """
     template = EmulatorPredictor(parts.emulator).flux(parts.prior.mean)
-    search = ShiftSearch(parts.grid.wavelength.value, template)
+    search = ShiftSearch(parts.grid.wavelength.value, template, reach=_reach(parts.grid))
     good, places = [], []
     for spectrum in spectra:
         try:
@@ -89,6 +90,8 @@ def prepare_stars(
         places.append(len(good))
         variance = parts.noise.data_variance(pixels.sigma, used) * setup.options.inflation**2
         filled = parts.noise.filled_flux(pixels.raw, used)
+        if setup.fits_velocity and abs(velocity) > SLOW:
+            variance = np.where(_moved_in(parts.grid, velocity), np.inf, variance)
         if setup.fits_velocity and velocity:  # encoders know spectra at rest
             wavelength = parts.grid.wavelength.value
             filled = np.interp(wavelength * (1 + velocity / SPEED_OF_LIGHT), wavelength, filled)
@@ -110,6 +113,22 @@ def _without(pixels: Pixels, ignore: np.ndarray) -> Pixels:
     """Pixels of which some are ignored, too: nothing sees what they hold."""
     held = {"flux": 1.0, "ivar": 0.0, "raw": np.nan}
     return replace(pixels, **{name: np.where(ignore, value, getattr(pixels, name)) for name, value in held.items()})
+
+
+def _reach(grid):
+    """Largest velocity that is looked for, in km/s: a quarter of the narrowest chip, or the largest that is fitted."""
+    wavelength = grid.wavelength.value
+    narrowest = min(np.log(wavelength[stop - 1] / wavelength[start]) for start, stop in grid.chips)
+    return min(MOTION["velocity"][1], 0.25 * narrowest * SPEED_OF_LIGHT)
+
+
+def _moved_in(grid, velocity):
+    """Pixels (n_pixels,) to which the motion brings flux from beyond the edge of their chip, which no model knows."""
+    wavelength, beyond = grid.wavelength.value, np.zeros(grid.n_pixels, dtype=bool)
+    for start, stop in grid.chips:
+        emitted = wavelength[start:stop] / (1 + velocity / SPEED_OF_LIGHT)
+        beyond[start:stop] = (emitted < wavelength[start]) | (emitted > wavelength[stop - 1])
+    return beyond
 
 
 def _velocity(pixels, search, *, fitted):

@@ -26,7 +26,7 @@ __all__ = ["FitOptions", "ManyOptions", "SampleOptions", "check_choice", "sorted
 SPACES = ("observed", "synthetic", "emulator")
 METHODS = ("lbfgs", "lm")
 SPLIT_LATENTS = ("own", "typical", "fitted")
-MOTION = {"velocity": (-150.0, 150.0, 0.0), "broadening": (0.0, 60.0, 3.0)}  # km/s: bounds, and start
+MOTION = {"velocity": (-1000.0, 1000.0, 0.0), "broadening": (0.0, 60.0, 3.0)}  # km/s: bounds, and start
 
 
 @dataclass(frozen=True, eq=False)
