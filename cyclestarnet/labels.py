@@ -36,6 +36,7 @@ _UNITS = {
 
 # A combination is what its members give up to so much, in its unit: as numbers are computed, and as tables round them.
 ROUNDING, ROUNDED = 1e-4, 2e-3
+MOTION = ("velocity", "broadening")  # labels of a fit that are no labels of a star
 
 
 def unit_of_label(name: str) -> u.UnitBase:
@@ -294,7 +295,7 @@ class LabelSet:
 
         Parameters
         ----------
-        labels : mapping of str to `~astropy.units.Quantity`, `~astropy.table.Row` or `~astropy.table.QTable`
+        labels : mapping of str to `~astropy.units.Quantity`, `~astropy.table.Row`, `~astropy.table.QTable` or a result
             Every label of the set. Dex-valued labels (``logg``, abundances)
             may be plain numbers; arrays are those of many stars, of one shape
             or scalars. A combination may be there if it is what its members give.
@@ -339,11 +340,12 @@ class LabelSet:
         """Labels of the set among given ones, by name.
 
         Combinations are left out once they are known to be what their members
-        give, and so are the other columns of a table (errors, flags).
+        give, and so are the other columns of a table (errors, flags), and the motion of
+        the star (``velocity``, ``broadening``) unless it is among the labels of the set.
 
         Parameters
         ----------
-        labels : mapping, `~astropy.table.Row` or `~astropy.table.QTable`
+        labels : mapping, `~astropy.table.Row`, `~astropy.table.QTable` or a result
             Some or all labels, as `to_array` takes them.
 
         Returns
@@ -368,6 +370,8 @@ class LabelSet:
             ...
         cyclestarnet.exceptions.LabelError: Label 'alpha_m' = 0.4 dex follows from mg_h, si_h, which give 0.2 dex; ...
         """
+        if isinstance(getattr(labels, "labels", None), Mapping):  # a result
+            labels = labels.labels
         if hasattr(labels, "colnames"):
             given = {name: labels[name] for name in self.names if name in labels.colnames}
             for name, terms in self.combinations.items():
@@ -380,10 +384,11 @@ class LabelSet:
                 "labels must be a mapping of name to value or a table, such as {'logg': 2.5} or the .labels of a "
                 f"result, but are of class {type(labels).__name__}"
             )
+        left_out = {*self.combinations, *(name for name in MOTION if name not in self.names)}
         for name in labels:
-            if name not in self.combinations:
+            if name not in left_out:
                 self.index(name)
-        given = {name: labels[name] for name in labels if name not in self.combinations}
+        given = {name: labels[name] for name in labels if name not in left_out}
         # A combination that `to_quantities` made along with some of these labels is no wish of anybody: it may stay
         # as it was where others have changed. Arithmetic does not hand the mark on.
         calls = {id(getattr(value, "_made_by", None)) for value in given.values()} - {id(None)}

@@ -33,8 +33,9 @@ from cyclestarnet.pipeline.sample import sample_one
 from cyclestarnet.pipeline.setup import FitSetup
 from cyclestarnet.pipeline.translate import DOMAINS, encode_split_latent, predictor_of, seen_flux, spectrum_of
 from cyclestarnet.published import read_published_parts
-from cyclestarnet.results import FitResult, Posterior
+from cyclestarnet.results import FitResult, Posterior, signed
 from cyclestarnet.spectra import Spectrum
+from cyclestarnet.storage import origin
 
 __all__ = ["CalibratedModel"]
 
@@ -269,8 +270,8 @@ class CalibratedModel(ModelParts):
 
         Parameters
         ----------
-        labels : mapping of str to `~astropy.units.Quantity`
-            All labels, within the training range; arrays give many spectra.
+        labels : mapping of str to `~astropy.units.Quantity`, table, or result of a fit
+            All labels, within the training range; arrays give many spectra. Motion has no say: spectra are at rest.
         domain : {"observed", "synthetic"}, optional
             Whose spectra: translated ones (default), or those of the emulator.
         like : `~specutils.Spectrum`, optional
@@ -522,7 +523,7 @@ class CalibratedModel(ModelParts):
         (True, [])
         """
         (chosen,) = sorted_options(options, FitOptions)
-        return fit_one(self, spectrum, FitOptions(**chosen))
+        return signed(fit_one(self, spectrum, FitOptions(**chosen)), self._digest)
 
     @takes(SampleOptions, FitOptions)
     def sample(self, spectrum: Spectrum, **options: Any) -> Posterior:
@@ -565,7 +566,8 @@ class CalibratedModel(ModelParts):
             posterior.interval("teff")
         """
         sampling, chosen = sorted_options(options, SampleOptions, FitOptions)
-        return sample_one(self, spectrum, SampleOptions(**sampling), chosen, digest=self._digest)
+        posterior = sample_one(self, spectrum, SampleOptions(**sampling), chosen, digest=self._digest)
+        return signed(posterior, self._digest)
 
     @takes(ManyOptions, FitOptions, method="lm")
     def fit_many(self, spectra: Iterable[Spectrum | str | Path] | Spectrum | str | Path, **options: Any) -> QTable:
@@ -589,7 +591,8 @@ class CalibratedModel(ModelParts):
         `~astropy.table.QTable`
             A row per star in the order of the input. Rows of stars that could
             not be fitted have NaN labels, the flag ``FAILED`` and the reason in
-            ``message``.
+            ``message``. ``meta`` has the model, the digest of its weights, the
+            version of the package, the date (UTC) and the options.
 
         Raises
         ------
@@ -614,6 +617,7 @@ class CalibratedModel(ModelParts):
             partial(failed_row, setup.label_set),
             many,
             run={"model": self.name, "weights": self._digest} | vars(fitting),
+            meta=origin({"model": self.name, "weights": self._digest}, fitting),
         )
 
     @cached_property

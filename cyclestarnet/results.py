@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import enum
+import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import astropy.units as u
 import numpy as np
+from astropy.io import fits
+from astropy.nddata import StdDevUncertainty
 from astropy.table import QTable, Table
 
 from cyclestarnet.exceptions import LabelError
 from cyclestarnet.labels import LabelSet, difference_unit
+from cyclestarnet.spectra import PortableSpectrum, Spectrum
+from cyclestarnet.storage import origin, read_object, storable, write_object
 
-__all__ = ["FitFlag", "FitResult", "Posterior"]
+__all__ = ["FitFlag", "FitResult", "Posterior", "signed", "spectrum_header"]
+
+NORMALISED = "cyclestarnet normalised"  # in the header of files of spectra
+
+storable(LabelSet)
 
 MEASURED = 0.5  # resolution from which a label is more the star's than the prior's
 UNDETECTED = 1 / (2 * np.log(10))  # dex: d ln(depth) = ln(10) d[X/H] in weak lines, so that 2 σ of depth are all of it
 
 
+@storable
 class FitFlag(enum.Flag):
     """Reasons for doubt about a fit; ``FitFlag(0)`` is none.
 
@@ -67,6 +78,67 @@ def _combined(labels: LabelSet, values, covariance):
     return labels.to_quantities(values), {n: e * difference_unit(n) for n, e in zip(names, errors, strict=True)}
 
 
+def _label(result, name):
+    labels = result.labels
+    if name not in labels:
+        raise LabelError(f"The result has no label '{name}'; it has: {', '.join(labels)}")
+    return labels[name]
+
+
+def spectrum_header(told: Mapping[str, str]) -> fits.Header:
+    """Header of a spectrum of ours, which specutils writes into its files, and by which they are known again.
+
+    Parameters
+    ----------
+    told : mapping of str to str
+        Words by keyword, such as `~cyclestarnet.storage.origin` has them.
+
+    Returns
+    -------
+    `~astropy.io.fits.Header`
+
+    Examples
+    --------
+    >>> from cyclestarnet.results import spectrum_header
+    >>> spectrum_header({"model": "apogee-giants"})["MODEL"]
+    'apogee-giants'
+    """
+    words = {name.upper(): text.encode("ascii", "backslashreplace").decode() for name, text in told.items()}
+    return fits.Header({"FORMAT": NORMALISED} | words)
+
+
+def signed(result: FitResult | Posterior, weights: str) -> FitResult | Posterior:
+    """Let a result say with which weights it was made.
+
+    Parameters
+    ----------
+    result : `FitResult` or `Posterior`
+        The result.
+    weights : str
+        Digest of the model.
+
+    Returns
+    -------
+    `FitResult` or `Posterior`
+        The same with ``meta["weights"]``, also in what its spectra or samples say.
+
+    Examples
+    --------
+    ::
+
+        result = signed(fit_one(model, spectrum, FitOptions()), digest_of(model))
+    """
+    result = replace(result, meta=result.meta | {"weights": weights})
+    told = origin(result.meta, result.options)
+    if isinstance(result, Posterior):
+        result.samples.meta.update(told)
+    else:
+        for spectrum in (result.spectrum, result.model_spectrum):
+            spectrum.meta["header"] = spectrum_header(told)
+    return result
+
+
+@storable
 @dataclass(frozen=True, eq=False)
 class SplitLatentEstimate:
     """Coordinates of a fitted split latent, in σ of training stars.
@@ -90,6 +162,7 @@ class SplitLatentEstimate:
     errors: np.ndarray
 
 
+@storable
 @dataclass(frozen=True, eq=False, repr=False)
 class FitResult:
     """Labels of one star with their errors.
@@ -123,6 +196,8 @@ class FitResult:
         Normalised data and best-fit model on the model's pixels.
     residual : `~astropy.units.Quantity`, shape (n_pixels,)
         Data − model; NaN at masked pixels.
+    residual_spectrum : `~specutils.Spectrum`
+        The same with wavelengths, errors of the data and mask.
     space : {"observed", "synthetic", "emulator"}
         Where the fit was done (S1, Eq. 11, 10, 9).
     options : `~cyclestarnet.pipeline.FitOptions`
@@ -140,7 +215,10 @@ class FitResult:
         Abundances whose lines are not seen: their depth is within 2 σ of none, as long as lines are
         weak (``data_error`` above 1 / (2 ln 10) = 0.22 dex). Take label + 2 uncertainties as a limit.
     meta : dict
-        Model, prior, numbers of evaluations, S/N, and what the flags are made of, for people; nothing reads it.
+        Model, digest of its weights, version of the package, date (UTC), prior, numbers of evaluations, S/N, and what
+        the flags are made of, for people; nothing reads it.
+
+    ``result["teff"]`` is ``result.labels["teff"]``. Results can be pickled.
 
     Examples
     --------
@@ -202,6 +280,96 @@ class FitResult:
         residual = self.spectrum.flux - self.model_spectrum.flux
         return np.where(self.spectrum.mask, np.nan, residual.value) * residual.unit
 
+    @property
+    def residual_spectrum(self) -> Spectrum:
+        error = self.spectrum.uncertainty
+        return Spectrum(
+            flux=self.residual,
+            spectral_axis=self.spectrum.spectral_axis,
+            uncertainty=None if error is None else StdDevUncertainty(error.represent_as(StdDevUncertainty).array),
+            mask=self.spectrum.mask,
+            meta={"header": spectrum_header(origin(self.meta, self.options))},
+        )
+
+    def __getitem__(self, name: str) -> u.Quantity:
+        return _label(self, name)
+
+    def __getstate__(self) -> dict:
+        state = vars(self)
+        return {key: PortableSpectrum(own) if isinstance(own, Spectrum) else own for key, own in state.items()}
+
+    def __copy__(self) -> Self:  # a shallow copy knows nothing of pickles
+        return replace(self)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write the result to one FITS file, in one step; `read` brings it back to the last bit.
+
+        The file has a table ``LABELS`` and the extensions ``COVARIANCE``, ``SPECTRUM`` and ``MODEL_SPECTRUM``
+        for other readers of FITS, and says model, weights, version, options and date in its primary header.
+
+        Parameters
+        ----------
+        path : path-like
+            Of the file, which is replaced if it exists.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+
+        Warns
+        -----
+        CycleStarNetWarning
+            If the prior of the fit, or what else there is in options, is of a class that files do not know.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from cyclestarnet import CalibratedModel, FitResult, datasets
+        >>> result = CalibratedModel.from_pretrained().fit(datasets.k_giant(), space="emulator", method="lm")
+        >>> path = tempfile.mkdtemp() + "/star.fits"
+        >>> result.write(path)
+        >>> bool(FitResult.read(path)["teff"] == result["teff"])
+        True
+        """
+        labels, errors = self.labels, self.uncertainties
+        shown = {
+            "label": list(labels),
+            "value": [value.value for value in labels.values()],
+            "uncertainty": [error.value for error in errors.values()],
+            "unit": [str(value.unit) for value in labels.values()],
+        }
+        told = {"object": str(self.meta.get("object", ""))} | origin(self.meta, self.options)
+        write_object(self, path, told=told, tables={"labels": Table(shown)})
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a result that `write` wrote.
+
+        Parameters
+        ----------
+        path : path-like
+            The file.
+
+        Returns
+        -------
+        `FitResult`
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        FileFormatError
+            If the file is damaged, or holds something else.
+
+        Examples
+        --------
+        ::
+
+            FitResult.read("star.fits").labels["teff"]
+        """
+        return read_object(path, cls)
+
     def correlation(self, first: str, second: str) -> float:
         """Correlation coefficient of the errors of two labels.
 
@@ -262,7 +430,7 @@ class FitResult:
             "upper_limits": [",".join(self.upper_limits)],
             "message": [self.message],
         }
-        return QTable(columns)
+        return QTable(columns, meta=origin(self.meta, self.options))
 
     def summary(self) -> Table:
         """Make a table for people, a row per label.
@@ -342,6 +510,7 @@ def _summary(labels, errors, fixed=()):
     return Table(rows=rows, names=["label", "value", "uncertainty", "unit"])
 
 
+@storable
 @dataclass(frozen=True, eq=False, repr=False)
 class Posterior:
     """Samples of the posterior of one star's labels.
@@ -404,6 +573,66 @@ class Posterior:
 
     def __len__(self):
         return len(self.samples)
+
+    def __getitem__(self, name: str) -> u.Quantity:
+        return _label(self, name)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write the samples, and all else, to one FITS file, in one step; `read` brings them back to the last bit.
+
+        Samples are in the extension ``SAMPLES``.
+
+        Parameters
+        ----------
+        path : path-like
+            Of the file, which is replaced if it exists.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+
+        Warns
+        -----
+        CycleStarNetWarning
+            If the prior, or what else there is in options, is of a class that files do not know.
+
+        Examples
+        --------
+        ::
+
+            posterior.write("star.samples.fits")
+        """
+        told = {"object": str(self.meta.get("object", ""))} | origin(self.meta, self.options)
+        write_object(self, path, told=told, tables={})
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Self:
+        """Read samples that `write` wrote.
+
+        Parameters
+        ----------
+        path : path-like
+            The file.
+
+        Returns
+        -------
+        `Posterior`
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        FileFormatError
+            If the file is damaged, or holds something else.
+
+        Examples
+        --------
+        ::
+
+            Posterior.read("star.samples.fits").interval("teff", 0.95)
+        """
+        return read_object(path, cls)
 
     @property
     def labels(self):

@@ -7,6 +7,7 @@ the caller's arrays.
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ try:
 except ImportError:  # specutils 1 knows the class by its old name only
     from specutils import Spectrum1D as Spectrum
 
-__all__ = ["Pixels", "Spectrum", "check_frame", "to_pixels", "to_spectrum"]
+__all__ = ["Pixels", "PortableSpectrum", "Spectrum", "check_frame", "to_pixels", "to_spectrum"]
 
 # Single-precision wavelengths of the same grid differ by 6e-8; a hundredth of an APOGEE pixel is 1.4e-7.
 SAME_WAVELENGTH = 1e-7
@@ -46,6 +47,7 @@ LEAST_COVERAGE = 0.5
 # Losses of more pixels than the first, and than this fraction of the good pixels of the model, are worth a warning.
 FEW_LOST, LARGEST_LOSS = 10, 0.01
 
+_PARTS = ("flux", "spectral_axis", "mask", "meta")  # of a spectrum, beside its uncertainty
 _COUNT_UNITS = {"adu", "ct", "DN", "electron", "mgy", "ph"}
 _PER_UNITS = {"beam", "bin", "pix", "vox"}
 _EXAMPLE = "Spectrum(flux=..., spectral_axis=..., uncertainty=StdDevUncertainty(...))"
@@ -353,6 +355,52 @@ def _ivar_of(values: ArrayLike) -> np.ndarray:
     """An inverse variance as plain floats, 0 where it is masked."""
     mask, plain = mask_of(values), floats_of(values)
     return plain if mask is None else np.where(mask, 0.0, plain)
+
+
+# -- other processes ---------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class PortableSpectrum:
+    """A spectrum that can be pickled, and is a `~specutils.Spectrum` again after that.
+
+    Those with an irregular spectral axis hold a class that was made on the fly, which no other process knows.
+
+    Parameters
+    ----------
+    spectrum : `~specutils.Spectrum`
+        Any one.
+
+    Examples
+    --------
+    >>> import pickle
+    >>> import numpy as np, astropy.units as u
+    >>> from cyclestarnet.spectra import PortableSpectrum, Spectrum
+    >>> star = Spectrum(flux=np.ones(3) * u.one, spectral_axis=[5000, 5001, 5003] * u.AA)
+    >>> pickle.loads(pickle.dumps(PortableSpectrum(star))).spectral_axis.value
+    array([5000., 5001., 5003.])
+    """
+
+    spectrum: Spectrum
+
+    def __reduce__(self) -> tuple:
+        spectrum = self.spectrum
+        try:
+            pickle.dumps(spectrum)
+        except (pickle.PicklingError, AttributeError, TypeError):
+            parts = {name: getattr(spectrum, name, None) for name in _PARTS}
+            parts |= {"spectral_axis_index": spectrum.spectral_axis_index} if spectrum.flux.ndim > 1 else {}
+            error = spectrum.uncertainty  # knows its spectrum
+            made_of = None if error is None else (type(error), error.array, error.unit)
+            return _spectrum_of, (parts, made_of)
+        return _itself, (spectrum,)
+
+
+def _itself(spectrum: Spectrum) -> Spectrum:
+    return spectrum
+
+
+def _spectrum_of(parts: Mapping[str, Any], error: tuple | None) -> Spectrum:
+    uncertainty = None if error is None else error[0](error[1], unit=error[2])
+    return Spectrum(uncertainty=uncertainty, **parts)
 
 
 # -- checks ----------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Readers of spectrum files, each to a `~specutils.Spectrum` with its mask, in vacuum and at rest; training files."""
 
 from cyclestarnet.io.apogee import APOGEE_BAD_BITS, read_apstar, read_apvisit, read_aspcapstar
+from cyclestarnet.io.normalised import read_normalised
 from cyclestarnet.io.preparation import StarCuts, prepare_training_set, summarise_preparation
 from cyclestarnet.io.readers import read
 from cyclestarnet.io.sdss_v import read_astrastar, read_mwmstar
@@ -20,6 +21,7 @@ __all__ = [
     "read_aspcapstar",
     "read_astrastar",
     "read_mwmstar",
+    "read_normalised",
     "star_sources",
     "summarise_preparation",
     "write_training_set",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-import pickle
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,9 @@ from cyclestarnet.exceptions import FileFormatError, GridError, SpectrumError
 from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.io.readers import read
 from cyclestarnet.io.training_set import Selection, TrainingSet
-from cyclestarnet.spectra import Spectrum
+from cyclestarnet.spectra import PortableSpectrum, Spectrum
 
 __all__ = ["StarSource", "star_sources"]
-
-PARTS = ("flux", "spectral_axis", "uncertainty", "mask", "meta")  # of a spectrum
 
 
 class StarSource:
@@ -92,14 +89,7 @@ class _Given(StarSource):
     spectrum: Spectrum
 
     def __reduce__(self):
-        try:
-            pickle.dumps(self.spectrum)
-        except (pickle.PicklingError, AttributeError, TypeError):  # an irregular axis has a class made on the fly
-            parts = {name: getattr(self.spectrum, name, None) for name in PARTS}
-            error = parts.pop("uncertainty")  # knows its spectrum
-            made_of = None if error is None else (type(error), error.array, error.unit)
-            return _given_arrays, (parts, made_of)
-        return _Given, (self.spectrum,)
+        return _Given, (PortableSpectrum(self.spectrum) if isinstance(self.spectrum, Spectrum) else self.spectrum,)
 
     @property
     def name(self) -> str:
@@ -120,11 +110,6 @@ class _Given(StarSource):
         if not isinstance(self.spectrum, Spectrum):
             raise TypeError(f"a star must be a specutils.Spectrum or a path, but is a {type(self.spectrum).__name__}")
         return self.spectrum
-
-
-def _given_arrays(parts, error):
-    uncertainty = None if error is None else error[0](error[1], unit=error[2])
-    return _Given(Spectrum(uncertainty=uncertainty, **parts))
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,6 +50,7 @@ def write_results(table: QTable, path: str | os.PathLike) -> None:
     file_format = check_suffix(path)
     if file_format == "fits":
         table = table.copy()
+        table.meta = {key: _ascii(value) if isinstance(value, str) else value for key, value in table.meta.items()}
         for name, column in table.items():
             if column.dtype.kind == "U":
                 table[name] = np.char.encode(column, "ascii", "backslashreplace").astype(str)
@@ -57,6 +58,10 @@ def write_results(table: QTable, path: str | os.PathLike) -> None:
         # Of dex: it does come back, in astropy.
         warnings.filterwarnings("ignore", "The unit .* could not be saved in native FITS format", AstropyUserWarning)
         write_atomically(path, lambda temporary: table.write(temporary, format=file_format, overwrite=True))
+
+
+def _ascii(text):
+    return text.encode("ascii", "backslashreplace").decode()
 
 
 def read_results(path: str | os.PathLike) -> QTable:
@@ -91,6 +96,7 @@ def read_results(path: str | os.PathLike) -> QTable:
     file_format = check_suffix(path)
     table = QTable.read(path, format=file_format, **({"mask_invalid": False} if file_format == "fits" else {}))
     table.convert_bytestring_to_unicode()
+    table.meta = {key.lower() if file_format == "fits" else key: value for key, value in table.meta.items()}
     for name, column in table.items():
         if column.dtype.kind == "U" and hasattr(column, "mask"):
             table[name] = np.asarray(column.filled(""))

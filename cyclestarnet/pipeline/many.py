@@ -153,12 +153,12 @@ class _Rows:
             column[stars] = values
         self.filled[stars] = True
 
-    def to_table(self):
+    def to_table(self, meta):
         columns = {}
         for name, array in self.columns.items():
             array = array.astype(str) if array.dtype == object else array
             columns[name] = array if self.units[name] is None else array << self.units[name]
-        return QTable(columns, copy=False)
+        return QTable(columns, copy=False, meta=dict(meta or {}))
 
 
 # -- the engine ------------------------------------------------------------------
@@ -169,6 +169,7 @@ def fit_survey(
     many: ManyOptions | None = None,
     *,
     run: Mapping[str, Any] | None = None,
+    meta: Mapping[str, str] | None = None,
     block_size: int = 32,
     retries: int = 3,
 ) -> QTable:
@@ -192,6 +193,8 @@ def fit_survey(
     run : mapping, optional
         What makes these fits these fits: model, options. An unfinished run is
         resumed only if it is the same.
+    meta : mapping of str to str, optional
+        What the table says of its origin.
     block_size : int, optional
         Stars that are fitted at once.
     retries : int, optional
@@ -228,7 +231,7 @@ def fit_survey(
     output = many.output
     if output is None:
         _fit_rest(stars, rows, many, **options)
-        return rows.to_table()
+        return rows.to_table(meta)
     check_no_folder(output)  # raises now rather than after the last star
     check_suffix(output)
     partial = Path(f"{os.fspath(output)}.partial")
@@ -239,7 +242,7 @@ def fit_survey(
         for block, values in journal.recorded():
             rows.put(block, values)
         _fit_rest(stars, rows, many, **options, keep=journal.append)
-        table = rows.to_table()
+        table = rows.to_table(meta)
         write_results(table, output)
     partial.unlink()
     return table

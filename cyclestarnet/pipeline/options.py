@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cyclestarnet.results import FitResult
+from cyclestarnet.fitting.isochrones import IsochronePrior
+from cyclestarnet.fitting.priors import GaussianConstraints, GaussianPrior, ProductPrior
+from cyclestarnet.storage import storable
 
 if TYPE_CHECKING:
     from dask.distributed import Client
@@ -29,6 +31,12 @@ SPLIT_LATENTS = ("own", "typical", "fitted")
 MOTION = {"velocity": (-1000.0, 1000.0, 0.0), "broadening": (0.0, 60.0, 3.0)}  # km/s: bounds, and start
 
 
+# Priors that a file of a result can keep
+for _kind in (GaussianPrior, GaussianConstraints, ProductPrior, IsochronePrior):
+    storable(_kind)
+
+
+@storable
 @dataclass(frozen=True, eq=False)
 class FitOptions:
     """How a spectrum is fitted: the keyword arguments of `~cyclestarnet.CalibratedModel.fit`.
@@ -134,7 +142,8 @@ class FitOptions:
             if not isinstance(getattr(self, name), Mapping | None):
                 raise TypeError(f"{name} must be a mapping by name of label, but is {getattr(self, name)!r}")
         start = self.start
-        if isinstance(start, FitResult):  # its labels, not all of it; its motion need not be fitted again
+        if isinstance(getattr(start, "labels", None), Mapping):
+            # of a result its labels, not all of it; its motion need not be fitted again
             start = {name: v for name, v in start.labels.items() if name in motion or name not in MOTION}
         checked = {"motion": tuple(name for name in MOTION if name in motion), "start": start}
         checked |= {"tied": tuple(tuple(group) for group in tied), "inflation": float(self.inflation)}

@@ -17,6 +17,7 @@ from cyclestarnet.pipeline.setup import FitSetup
 from cyclestarnet.pipeline.stars import Stars
 from cyclestarnet.results import FitFlag, FitResult, SplitLatentEstimate
 from cyclestarnet.spectra import to_spectrum
+from cyclestarnet.storage import origin
 
 __all__ = ["make_result"]
 
@@ -108,6 +109,7 @@ def make_result(
         "at_bound": [name for name, hit in zip(setup.label_set, at_bound, strict=True) if hit],
         **facts,
     }
+    meta = origin({"model": parts.name}) | meta
     return FitResult(
         label_set=setup.label_set,
         values=values,
