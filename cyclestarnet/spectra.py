@@ -452,12 +452,30 @@ def check_frame(spectrum: Spectrum) -> None:
     for ctype in ctypes:
         if _AIR_CARDS["CTYPE1"](ctype):
             _raise_air(f"CTYPE = '{ctype}' of its WCS")
+    visit = _velocity_of_visit(spectrum.meta, header)
+    if visit:
+        raise GridError(
+            f"spectrum is of an apVisit file (VRAD = {visit:g} km/s in its header), as seen at the telescope; read it "
+            'with cyclestarnet.read_apvisit, which brings it to rest, or shift it and say meta["frame"] = "rest"'
+        )
     velocity = spectrum.radial_velocity
     if velocity is not None and np.any(velocity.value != 0):
         raise GridError(
             f"spectrum has radial_velocity = {velocity:.3f}, so its spectral axis is not at rest; "
             "call spectrum.shift_spectrum_to(radial_velocity=0 * u.km / u.s) first"
         )
+
+
+def _velocity_of_visit(meta: Mapping[str, Any], header: Any) -> float:
+    """Velocity in the header of an apVisit file that nobody brought to rest; 0 for all others."""
+    if str(meta.get("frame", "")).lower() == "rest" or not isinstance(header, Mapping):
+        return 0.0
+    try:
+        survey = f"{header.get('SURVEY', '')} {header.get('HISTORY', '')}"
+        velocity = float(header.get("VRAD", 0.0))  # apStar files have VRAD1, VRAD2, ...
+    except (TypeError, ValueError):
+        return 0.0
+    return velocity if "apogee" in survey.lower() else 0.0
 
 
 def _raise_air(why: str) -> NoReturn:

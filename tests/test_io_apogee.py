@@ -356,11 +356,12 @@ def test_options_reach_registered_readers(apstar):
     assert Spectrum.read(str(apstar), format="cyclestarnet apStar", row=2).meta["row"] == 2
 
 
-def test_specutils_still_recognises_its_own(k_giant):
+def test_our_reader_comes_before_that_of_specutils(k_giant):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about other formats that are tried
-        spectrum = Spectrum.read(k_giant)
-    assert "bitmask" not in spectrum.meta  # so it is their reader, not ours, that was chosen
+        ours, theirs = Spectrum.read(k_giant), Spectrum.read(k_giant, format="APOGEE apVisit")
+    assert "bitmask" in ours.meta
+    assert "bitmask" not in theirs.meta
 
 
 # -- damaged and foreign files ---------------------------------------------

@@ -2,24 +2,29 @@
 
 Unlike the readers of specutils, these keep the pixel bitmask, choose which of
 its bits make a pixel bad, and bring visits to the rest frame. They are
-registered there as well, by name::
+registered there as well, and come before those of specutils once this package is
+imported::
 
-    Spectrum.read("apStar-....fits", format="cyclestarnet apStar")
+    Spectrum.read("apStar-....fits")
+    Spectrum.read("apStar-....fits", format="APOGEE apStar")  # that of specutils
 """
 
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Iterable
 from types import MappingProxyType
 
 import astropy.units as u
 import numpy as np
 from astropy.constants import c
+from specutils.io.default_loaders import apogee as theirs
 from specutils.io.registers import data_loader
 
-from cyclestarnet.exceptions import FileFormatError
+from cyclestarnet.exceptions import CycleStarNetWarning, FileFormatError
 from cyclestarnet.io.fits_files import FLUX_UNIT, REGISTERED, FitsFile, masked_spectrum, read_parts
+from cyclestarnet.io.velocities import measured_velocity
 from cyclestarnet.io.visits import of_good_visits
 from cyclestarnet.spectra import Spectrum
 
@@ -50,11 +55,20 @@ APOGEE_BAD_BITS = MappingProxyType({name: bit for name, bit in _BITS.items() if 
 
 # Beginnings of the header cards that are used.
 _CARDS = ("CRVAL1", "CDELT1", "CRPIX1", "VRAD", "SNR", "OBJ", "TELESCOP", "FIELD")
+# Lines of a spectrum without any correlate to 0.04 at best; those of a K giant of S/N 5 to 0.3.
+_LEAST_CORRELATION = 0.15
+# km/s; of so fast stars there are few, of failed measurements many.
+_UNUSUAL_VELOCITY = 300.0
 # The pipeline writes 99999 or more where it found no velocity; nothing that APOGEE observed is this fast.
 _LARGEST_VELOCITY = 5000.0
 
 
-@data_loader("cyclestarnet apStar", **REGISTERED)
+# specutils recognises these files, too, but its readers keep neither mask nor rest frame: ours come first.
+def _recognised(identifier):
+    return REGISTERED | {"identifier": identifier, "priority": 20}
+
+
+@data_loader("cyclestarnet apStar", **_recognised(theirs.apStar_identify))
 def read_apstar(path: FitsFile, *, row: int = 0, mask_bits: Iterable[int | str] | None = None) -> Spectrum:
     """Read a combined spectrum, or one of its visits, from an apStar file.
 
@@ -140,7 +154,7 @@ def read_apstar(path: FitsFile, *, row: int = 0, mask_bits: Iterable[int | str] 
     return masked_spectrum(flux[row] * FLUX_UNIT, error[row], wavelength, bits[row], numbers, meta)
 
 
-@data_loader("cyclestarnet aspcapStar", **REGISTERED)
+@data_loader("cyclestarnet aspcapStar", **_recognised(theirs.aspcapStar_identify))
 def read_aspcapstar(path: FitsFile, *, mask_bits: Iterable[int | str] | None = None) -> Spectrum:
     """Read the normalised spectrum from an aspcapStar file.
 
@@ -205,7 +219,7 @@ def read_aspcapstar(path: FitsFile, *, mask_bits: Iterable[int | str] | None = N
     return masked_spectrum(flux * u.dimensionless_unscaled, error, wavelength, bits, numbers, meta)
 
 
-@data_loader("cyclestarnet apVisit", **REGISTERED)
+@data_loader("cyclestarnet apVisit", **_recognised(theirs.apVisit_identify))
 def read_apvisit(
     path: FitsFile, *, velocity: u.Quantity | None = None, mask_bits: Iterable[int | str] | None = None
 ) -> Spectrum:
@@ -222,7 +236,7 @@ def read_apvisit(
         The file.
     velocity : `~astropy.units.Quantity`, optional
         Radial velocity relative to the observatory; positive = receding.
-        Default: ``VRAD`` of the header.
+        Default: ``VRAD`` of the header, unless the lines are clearly elsewhere; see Notes.
     mask_bits : iterable of int or str, optional
         As in `read_apstar`.
 
@@ -230,7 +244,8 @@ def read_apvisit(
     -------
     `~specutils.Spectrum`
         As in `read_apstar`, with about 12 288 pixels. ``meta["velocity"]`` is
-        the velocity that was taken out.
+        the velocity that was taken out, and if none was given, ``header_velocity`` that of the header and
+        ``velocity_correlation`` how well the lines agree with those of a K giant there.
 
     Raises
     ------
@@ -250,6 +265,11 @@ def read_apvisit(
     here. In some data releases velocities are measured in a later step, and
     the files have none.
 
+    Pipelines fail, and leave any number: the lines are compared with those of
+    the packaged K giant. If they correlate with them at less than half of what
+    they do elsewhere within 600 km/s, that velocity is taken out, with a
+    warning; one beyond 300 km/s that the lines do not confirm warns, too.
+
     Examples
     --------
     >>> from astropy.utils.data import get_pkg_data_filename
@@ -259,7 +279,7 @@ def read_apvisit(
     >>> print(spectrum.meta["object"], spectrum.meta["velocity"])
     2M00242666+5341178 -67.472 km / s
     """
-    numbers = bit_numbers(mask_bits)
+    numbers, checked = bit_numbers(mask_bits), {}
     if velocity is not None:
         velocity = _checked_velocity(velocity)
     name, header, images = _read(path, "apVisit", 4)
@@ -286,11 +306,41 @@ def read_apvisit(
                 "rest; give the velocity relative to the observatory: velocity=... * u.km / u.s"
             )
         velocity = value * u.km / u.s
+        flux_in_order, bits_in_order = flux.ravel()[order], bits.ravel()[order]
+        spectrum = masked_spectrum(
+            flux_in_order * FLUX_UNIT, error.ravel()[order], wavelength, bits_in_order, numbers, {}
+        )
+        checked = _verified(name, value, *measured_velocity(wavelength, flux_in_order, spectrum.mask, value))
+        velocity = checked["velocity"]
     wavelength = wavelength / (1 + (velocity / c).to_value(u.one))
     bits = bits.ravel()[order]
     meta = _meta(name, header, numbers, bits)
-    meta |= {"snr": header.get("SNR"), "velocity": velocity}
+    meta |= {"snr": header.get("SNR"), "velocity": velocity} | checked
     return masked_spectrum(flux.ravel()[order] * FLUX_UNIT, error.ravel()[order], wavelength, bits, numbers, meta)
+
+
+def _verified(name, claimed, measured, correlation, at_claimed):
+    """Metadata of a velocity: that of the header, unless the lines are clearly elsewhere."""
+    kms = u.km / u.s
+    meta = {"header_velocity": claimed * kms, "velocity": claimed * kms, "velocity_correlation": at_claimed}
+    if correlation > _LEAST_CORRELATION and at_claimed < 0.5 * correlation:
+        warnings.warn(
+            f"the header of {name} has VRAD = {claimed:g} km/s, but the lines are at {measured:.0f} km/s (correlation "
+            f"with a K giant {correlation:.2f}, and {at_claimed:.2f} at VRAD): its pipeline failed. The measured "
+            "velocity is taken out; if you know a better one, give it: velocity=... * u.km / u.s",
+            CycleStarNetWarning,
+            stacklevel=4,
+        )
+        meta |= {"velocity": measured * kms, "velocity_correlation": correlation}
+    elif abs(claimed) > _UNUSUAL_VELOCITY and at_claimed < _LEAST_CORRELATION:
+        warnings.warn(
+            f"the header of {name} has VRAD = {claimed:g} km/s, which few stars have, and the lines do not confirm it "
+            f"(correlation with a K giant {at_claimed:.2f}): the spectrum may not be at rest; check it, and give "
+            "velocity=... * u.km / u.s",
+            CycleStarNetWarning,
+            stacklevel=4,
+        )
+    return meta
 
 
 # -- the common parts --------------------------------------------------------
