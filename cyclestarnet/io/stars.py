@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 import astropy.units as u
-import h5py
 import numpy as np
 from astropy.nddata import StdDevUncertainty
 
@@ -19,6 +18,7 @@ from cyclestarnet.exceptions import FileFormatError, GridError, SpectrumError
 from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.io.readers import read
 from cyclestarnet.io.training_set import Selection, TrainingSet
+from cyclestarnet.reading.hdf5 import dataset_of, open_hdf5
 from cyclestarnet.spectra import PortableSpectrum, Spectrum
 
 __all__ = ["StarSource", "star_sources"]
@@ -250,10 +250,8 @@ def star_sources(
 
 def _only_split(path: str) -> str:
     """The split of a training file that has one only."""
-    splits = []
-    if h5py.is_hdf5(path):  # else TrainingSet says what is wrong
-        with h5py.File(path) as file:
-            splits = [name.removeprefix("spectra ") for name in file if name.startswith("spectra ")]
+    with open_hdf5(path, "training file") as file:
+        splits = [name.removeprefix("spectra ") for name in file if name.startswith("spectra ")]
     if len(splits) > 1:
         raise FileFormatError(
             f"{path} has the splits {', '.join(splits)}; choose one: TrainingSet({path!r}, split={splits[0]!r})"
@@ -265,9 +263,13 @@ def _wavelength(dataset: TrainingSet, grid: WavelengthGrid | None) -> u.Quantity
     """Wavelengths of the pixels of a training set, of its file or else of a grid."""
     if dataset.domain != "observed":
         raise SpectrumError(f"{dataset!r} has no errors, without which no pixel can be weighted; use domain='observed'")
-    with h5py.File(dataset.path) as file:
-        if "wavelength" in file:
-            return file["wavelength"][dataset.pixels] * u.AA
+    with open_hdf5(dataset.path) as file:
+        found = dataset_of(file, "wavelength")[()] if "wavelength" in file else None
+    if found is not None:
+        if found.ndim != 1 or len(found) < dataset.pixels.stop:
+            n_pixels = dataset.pixels.stop
+            raise GridError(f"'wavelength' of {dataset.path} has the shape {found.shape}, not ({n_pixels},) or more")
+        return found[dataset.pixels] * u.AA
     if grid is None:
         raise GridError(f"{dataset.path} has no dataset 'wavelength'; give the grid of its pixels")
     TrainingSet(dataset.path, split=dataset.split, pixels=dataset.pixels, grid=grid)  # raises if they do not fit

@@ -37,6 +37,7 @@ from cyclestarnet.files import write_hdf5
 from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.io.readers import read
 from cyclestarnet.progress import tqdm
+from cyclestarnet.reading.hdf5 import dataset_of, open_hdf5, texts_of
 from cyclestarnet.spectra import SAME_WAVELENGTH, Pixels, Spectrum, to_pixels
 
 __all__ = ["Selection", "TrainingSet", "write_training_set"]
@@ -174,9 +175,9 @@ class TrainingSet:
         if not isinstance(pixels, slice) or pixels.step not in (None, 1):
             raise ValueError(f"pixels must be a slice without a step, for example slice(0, 7167), but is {pixels!r}")
         self.path, self.split, self.domain = Path(path), split, domain
-        with _opened(self.path) as file:
+        with open_hdf5(self.path, "training file") as file:
             self._check_layout(file)
-            shape = file[f"spectra {split}"].shape
+            shape = dataset_of(file, f"spectra {split}").shape
             start, stop, _ = pixels.indices(shape[1])
             self.pixels = slice(start, stop)
             self.n_spectra, self.n_pixels = shape[0], max(stop - start, 0)
@@ -184,7 +185,7 @@ class TrainingSet:
             chunk = (file[f"spectra {split}"].chunks or (1,))[0]
             self.block_rows = min(max(BLOCK_ROWS // chunk, 1) * chunk, LARGEST_BLOCK_ROWS)
             names = file.attrs.get("label_names")
-            self.label_names = None if names is None else tuple(np.asarray(names).astype(str).tolist())
+            self.label_names = None if names is None else tuple(np.ravel(names).astype(str).tolist())
             self._extra = tuple(kind for kind in ("labels", *_PER_SPECTRUM) if f"{kind} {split}" in file)
         self._check_sample()
 
@@ -216,9 +217,9 @@ class TrainingSet:
     @property
     def names(self) -> tuple[str, ...] | None:
         """Names of the stars, one per spectrum; None if the file has none."""
-        with _opened(self.path) as file:
+        with open_hdf5(self.path, "training file") as file:
             name = f"names {self.split}"
-            return tuple(file[name].asstr()[()].tolist()) if name in file else None
+            return tuple(texts_of(file, name)) if name in file else None
 
     def rows(self, selection: Selection | None = None) -> np.ndarray:
         """Row numbers of the spectra that pass a selection.
@@ -309,10 +310,11 @@ class TrainingSet:
         >>> mask.sum(axis=1)
         array([1, 1])
         """
-        with _opened(self.path) as file:
+        with open_hdf5(self.path, "training file") as file:
+            datasets = [dataset_of(file, f"{kind} {self.split}") for kind in _NEEDED[self.domain]]
             try:
-                arrays = [file[f"{kind} {self.split}"][start:stop, self.pixels] for kind in _NEEDED[self.domain]]
-            except (OSError, KeyError) as error:
+                arrays = [dataset[start:stop, self.pixels] for dataset in datasets]
+            except OSError as error:
                 raise FileFormatError(f"rows {start} to {stop} of {self.path} cannot be read: {error}") from error
         with np.errstate(over="ignore"):  # what is too large for float32 turns infinite
             flux, *errors = (np.asarray(array, dtype=np.float32) for array in arrays[:2])
@@ -320,9 +322,10 @@ class TrainingSet:
 
     # -- checks ------------------------------------------------------------
     def _whole(self, kind):
-        with _opened(self.path) as file:
+        with open_hdf5(self.path, "training file") as file:
             name = f"{kind} {self.split}"
-            return np.asarray(file[name][()], dtype=np.float32) if name in file else None
+            with np.errstate(over="ignore"):  # what is too large for float32 turns infinite
+                return np.asarray(dataset_of(file, name)[()], dtype=np.float32) if name in file else None
 
     def _check_layout(self, file):
         split = self.split
@@ -349,7 +352,10 @@ class TrainingSet:
                 )
             if file[name].dtype.kind not in "fiub":
                 raise FileFormatError(f"{name!r} of {self.path} must hold numbers, but holds {file[name].dtype}")
+            dataset_of(file, name)
         names, labels = file.attrs.get("label_names"), file.get(f"labels {split}")
+        if names is not None and (np.ndim(names) != 1 or len(set(map(str, names))) != len(names)):
+            raise FileFormatError(f"the attribute label_names of {self.path} must be different names, but is {names}")
         if names is not None and labels is not None and len(names) != labels.shape[1]:
             raise FileFormatError(
                 f"'labels {split}' of {self.path} has {labels.shape[1]} columns, but the attribute label_names "
@@ -366,10 +372,11 @@ class TrainingSet:
             advice = f"; use pixels=slice(0, {grid.n_pixels}) or slice({cut}, None)" if cut > 0 else ""
             raise GridError(f"{self.path} gives {self.n_pixels} pixels, but the grid has {grid.n_pixels}{advice}")
         if "wavelength" in file:
-            found = file["wavelength"][()][self.pixels]
+            found = np.asarray(dataset_of(file, "wavelength")[()], dtype=float)[self.pixels]
             if not _same_wavelengths(found, grid):
+                ends = f"{found[0]:.2f} to {found[-1]:.2f}" if found.size else "none"
                 raise GridError(
-                    f"the wavelengths of {self.path} ({found[0]:.2f} to {found[-1]:.2f}) are not those of the grid "
+                    f"the wavelengths of {self.path} ({ends}) are not those of the grid "
                     f"({grid.wavelength[0]:.2f} to {grid.wavelength[-1]:.2f}, vacuum); check pixels"
                 )
 
@@ -382,8 +389,8 @@ class TrainingSet:
             raise FileFormatError(f"'spectra {self.split}' of {self.path} has no finite value in {len(flux)} rows")
         if self.domain == "synthetic":
             return
-        with _opened(self.path) as file:
-            stored = file[f"spectra_msk {self.split}"]
+        with open_hdf5(self.path, "training file") as file:
+            stored = dataset_of(file, f"spectra_msk {self.split}")
             values = np.unique(np.concatenate([stored[start : start + 8, self.pixels] for start in starts.tolist()]))
         if not np.isin(values, (0, 1)).all():
             raise FileFormatError(
@@ -542,13 +549,15 @@ def write_training_set(
 
 def _copy_other_splits(path, file, split, grid, overwrite):
     own = [f"{kind} {split}" for kind in (*_KINDS, "names")]
-    with _opened(path) as old:
-        if any(name in old for name in own) and not overwrite:
-            raise FileExistsError(f"{path} has the split {split!r} already; use overwrite=True to replace it")
+    with open_hdf5(path) as old:
+        there = any(name in old for name in own)
+    if there and not overwrite:
+        raise FileExistsError(f"{path} has the split {split!r} already; use overwrite=True to replace it")
+    with open_hdf5(path) as old:
         for name, dataset in old.items():
             if name.startswith("spectra ") and name not in own and dataset.shape[1:] != (grid.n_pixels,):
                 raise GridError(f"{name!r} of {path} has {dataset.shape[1]} pixels, but the grid has {grid.n_pixels}")
-        if "wavelength" in old and not _same_wavelengths(old["wavelength"][()], grid):
+        if "wavelength" in old and not _same_wavelengths(dataset_of(old, "wavelength")[()], grid):
             raise GridError(f"{path} has another grid (its dataset 'wavelength'); use another file")
         file.attrs.update(old.attrs)
         if not any(name.startswith("labels ") and name not in own for name in old):
@@ -649,13 +658,3 @@ def _name(item):
 def _same_wavelengths(found, grid):
     wanted = grid.wavelength.to_value(u.AA)
     return found.shape == wanted.shape and np.allclose(found, wanted, rtol=SAME_WAVELENGTH, atol=0)
-
-
-def _opened(path):
-    """The file, open for reading."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no training file {path}")
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise FileFormatError(f"{path} is truncated or no HDF5 file: {error}") from error

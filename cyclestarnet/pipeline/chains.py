@@ -12,6 +12,7 @@ import numpy as np
 from cyclestarnet.exceptions import FileFormatError
 from cyclestarnet.files import write_hdf5
 from cyclestarnet.fitting.chains import ChainState
+from cyclestarnet.reading.hdf5 import dataset_of, open_hdf5
 
 __all__ = ["ChainFile"]
 
@@ -72,10 +73,10 @@ class ChainFile:
         if not Path(self.path).exists():
             return None
         try:
-            with h5py.File(self.path, "r") as file:
-                group = file["mcmc"]
-                attributes = dict(group.attrs)
-                accepted, chain, log_prob = (group[name][...] for name in ("accepted", "chain", "log_prob"))
+            with open_hdf5(self.path) as file:
+                attributes = dict(file["mcmc"].attrs)
+                names = ("accepted", "chain", "log_prob")
+                accepted, chain, log_prob = (dataset_of(file, f"mcmc/{name}")[...] for name in names)
             shape = attributes["iteration"], attributes["nwalkers"], attributes["ndim"]
             if chain.shape != shape or log_prob.shape != shape[:2] or accepted.shape != shape[1:2]:
                 shapes = f"{chain.shape}, {log_prob.shape}, {accepted.shape}"
@@ -83,7 +84,7 @@ class ChainFile:
             random_state = tuple(attributes[f"random_state_{i}"] for i in range(5))
             np.random.RandomState().set_state(random_state)  # emcee would pass over a damaged one in silence
             found, n_nan = attributes["identity"], int(attributes["n_nan"])
-        except (OSError, KeyError, ValueError, TypeError) as error:
+        except Exception as error:  # what is in it may be anything
             raise FileFormatError(
                 f"{self} is damaged or holds no chain of cyclestarnet ({error}); remove it, or name another backend"
             ) from error

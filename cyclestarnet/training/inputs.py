@@ -10,7 +10,6 @@ from importlib import resources
 from pathlib import Path
 
 import astropy.units as u
-import h5py
 import numpy as np
 import torch
 from astropy.table import Table
@@ -24,6 +23,7 @@ from cyclestarnet.io.training_set import TrainingSet
 from cyclestarnet.labels import LabelSet, kelvin_scale, unit_of_label
 from cyclestarnet.networks.emulator import Emulator
 from cyclestarnet.networks.published import PAYNE_LABELS, adapt_emulator
+from cyclestarnet.reading.hdf5 import dataset_of, open_hdf5
 from cyclestarnet.training.assembly import LEAST_STARS
 from cyclestarnet.training.config import Config, Plan
 from cyclestarnet.training.datasets import ObservedSpectra, StoredSynthetic, SyntheticSource, SyntheticSpectra
@@ -155,8 +155,8 @@ def emulator_error(error: float) -> str:
 
 def _grid_of(path: Path, n_file: int, pixels: slice) -> WavelengthGrid:
     """Pixels of a training file: as it says, or APOGEE's; chips end where wavelengths leap."""
-    with h5py.File(path, "r") as file:
-        wavelength = file["wavelength"][()] if "wavelength" in file else None
+    with open_hdf5(path) as file:
+        wavelength = dataset_of(file, "wavelength")[()] if "wavelength" in file else None
     if wavelength is None:
         try:
             if n_file < 7167:
@@ -188,7 +188,7 @@ def _known_stars(
     path: Path, config: Config, labels: LabelSet, grid: WavelengthGrid, n_file: int, pixels: slice
 ) -> dict[str, KnownStars]:
     """Stars of known labels, by the split of the file."""
-    with h5py.File(path, "r") as file:
+    with open_hdf5(path) as file:
         splits = [split for split in (config.observed.validation, TEST_SPLIT) if f"spectra {split}" in file]
     if not splits:
         raise FileFormatError(
