@@ -339,7 +339,7 @@ BAD_OPTIONS = {
     "three bounds": ({"bounds": {"logg": (1, 2, 3)}}, LabelError, "bounds of 'logg' must be a pair"),
     "velocity at rest": ({"start": {"velocity": 3 * KM_S}}, LabelError, "Unknown label 'velocity'"),
     "unit of velocity": ({"motion": "velocity", "start": {"velocity": 3 * u.K}}, LabelError, "velocity"),
-    "fast": ({"motion": "velocity", "fixed": {"velocity": 900 * KM_S}}, LabelError, "'velocity' = 900"),
+    "fast": ({"motion": "velocity", "fixed": {"velocity": 1200 * KM_S}}, LabelError, "'velocity' = 1200"),
 }  # fmt: skip
 
 
