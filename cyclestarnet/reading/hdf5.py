@@ -281,7 +281,7 @@ def _problem(dataset: h5py.Dataset, file_size: int) -> str:
     item = dataset.id.get_type().get_size()
     n_bytes = math.prod(dataset.shape) * item
     if is_text:
-        if n_bytes > file_size or dataset.chunks and math.prod(dataset.chunks) * item > LARGEST_CHUNK:
+        if n_bytes > file_size or (dataset.chunks and math.prod(dataset.chunks) * item > LARGEST_CHUNK):
             return f"shall have {n_bytes} bytes, but they are not in the file"
         dataset.asstr()[()]  # what does not end here, would not end there
     if dataset.chunks is None:

@@ -362,7 +362,7 @@ def learn_label_error(
     error, trend = np.zeros((len(model.labels), len(model.labels))), None
     own = label_error(offsets.offset, offsets.covariance)
     columns = [model.labels.index(name) for name in TREND_LABELS if name in names]
-    if columns and np.isfinite(offsets.offset).all(axis=1).sum() >= LEAST_FOR_TREND:
+    if columns and offsets.labels is not None and np.isfinite(offsets.offset).all(axis=1).sum() >= LEAST_FOR_TREND:
         slopes = np.zeros((len(model.labels), 2 * len(columns)))
         scale = np.sqrt(np.diag(model.prior.covariance))[columns]
         trend = ErrorTrend(tuple(columns), np.asarray(model.prior.mean)[columns], scale, slopes)
@@ -418,9 +418,11 @@ def error_trend(
         reach = TAIL * (high - low) / 2
         square = offset[:, k].clip(middle - reach, middle + reach) ** 2
 
-        def loss(x, square=square, quoted=variance[:, k], added=added):
+        def loss(
+            x: np.ndarray, square: np.ndarray = square, quoted: np.ndarray = variance[:, k], added: float = added
+        ) -> float:
             total = quoted + added * np.exp(2 * (x[0] + terms @ x[1:]).clip(-5, 5))
-            return 0.5 * (square / total + np.log(total)).sum() + 0.5 * ((x[1:] / SLOPE) ** 2).sum()
+            return float(0.5 * (square / total + np.log(total)).sum() + 0.5 * ((x[1:] / SLOPE) ** 2).sum())
 
         slopes[k] = minimize(loss, np.zeros(1 + terms.shape[1]), method="L-BFGS-B").x[1:]
         shaped = added * np.exp(2 * (terms @ slopes[k]).clip(-STEEPEST, STEEPEST))
