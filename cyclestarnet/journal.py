@@ -144,7 +144,7 @@ class Journal:
 
     def _record(self, line):
         """What a line of blocks holds; None if it is torn or damaged."""
-        with suppress(ValueError, AttributeError, KeyError):
+        with suppress(ValueError, AttributeError, KeyError, RecursionError):
             record = json.loads(line)
             if record.pop("digest") == self._digest(record):
                 return record
@@ -153,7 +153,7 @@ class Journal:
     def _refusal(self, line):
         """Why a first line is not that of this run; None if it is, or the beginning of it."""
         beginning, theirs = self._run[: self._run.index(",")].encode(), None
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             theirs = json.loads(line)
         if not isinstance(theirs, dict):
             if not line.endswith(b"\n") and (line.startswith(beginning) or beginning.startswith(line)):

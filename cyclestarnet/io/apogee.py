@@ -23,7 +23,7 @@ from specutils.io.default_loaders import apogee as theirs
 from specutils.io.registers import data_loader
 
 from cyclestarnet.exceptions import CycleStarNetWarning, FileFormatError
-from cyclestarnet.io.fits_files import FLUX_UNIT, REGISTERED, FitsFile, masked_spectrum, read_parts
+from cyclestarnet.io.fits_files import FLUX_UNIT, REGISTERED, FitsFile, masked_spectrum, number_of, read_parts
 from cyclestarnet.io.velocities import measured_velocity
 from cyclestarnet.io.visits import of_good_visits
 from cyclestarnet.spectra import Spectrum
@@ -99,7 +99,7 @@ def read_apstar(path: FitsFile, *, row: int = 0, mask_bits: Iterable[int | str] 
     FileNotFoundError
         If there is no such file.
     FileFormatError
-        If it is truncated or no apStar file, or the row is absent or empty.
+        If it is truncated or no apStar file, the row is absent or empty, or has no error in any pixel.
     ValueError
         If ``mask_bits`` names an unknown bit.
 
@@ -145,7 +145,7 @@ def read_apstar(path: FitsFile, *, row: int = 0, mask_bits: Iterable[int | str] 
             "(0 and 1 are combinations, 2 and more are visits)"
         )
     meta = _meta(name, header, numbers, bits[row])
-    meta |= {"row": row, "snr": header.get("SNR" if row < 2 else f"SNRVIS{row - 1}")}
+    meta |= {"row": row, "snr": number_of(header.get("SNR" if row < 2 else f"SNRVIS{row - 1}"))}
     visits = [k for k in filled if k >= 2]
     combined = of_good_visits(flux, error, bits, row, visits, numbers) if row < 2 and len(visits) > 1 else None
     if combined is not None:
@@ -215,7 +215,7 @@ def read_aspcapstar(path: FitsFile, *, mask_bits: Iterable[int | str] | None = N
     elif mask_bits is not None and numbers:
         raise FileFormatError(f"{name} has no bits of pixels, so that mask_bits has no effect; leave it out")
     meta = _meta(name, header, numbers, bits)
-    meta |= {"snr": header.get("SNR"), "aspcap_model": np.array(model, dtype=float)}
+    meta |= {"snr": number_of(header.get("SNR")), "aspcap_model": np.array(model, dtype=float)}
     return masked_spectrum(flux * u.dimensionless_unscaled, error, wavelength, bits, numbers, meta)
 
 
@@ -299,10 +299,11 @@ def read_apvisit(
             "is it an apStar file? Use read_apstar"
         )
     if velocity is None:
-        value = header.get("VRAD")
-        if not isinstance(value, (int, float)) or not abs(value) < _LARGEST_VELOCITY:
+        value = number_of(header.get("VRAD"))
+        if value is None or not abs(value) < _LARGEST_VELOCITY:
+            found = f"{header.get('VRAD')!r:.40}"
             raise FileFormatError(
-                f"the header of {name} has no usable VRAD (it is {value!r}), so the spectrum cannot be brought to "
+                f"the header of {name} has no usable VRAD (it is {found}), so the spectrum cannot be brought to "
                 "rest; give the velocity relative to the observatory: velocity=... * u.km / u.s"
             )
         velocity = value * u.km / u.s
@@ -315,7 +316,7 @@ def read_apvisit(
     wavelength = wavelength / (1 + (velocity / c).to_value(u.one))
     bits = bits.ravel()[order]
     meta = _meta(name, header, numbers, bits)
-    meta |= {"snr": header.get("SNR"), "velocity": velocity} | checked
+    meta |= {"snr": number_of(header.get("SNR")), "velocity": velocity} | checked
     return masked_spectrum(flux.ravel()[order] * FLUX_UNIT, error.ravel()[order], wavelength, bits, numbers, meta)
 
 
@@ -441,13 +442,15 @@ def _log_wavelength(name, kind, n_pixels, *headers):
             f"the headers of {name} lack CRVAL1 and CDELT1, which give the wavelengths of an {kind} file; "
             "is it an apVisit file? Use read_apvisit"
         )
-    # Powers of ten: 1000 Angstrom to 10 micron, in steps of less than a percent.
-    reference = header.get("CRPIX1", 1)
-    numbers = all(isinstance(value, (int, float)) for value in (start, step, reference))
-    if not numbers or not 3 <= start <= 5 or not 0 < step < 0.005:
+    # Powers of ten: 1000 Angstrom to 10 micron, all of them, in steps of less than a percent.
+    given = start, step, header.get("CRPIX1", 1)
+    start, step, reference = map(number_of, given)
+    fine = None not in (start, step, reference) and 3 <= start <= 5 and 0 < step < 0.005
+    if not fine or not 3 <= start + step * (1 - reference) <= start + step * (n_pixels - reference) <= 5:
+        names = ("CRVAL1", "CDELT1", "CRPIX1")
+        shown = ", ".join(f"{key} = {value!r:.40}" for key, value in zip(names, given, strict=True))
         raise FileFormatError(
-            f"CRVAL1 = {start} and CDELT1 = {step} in {name} are not the log10(wavelength / Angstrom) grid "
-            f"of an {kind} file"
+            f"{shown} in {name} are not the log10(wavelength / Angstrom) grid, between 3 and 5, of an {kind} file"
         )
     return 10 ** (start + step * (np.arange(n_pixels) + 1 - reference))
 

@@ -14,6 +14,7 @@ from astropy.nddata import StdDevUncertainty
 from astropy.nddata.bitmask import bitfield_to_boolean_mask
 
 from cyclestarnet.exceptions import FileFormatError
+from cyclestarnet.reading.fits import damage_in, open_fits
 from cyclestarnet.spectra import Spectrum
 
 __all__ = ["FLUX_UNIT", "REGISTERED", "FitsFile", "masked_spectrum", "read_parts"]
@@ -74,7 +75,7 @@ def read_parts(path: FitsFile, kind: str, read: Callable[[fits.HDUList], Parts])
             if isinstance(path, fits.HDUList):
                 parts = _all_parts(path, read)
             else:
-                with fits.open(path, memmap=False) as hdus:
+                with open_fits(path) as hdus:
                     parts = _all_parts(hdus, read)
     except FileFormatError as error:  # of read, which does not know the name
         raise FileFormatError(f"{name}: {error}") from None
@@ -84,18 +85,37 @@ def read_parts(path: FitsFile, kind: str, read: Callable[[fits.HDUList], Parts])
         raise FileFormatError(
             f"{name} cannot be read ({error}), but an {kind} FITS file was expected; is it complete?"
         ) from error
-    for warning in caught:
-        text = " ".join(str(warning.message).split())
-        # astropy goes on after these two, with the HDUs it has seen until then.
-        if "truncated" in text or "Error validating header" in text:
-            raise FileFormatError(f"{name} is truncated or damaged ({text}); get the file again")
-        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if damage := damage_in(caught):
+        raise FileFormatError(f"{name} is truncated or damaged ({damage}); get the file again")
     return name, parts
 
 
 def _all_parts(hdus, read):
     len(hdus)  # reads to the end of the file, which is how a cut is noticed
     return read(hdus)
+
+
+def number_of(value: Any) -> float | None:
+    """Take a finite number of a header, and nothing else.
+
+    Parameters
+    ----------
+    value : object
+        Of a card.
+
+    Returns
+    -------
+    float or None
+        None for texts, and for T, which is 1 to Python.
+
+    Examples
+    --------
+    >>> from cyclestarnet.io.fits_files import number_of
+    >>> number_of(90.5), number_of(True), number_of("fast")
+    (90.5, None, None)
+    """
+    fine = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < np.inf
+    return value if fine else None
 
 
 def masked_spectrum(
@@ -129,6 +149,11 @@ def masked_spectrum(
     `~specutils.Spectrum`
         With a `~astropy.nddata.StdDevUncertainty`; mask True = bad.
 
+    Raises
+    ------
+    FileFormatError
+        If flux or error say nothing in any pixel, whatever the bits.
+
     Examples
     --------
     >>> import astropy.units as u
@@ -141,6 +166,11 @@ def masked_spectrum(
     flux = u.Quantity(flux.value.astype(float), flux.unit)
     error = np.array(error, dtype=float)
     bad = ~(np.isfinite(flux.value) & np.isfinite(error) & (error > 0))
+    if np.all(bad | (flux.value == 0)):
+        raise FileFormatError(
+            f"{meta.get('file', 'the file')} holds no spectrum: in every pixel, the flux is 0 or the error is no "
+            "positive number"
+        )
     if bits is not None:
         # The function drops the bits it is given unless told to flip them; int64 because bit 15 is a sign elsewhere.
         chosen = sum(1 << bit for bit in numbers)

@@ -26,6 +26,7 @@ from cyclestarnet.files import write_atomically
 from cyclestarnet.labels import LabelSet
 from cyclestarnet.lines.elements import elements_of, label_of, symbol_of
 from cyclestarnet.lines.protocols import Gaussian, Model
+from cyclestarnet.reading.tables import read_table
 
 __all__ = ["Feature", "FeatureMask", "Features", "find_features", "k_giant"]
 
@@ -370,7 +371,7 @@ class FeatureMask:
             score = score_missing_lines(lines, FeatureMask.read("mask.ecsv"))
         """
         try:
-            table = QTable.read(path, format="ascii.ecsv")
+            table = read_table(path)
             if table.meta["format"] != FORMAT:
                 raise ValueError(f"its format is {table.meta['format']!r}")
             chosen = np.asarray(table["masked"])

@@ -19,6 +19,10 @@ from cyclestarnet.lines.species import species_of_code, species_of_text
 __all__ = ["read_line_list"]
 
 MOOG_WANTED = "wavelength in Angstrom, species code, excitation potential and log gf"
+LARGEST_LIST = 2**31  # bytes of text: some 20 million lines
+LARGEST_LOG_GF = 100  # no transition is stronger or weaker by so many orders of magnitude
+LONGEST_WAVELENGTH = 1e9  # Angstrom; beyond are radio waves
+HIGHEST_ENERGY = 1e5  # eV
 VALD_WAVELENGTH = re.compile(r"WL_(air|vac)\(([^)]*)\)")
 VALD_COLUMNS = {
     "wavelength": VALD_WAVELENGTH,
@@ -64,7 +68,7 @@ def read_line_list(path: str | PathLike, format: str | None = None, *, medium: s
     Raises
     ------
     FileFormatError
-        If a line is not what the format says, with its number.
+        If a line is not what the format says, with its number, or no transition has such numbers.
     ValueError
         If ``medium`` is missing, or is not what the file says.
 
@@ -104,12 +108,18 @@ def read_line_list(path: str | PathLike, format: str | None = None, *, medium: s
 
 
 def _text_of(path):
-    content = path.read_bytes()
-    if content[:2] == b"\x1f\x8b":
+    if path.is_dir():
+        raise FileFormatError(f"{path} is a directory, but a line list was expected")
+    with path.open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
         try:
-            content = gzip.decompress(content)
+            with gzip.open(file) if compressed else file as plain:
+                content = plain.read(LARGEST_LIST + 1)  # a few kB can be blown up to any size
         except (EOFError, OSError, zlib.error) as error:
             raise FileFormatError(f"{path} is truncated or damaged ({error}); get the file again") from error
+    if len(content) > LARGEST_LIST:
+        raise FileFormatError(f"{path} has more than {LARGEST_LIST} bytes of text; split it")
     return content.decode(errors="replace")
 
 
@@ -124,7 +134,7 @@ def _read_moog(path, lines, medium):
                 values = [float(field) for field in fields]
             except ValueError:
                 continue
-            if len(values) == 4 and np.all(np.isfinite(values)) and values[0] != 0:
+            if len(values) == 4 and np.all(np.isfinite(values)) and _possible(abs(values[0]), values[3], values[2]):
                 break
         else:
             raise FileFormatError(f"{path}, line {n}: expected {MOOG_WANTED}, but got {line.rstrip()!r:.80}")
@@ -141,6 +151,11 @@ def _read_moog(path, lines, medium):
     wavelength, _, ep, log_gf = np.array(numbers).T
     unit = 1 / u.cm if np.any(ep > 50) else u.eV
     return make_line_list(np.abs(wavelength) * u.AA, species, log_gf, ep * unit, medium)
+
+
+def _possible(wavelength, log_gf, energy):
+    """Whether numbers can be those of a line, in whatever unit a list has them."""
+    return 0 < wavelength < LONGEST_WAVELENGTH and abs(log_gf) < LARGEST_LOG_GF and abs(energy) < HIGHEST_ENERGY * 8066
 
 
 def _read_vald(path, lines, header, medium):
@@ -192,6 +207,8 @@ def _vald_records(path, lines, header, found):
             try:
                 values = [float(field) for field in record[2].split(",")[: len(found)]]
                 values = dict(zip(found, values, strict=True)) | {"species": species_of_text(record[1])}
+                if not _possible(values["wavelength"], values["log_gf"], values["ep"]):
+                    raise ValueError("no line has such numbers")
             except ValueError as error:
                 raise FileFormatError(
                     f"{path}, line {n + 1}: expected {wanted}, but got {line!r:.80} ({error})"
@@ -213,7 +230,7 @@ def _check_count(path, head, n_records):
     """Compare with the number of lines that "extract stellar" announces."""
     for line in head:
         fields = line.split(",")
-        if "lines selected" in line and len(fields) > 2 and fields[2].strip().isdigit():
+        if "lines selected" in line and len(fields) > 2 and re.fullmatch(r"[0-9]{1,18}", fields[2].strip()):
             if int(fields[2]) != n_records:
                 raise FileFormatError(
                     f"{path} announces {int(fields[2])} lines but holds {n_records}; it is truncated: get it again"

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
+import astropy.units as u
 import numpy as np
+from astropy.io import fits
 from astropy.table import QTable
 from astropy.utils.exceptions import AstropyUserWarning
 
+from cyclestarnet.exceptions import FileFormatError
 from cyclestarnet.files import write_atomically
+from cyclestarnet.labels import difference_unit, unit_of_label
+from cyclestarnet.reading.tables import read_table
 
 __all__ = ["check_suffix", "read_results", "write_results"]
 
@@ -57,7 +63,23 @@ def write_results(table: QTable, path: str | os.PathLike) -> None:
     with warnings.catch_warnings():
         # Of dex: it does come back, in astropy.
         warnings.filterwarnings("ignore", "The unit .* could not be saved in native FITS format", AstropyUserWarning)
-        write_atomically(path, lambda temporary: table.write(temporary, format=file_format, overwrite=True))
+        write_atomically(path, lambda temporary: _write_table(table, temporary, file_format))
+
+
+def _write_table(table: QTable, path: Path, file_format: str) -> None:
+    """Write a table with checksums, where its format has any; astropy's own writers have none."""
+    table.write(path, format=file_format, overwrite=True)
+    if file_format == "fits":
+        with fits.open(path, memmap=False) as hdus:
+            for hdu in hdus:
+                hdu.add_checksum(when="of this HDU")  # not the time: the same table makes the same file
+            content = io.BytesIO()
+            hdus.writeto(content)
+        path.write_bytes(content.getbuffer())
+    elif file_format == "parquet":
+        import pyarrow.parquet as parquet
+
+        parquet.write_table(parquet.read_table(path), path, write_page_checksum=True)
 
 
 def _ascii(text):
@@ -84,6 +106,9 @@ def read_results(path: str | os.PathLike) -> QTable:
     ------
     FileNotFoundError
         If there is no such file.
+    FileFormatError
+        If the file is damaged, or no table of numbers and texts. FITS and Parquet have
+        checksums, which are verified; a digit that is changed in ECSV goes unseen.
     ValueError
         If the suffix is another one.
 
@@ -94,13 +119,25 @@ def read_results(path: str | os.PathLike) -> QTable:
         read_results("labels.ecsv")["teff"]
     """
     file_format = check_suffix(path)
-    table = QTable.read(path, format=file_format, **({"mask_invalid": False} if file_format == "fits" else {}))
+    table = read_table(path, **({"mask_invalid": False} if file_format == "fits" else {}))
+    _check_results(table, path)
     table.convert_bytestring_to_unicode()
     table.meta = {key.lower() if file_format == "fits" else key: value for key, value in table.meta.items()}
     for name, column in table.items():
         if column.dtype.kind == "U" and hasattr(column, "mask"):
             table[name] = np.asarray(column.filled(""))
     return table
+
+
+def _check_results(table: QTable, path: str | os.PathLike) -> None:
+    """Raise if a label has a unit of something else; those in dex may be anything of that name."""
+    for name, column in table.items():
+        label = name.removesuffix("_err")
+        wanted, unit = unit_of_label(label), getattr(column, "unit", None)
+        if wanted != u.dex and unit is not None:
+            wanted = difference_unit(label) if name != label else wanted
+            if not unit.is_equivalent(wanted):
+                raise FileFormatError(f"the column {name!r} of {path} must have the unit '{wanted}', but has '{unit}'")
 
 
 def check_suffix(path: str | os.PathLike) -> str:

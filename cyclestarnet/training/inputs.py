@@ -23,7 +23,9 @@ from cyclestarnet.io.training_set import TrainingSet
 from cyclestarnet.labels import LabelSet, kelvin_scale, unit_of_label
 from cyclestarnet.networks.emulator import Emulator
 from cyclestarnet.networks.published import PAYNE_LABELS, adapt_emulator
+from cyclestarnet.reading.archives import read_npz
 from cyclestarnet.reading.hdf5 import dataset_of, open_hdf5
+from cyclestarnet.reading.tables import read_table
 from cyclestarnet.training.assembly import LEAST_STARS
 from cyclestarnet.training.config import Config, Plan
 from cyclestarnet.training.datasets import ObservedSpectra, StoredSynthetic, SyntheticSource, SyntheticSpectra
@@ -420,12 +422,13 @@ def _columns_of_table(path: Path) -> dict[str, ArrayLike] | np.ndarray:
     """Columns of a table by name, or the one array of a ``.npz`` that holds all labels."""
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                columns = {name: file[name] for name in file.files}
+            columns = read_npz(path)
             return columns.get("labels", columns.get("pool", columns))
-        table = Table.read(path)
+        table = read_table(path, cls=Table)
         return {name: table[name] for name in table.colnames}
-    except Exception as error:  # each reader raises a class of its own
+    except (FileFormatError, FileNotFoundError):
+        raise
+    except Exception as error:  # zipfile and numpy raise a class of their own for each kind of damage
         raise FileFormatError(f"{path} cannot be read as a table of labels: {error}") from error
 
 
@@ -460,7 +463,7 @@ def _recipe(config: Config, grid: WavelengthGrid) -> ContinuumRecipe | None:
             with resources.as_file(resources.files("cyclestarnet.data") / "apogee_continuum_pixels.ecsv") as path:
                 table = Table.read(path)
         else:
-            table = Table.read(given)
+            table = read_table(given, cls=Table)
         if "wavelength" in table.colnames:
             return ContinuumRecipe.from_wavelengths(grid, table["wavelength"], config.model.degree)
         if "pixel" not in table.colnames:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import math
 import os
 import re
 import textwrap
@@ -26,6 +27,8 @@ File = Annotated[Path, "file"]  # where there must be one
 Range = tuple[float, float]
 NONE = "none"  # TOML has no None
 OPTIONAL = ("watch",)  # that are None if the file does not have them
+LARGEST_FILE = 2**20  # bytes
+DEEPEST = 10
 PRESET_DOC = "Whose settings the others change: the paper's, or those of its authors' repository."
 
 
@@ -83,8 +86,15 @@ def read_tables(path: str | os.PathLike, tables: Mapping[str, type]) -> tuple[Pa
     if not path.is_file():
         raise FileNotFoundError(f"no configuration file {path}")
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            text = file.read(LARGEST_FILE + 1)
+        if len(text) > LARGEST_FILE:
+            raise ValueError(f"it is larger than {LARGEST_FILE} bytes")
+        content = tomllib.loads(text.decode("utf-8"))
+        _check_plain(content)
+    except RecursionError as error:
+        raise ConfigError(f"{path} is no valid TOML: it is nested too deep") from error
+    except ValueError as error:  # of its grammar, its letters, or numbers that are too long for Python
         raise ConfigError(f"{path} is no valid TOML: {error}") from error
     for name, value in content.items():
         if name not in tables or not isinstance(value, dict):
@@ -114,13 +124,31 @@ def read_tables(path: str | os.PathLike, tables: Mapping[str, type]) -> tuple[Pa
     return path, parts
 
 
+def _check_plain(value: Any, where: str = "", depth: int = 0) -> None:
+    """Raise if a value is nested deeper, or a number larger, than any setting can be."""
+    if depth > DEEPEST:
+        raise ValueError(f"{where:.80} is nested more than {DEEPEST} times")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_plain(item, f"{where}.{key}" if where else key, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check_plain(item, where, depth + 1)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{where:.80} is a whole number of more than 64 bits")
+    elif isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"{where:.80} is not a number (nan)")
+    elif isinstance(value, str) and "\0" in value:
+        raise ValueError(f"{where:.80} has a character that no text here may have, NUL")
+
+
 def _made(cls: type, values: Mapping[str, Any], where: str, preset: str | None = None) -> Any:
     """The dataclass of a table; what it objects to is said with the table's name."""
     try:
         if cls is TrainingSettings:
             return TrainingSettings.from_preset("paper" if preset is None else preset, **values)
         return cls(**values)
-    except (ValueError, TypeError) as error:
+    except (ArithmeticError, ValueError, TypeError) as error:
         raise ConfigError(f"[{where}] {error}") from error
 
 
