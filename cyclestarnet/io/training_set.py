@@ -334,14 +334,14 @@ class TrainingSet:
                 f"{self.path} lacks {', '.join(map(repr, missing))}, which a set of {self.domain} spectra needs; "
                 f"it has {', '.join(map(repr, file)) or 'nothing'}"
             )
-        shape = getattr(file[f"spectra {split}"], "shape", ())
+        shape = dataset_of(file, f"spectra {split}").shape
         if len(shape) != 2 or 0 in shape:
             raise FileFormatError(f"'spectra {split}' of {self.path} must be (n_spectra, n_pixels), but is {shape}")
         for kind in _KINDS:
             name = f"{kind} {split}"
             if name not in file:
                 continue
-            found = getattr(file[name], "shape", ())
+            found = dataset_of(file, name).shape
             n_columns = {"labels": found[1:2] or ("n_labels",), "snr": (), "chi2": ()}.get(kind, shape[1:])
             wanted = (shape[0], *n_columns)
             if found != wanted:
@@ -349,9 +349,6 @@ class TrainingSet:
                     f"{name!r} of {self.path} must have the shape {wanted}, as 'spectra {split}' has {shape}, "
                     f"but has {found}"
                 )
-            if file[name].dtype.kind not in "fiub":
-                raise FileFormatError(f"{name!r} of {self.path} must hold numbers, but holds {file[name].dtype}")
-            dataset_of(file, name)
         names, labels = file.attrs.get("label_names"), file.get(f"labels {split}")
         if names is not None and (np.ndim(names) != 1 or len(set(map(str, names))) != len(names)):
             raise FileFormatError(f"the attribute label_names of {self.path} must be different names, but is {names}")

@@ -104,7 +104,7 @@ def check_metadata(text: str) -> None:
     Raises
     ------
     ValueError
-        If a tag is unknown, a unit impossible, or values are named more than once, or nested too deep.
+        If a tag is unknown, a unit impossible, or values are nested too deep, or named again and again.
     yaml.YAMLError
         If it is no YAML.
 
@@ -119,16 +119,28 @@ def check_metadata(text: str) -> None:
     """
     if len(text) > LARGEST_METADATA:
         raise ValueError(f"its metadata have {len(text)} characters; {LARGEST_METADATA} are the most that are read")
-    depth, before = 0, None
+    sizes: dict[str, int] = {}  # values within each that has a name
+    open_: list[tuple[str | None, int]] = [(None, 0)]
+    before = None
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise ValueError("its metadata name values more than once")
         tag = getattr(event, "tag", None)
         if tag is not None and tag not in _TAGS:
             raise ValueError(f"its metadata have the tag {tag!r:.80}, which builds what a table does not need")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST:
-            raise ValueError(f"its metadata are nested more than {DEEPEST} times")
+        size, anchor = 1, getattr(event, "anchor", None)
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_.append((anchor, 0))
+            size = 0
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = open_.pop()
+        elif isinstance(event, yaml.AliasEvent):
+            if anchor not in sizes:
+                raise ValueError("its metadata have a value within itself")
+            size, anchor = sizes[anchor], None
+        if anchor is not None and not isinstance(event, yaml.CollectionStartEvent):
+            sizes[anchor] = size
+        open_[-1] = (open_[-1][0], open_[-1][1] + size)
+        if len(open_) > DEEPEST or open_[-1][1] > LARGEST_METADATA:
+            raise ValueError(f"its metadata are nested more than {DEEPEST} times, or name values too often")
         value = event.value if isinstance(event, yaml.ScalarEvent) else None
         if before == "unit" and value is not None:
             _check_unit(value)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import astropy.units as u
 import numpy as np
@@ -422,7 +423,7 @@ def _columns_of_table(path: Path) -> dict[str, ArrayLike] | np.ndarray:
     """Columns of a table by name, or the one array of a ``.npz`` that holds all labels."""
     try:
         if path.suffix == ".npz":
-            columns = read_npz(path)
+            columns: dict[str, Any] = dict(read_npz(path))
             return columns.get("labels", columns.get("pool", columns))
         table = read_table(path, cls=Table)
         return {name: table[name] for name in table.colnames}

@@ -136,8 +136,6 @@ def _check_plain(value: Any, where: str = "", depth: int = 0) -> None:
             _check_plain(item, where, depth + 1)
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ValueError(f"{where:.80} is a whole number of more than 64 bits")
-    elif isinstance(value, float) and math.isnan(value):
-        raise ValueError(f"{where:.80} is not a number (nan)")
     elif isinstance(value, str) and "\0" in value:
         raise ValueError(f"{where:.80} has a character that no text here may have, NUL")
 
@@ -146,10 +144,21 @@ def _made(cls: type, values: Mapping[str, Any], where: str, preset: str | None =
     """The dataclass of a table; what it objects to is said with the table's name."""
     try:
         if cls is TrainingSettings:
-            return TrainingSettings.from_preset("paper" if preset is None else preset, **values)
-        return cls(**values)
+            made = TrainingSettings.from_preset("paper" if preset is None else preset, **values)
+        else:
+            made = cls(**values)
+        for own in fields(cls):
+            _check_finite(own.name, getattr(made, own.name))
+        return made
     except (ArithmeticError, ValueError, TypeError) as error:
         raise ConfigError(f"[{where}] {error}") from error
+
+
+def _check_finite(name: str, value: Any) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, but is {value}")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else ():
+        _check_finite(name, item)
 
 
 def _table(cls: type, given: Mapping[str, Any], base: Path, where: str) -> dict[str, Any]:
