@@ -13,6 +13,8 @@ from astropy.io import fits
 from astropy.table import Table
 
 from cyclestarnet.exceptions import FileFormatError
+from cyclestarnet.reading.fits import open_fits
+from cyclestarnet.reading.tables import read_table
 
 __all__ = ["Catalogue", "CatalogueRow"]
 
@@ -197,7 +199,7 @@ _NUMBERS = ("snr", "chi2", "vsini", "vmacro")
 
 
 def _fits_columns(path):
-    with fits.open(path, memmap=True) as hdus:
+    with open_fits(path, memmap=True) as hdus:
         for hdu in hdus:
             if isinstance(hdu, fits.BinTableHDU) and hdu.header["NAXIS2"] > 0:
                 columns = _chosen(hdu.columns.names, lambda name, hdu=hdu: hdu.data[name])
@@ -207,7 +209,7 @@ def _fits_columns(path):
 
 
 def _table_columns(path):
-    table = Table.read(path)
+    table = read_table(path, cls=Table)
     return _chosen(table.colnames, lambda name: np.ma.filled(table[name], _fill(table[name])))
 
 

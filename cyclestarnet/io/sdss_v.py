@@ -22,7 +22,7 @@ from specutils.io.registers import data_loader
 
 from cyclestarnet.exceptions import FileFormatError
 from cyclestarnet.io.apogee import bit_numbers
-from cyclestarnet.io.fits_files import FLUX_UNIT, REGISTERED, FitsFile, masked_spectrum, read_parts
+from cyclestarnet.io.fits_files import FLUX_UNIT, REGISTERED, FitsFile, masked_spectrum, number_of, read_parts
 from cyclestarnet.spectra import Spectrum
 
 __all__ = ["read_astrastar", "read_mwmstar"]
@@ -216,17 +216,21 @@ def _spectrum(primary, table, cells, columns, place, numbers):
 
 def _wavelength(table, cells, columns, n_pixels):
     """In Angstrom; of the header if it tells, because columns are in single precision."""
-    start, step = table.header.get("CRVAL"), table.header.get("CDELT")
-    numbers = all(isinstance(value, (int, float)) for value in (start, step))
-    if numbers and 3 <= start <= 5 and 0 < step < 0.005:
-        return 10 ** (start + step * (np.arange(n_pixels) + 1 - table.header.get("CRPIX", 1)))
+    start, step, reference = (number_of(table.header.get(key, 1)) for key in ("CRVAL", "CDELT", "CRPIX"))
+    if None not in (start, step, reference) and 3 <= start <= 5 and 0 < step < 0.005:
+        if 3 <= start + step * (1 - reference) <= start + step * (n_pixels - reference) <= 5:
+            return 10 ** (start + step * (np.arange(n_pixels) + 1 - reference))
     if "wavelength" in columns:
         wavelength = np.array(cells["wavelength"], dtype=float).ravel()
-        if wavelength.size == n_pixels and np.all(np.isfinite(wavelength)) and np.all(np.diff(wavelength) > 0):
+        if (
+            wavelength.size == n_pixels
+            and np.all((wavelength > 0) & (wavelength < np.inf))
+            and np.all(np.diff(wavelength) > 0)
+        ):
             return wavelength
     raise FileFormatError(
         f"the table {table.name!r} has no usable wavelengths: neither CRVAL and CDELT in its header "
-        f"(they are {start!r} and {step!r}) nor a rising column 'wavelength'"
+        f"(they are {start!r} and {step!r}) nor a rising, positive column 'wavelength'"
     )
 
 

@@ -78,7 +78,7 @@ def open_fits(path: str | os.PathLike[str] | BinaryIO, **options: Any) -> Iterat
         source = path if plain is None else plain
     if plain is not None:
         plain.seek(0)
-    with fits.open(source, memmap=False, disable_image_compression=True, **options) as hdus:
+    with fits.open(source, **({"memmap": False, "disable_image_compression": True} | options)) as hdus:
         yield hdus
 
 

@@ -21,6 +21,8 @@ from tiny import TINY_NETWORK, LineFamily, tiny_trainer
 from cyclestarnet import CalibratedModel, ContinuumRecipe, GaussianPrior, LabelSet, WavelengthGrid, read_results
 from cyclestarnet.fitting.chains import ChainState
 from cyclestarnet.io import Selection, TrainingSet, read, star_sources
+from cyclestarnet.io.catalogue import Catalogue
+from cyclestarnet.journal import Journal
 from cyclestarnet.lines import read_line_list
 from cyclestarnet.lines.config import example_mock_config, read_mock_config
 from cyclestarnet.networks.clouds import LatentCloud
@@ -30,7 +32,7 @@ from cyclestarnet.networks.published import read_payne_checkpoint, read_payne_np
 from cyclestarnet.networks.translation import Critic, NetworkSettings, TranslationNetwork
 from cyclestarnet.noise import NoiseModel
 from cyclestarnet.pipeline.chains import ChainFile
-from cyclestarnet.pipeline.journal import Journal, write_results
+from cyclestarnet.pipeline.journal import write_results
 from cyclestarnet.pipeline.parts import FlagLimits, Population
 from cyclestarnet.training.emulators import load_emulator, save_emulator
 
@@ -98,6 +100,25 @@ def _apvisit(folder):
     return _spectrum_file(path, flux, flux / 50, np.zeros(flux.shape, ">i4"), wavelength, cards={"VRAD": -60.0})
 
 
+def _mwmstar(folder):
+    columns = {
+        "flux": np.full(N_PIXELS, 70.0, "f4"),
+        "ivar": np.ones(N_PIXELS, "f4"),
+        "pixel_flags": np.zeros(N_PIXELS, int),
+    }
+    record = [
+        fits.Column(name, f"{N_PIXELS}{'K' if name == 'pixel_flags' else 'E'}", array=[v])
+        for name, v in columns.items()
+    ]
+    record.append(fits.Column("snr", "E", array=[90.0]))
+    header = fits.Header({"CRVAL": 4.179, "CDELT": 6e-6, "CRPIX": 1, "INSTRMNT": "APOGEE", "OBSRVTRY": "APO"})
+    table = fits.BinTableHDU.from_columns(record, header, name="APOGEE/APO")
+    fits.HDUList([fits.PrimaryHDU(header=fits.Header({"SDSS_ID": 42})), table]).writeto(
+        folder / "mwmStar-0.6.0-42.fits"
+    )
+    return folder / "mwmStar-0.6.0-42.fits"
+
+
 def _read_spectrum(path):
     spectrum = read(path)
     wavelength = spectrum.spectral_axis.value
@@ -132,6 +153,17 @@ def _results(suffix):
         return folder / f"results{suffix}"
 
     return make
+
+
+def _catalogue(folder):
+    table = QTable({"APOGEE_ID": ["2M1", "2M2"], "TELESCOPE": ["apo25m"] * 2, "VSINI": [3.0, 9.0], "STARFLAG": [0, 1]})
+    table.write(folder / "allStar.fits")
+    return folder / "allStar.fits"
+
+
+def _read_catalogue(path):
+    catalogue = Catalogue(path)
+    return len(catalogue), [repr(catalogue.find(apogee_id=name)) for name in ("2M1", "2M2", "2M3")]
 
 
 def _training_set(folder):
@@ -341,6 +373,8 @@ READERS = {
         Reader("apStar, gzip", _zipped_apstar, _read_spectrum, verified=True),
         Reader("aspcapStar", _aspcapstar, _read_spectrum),
         Reader("apVisit", _apvisit, _read_spectrum),
+        Reader("mwmStar", _mwmstar, _read_spectrum),
+        Reader("catalogue", _catalogue, _read_catalogue),
         Reader("results, ECSV", _results(".ecsv"), read_results),
         Reader("results, FITS", _results(".fits"), read_results, verified=True),
         Reader("results, Parquet", _results(".parquet"), read_results),
