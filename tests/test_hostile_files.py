@@ -104,6 +104,15 @@ def test_training_set_that_is_not_all_there(h5, change, message):
     assert "set.h5" in str(caught.value)
 
 
+def test_names_of_stars_are_texts(h5):
+    changed(h5, lambda file: file.update({"names train": ["a", "bb"] * 3}))
+    assert TrainingSet(h5).names == ("a", "bb") * 3
+    changed(h5, lambda file: file.update({"names val": np.arange(6)}))
+    changed(h5, lambda file: [file.copy(f"{kind} train", f"{kind} val") for kind in KINDS])
+    with pytest.raises(FileFormatError, match=r"'names val' of .*set\.h5 must be a list of texts"):
+        _ = TrainingSet(h5, split="val").names
+
+
 def test_text_that_libhdf5_reads_for_ever(h5, monkeypatch):
     monkeypatch.setattr(hdf5, "LONGEST_LOOK", 2.0)
     content = bytearray(h5.read_bytes())

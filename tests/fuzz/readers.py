@@ -175,6 +175,7 @@ def _training_set(folder):
             file[f"spectra_msk {split}"] = np.ones((6, N_PIXELS), "u1")
             file.create_dataset(f"snr {split}", data=np.full(6, 100, "f4"), chunks=(2,), maxshape=(None,))
             file.create_dataset(f"labels {split}", data=np.ones((6, 2), "f4"), compression="gzip")
+        file["names train"] = [f"star {k}" for k in range(6)]
         file["wavelength"] = np.linspace(15000, 15010, N_PIXELS)
         file.attrs["label_names"] = ["teff", "logg"]
     return path
@@ -183,7 +184,15 @@ def _training_set(folder):
 def _read_training_set(path):
     table = TrainingSet(path)
     stars = star_sources(table)
-    return table.rows(Selection()), table.read(0, 6), table.labels, table.chi2, table.label_names, len(stars)
+    return (
+        table.rows(Selection()),
+        table.read(0, 6),
+        table.labels,
+        table.chi2,
+        table.label_names,
+        table.names,
+        len(stars),
+    )
 
 
 def _chain(folder):
