@@ -309,7 +309,7 @@ def read_apvisit(
         velocity = value * u.km / u.s
         flux_in_order, bits_in_order = flux.ravel()[order], bits.ravel()[order]
         spectrum = masked_spectrum(
-            flux_in_order * FLUX_UNIT, error.ravel()[order], wavelength, bits_in_order, numbers, {}
+            flux_in_order * FLUX_UNIT, error.ravel()[order], wavelength, bits_in_order, numbers, {"file": name}
         )
         checked = _verified(name, value, *measured_velocity(wavelength, flux_in_order, spectrum.mask, value))
         velocity = checked["velocity"]
