@@ -272,7 +272,7 @@ def calibration_ranks(
             f"snr must end at {1 / model.noise.sigma_floor:g} or below, but at {settings.snr[1]:g}: fits take no "
             "spectrum for better, and ranks could not be uniform"
         )
-    model = replace(model, noise=replace(model.noise, label_error=None))
+    model = replace(model, noise=replace(model.noise, label_error=None, label_error_trend=None))
     rows: dict[int, list] = {}  # S/N, whether the posterior is known, and ranks by label
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
