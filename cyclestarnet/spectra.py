@@ -30,7 +30,7 @@ try:
 except ImportError:  # specutils 1 knows the class by its old name only
     from specutils import Spectrum1D as Spectrum
 
-__all__ = ["Pixels", "PortableSpectrum", "Spectrum", "check_frame", "to_pixels", "to_spectrum"]
+__all__ = ["Pixels", "PortableSpectrum", "Spectrum", "check_frame", "star_name", "to_pixels", "to_spectrum"]
 
 # Single-precision wavelengths of the same grid differ by 6e-8; a hundredth of an APOGEE pixel is 1.4e-7.
 SAME_WAVELENGTH = 1e-7
@@ -401,6 +401,67 @@ def _itself(spectrum: Spectrum) -> Spectrum:
 def _spectrum_of(parts: Mapping[str, Any], error: tuple | None) -> Spectrum:
     uncertainty = None if error is None else error[0](error[1], unit=error[2])
     return Spectrum(uncertainty=uncertainty, **parts)
+
+
+NAME_KEYS = ("object", "apogee_id", "objid", "targname", "target", "obj_name", "star", "name", "obj")
+
+
+def star_name(spectrum: Any) -> str:
+    """Name of the star of a spectrum, as its metadata or the header in them tell.
+
+    Parameters
+    ----------
+    spectrum : `~specutils.Spectrum`
+        Or anything else: this never raises.
+
+    Returns
+    -------
+    str
+        Of the first of ``object``, ``apogee_id``, ``objid``, ``targname``, ``target``, ``obj_name``, ``star``, ``name``
+        and ``obj``, in capitals or not, that has one. Empty if none does.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> from cyclestarnet.spectra import Spectrum, star_name
+    >>> star_name(Spectrum(flux=[1, 1] * u.one, spectral_axis=[1, 2] * u.um, meta={"object": None, "TARGNAME": "Vega"}))
+    'Vega'
+    """
+    meta = getattr(spectrum, "meta", None)
+    sources = [meta]
+    for key in ("header", "primary_header"):
+        try:
+            sources.append(meta[key])
+        except Exception:  # whatever a user calls metadata
+            continue
+    for source in sources:
+        if not isinstance(source, Mapping):
+            continue
+        try:
+            by_key = {str(key).lower(): key for key in reversed(list(source.keys()))}
+        except Exception:
+            continue
+        for key in NAME_KEYS:
+            try:
+                text = _text_of(source[by_key[key]])
+            except Exception:
+                continue
+            if text:
+                return text
+    return ""
+
+
+def _text_of(value: Any) -> str:
+    """Text of a value that may be a name; empty if it is none."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
+    if isinstance(value, np.ndarray) and value.size == 1 and mask_of(value) is None:
+        value = value.ravel()[0].item()
+        return _text_of(value)
+    if isinstance(value, bool) or not isinstance(value, str | int | np.integer):
+        return ""
+    text = str(value).strip()
+    return "" if text.lower() in ("none", "nan", "null", "--") else text
 
 
 # -- checks ----------------------------------------------------------------

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TypeAlias
 
 import astropy.units as u
@@ -19,7 +20,7 @@ from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.io.readers import read
 from cyclestarnet.io.training_set import Selection, TrainingSet
 from cyclestarnet.reading.hdf5 import dataset_of, open_hdf5
-from cyclestarnet.spectra import PortableSpectrum, Spectrum
+from cyclestarnet.spectra import PortableSpectrum, Spectrum, star_name
 
 __all__ = ["StarSource", "star_sources"]
 
@@ -93,8 +94,7 @@ class _Given(StarSource):
 
     @property
     def name(self) -> str:
-        meta = getattr(self.spectrum, "meta", None) or {}
-        return str(meta.get("object") or meta.get("apogee_id") or "")
+        return star_name(self.spectrum)
 
     @property
     def identity(self) -> str:
@@ -119,7 +119,10 @@ class _StackRow(StarSource):
 
     @property
     def name(self) -> str:
-        return _Given(self.stack).name
+        names = (self.stack.meta or {}).get("object")
+        if isinstance(names, list | tuple | np.ndarray) and len(names) == len(self.stack.flux):
+            return star_name(SimpleNamespace(meta={"object": names[self.row]}))
+        return star_name(self.stack)
 
     @property
     def identity(self) -> str:
@@ -139,6 +142,10 @@ class _TrainingRow(StarSource):
 
     @property
     def name(self) -> str:
+        return self.rows.name(self.row) or self.identity
+
+    @property
+    def identity(self) -> str:
         return f"{self.rows.dataset.path} {self.rows.dataset.split} {self.row}"
 
     def read(self) -> Spectrum:
@@ -151,6 +158,10 @@ class _TrainingRows:
     def __init__(self, dataset: TrainingSet, wavelength: u.Quantity):
         self.dataset, self.wavelength = dataset, wavelength
         self._block: tuple[int, int, tuple] = (0, 0, ())
+        self._names: tuple[str, ...] | None = dataset.names
+
+    def name(self, row: int) -> str:
+        return "" if self._names is None else self._names[row].strip()
 
     def read(self, row: int) -> Spectrum:
         start, stop, arrays = self._block
@@ -164,7 +175,11 @@ class _TrainingRows:
             self._block = (start, stop, arrays)
         flux, sigma, mask = (array[row - start] for array in arrays)
         return Spectrum(
-            flux=flux * u.one, spectral_axis=self.wavelength, uncertainty=StdDevUncertainty(sigma), mask=mask
+            flux=flux * u.one,
+            spectral_axis=self.wavelength,
+            uncertainty=StdDevUncertainty(sigma),
+            mask=mask,
+            meta={"object": self.name(row)},
         )
 
     def __reduce__(self):  # without the rows that were read

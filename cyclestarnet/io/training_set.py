@@ -37,7 +37,7 @@ from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.io.readers import read
 from cyclestarnet.progress import tqdm
 from cyclestarnet.reading.hdf5 import dataset_of, open_hdf5, texts_of
-from cyclestarnet.spectra import SAME_WAVELENGTH, Pixels, Spectrum, to_pixels
+from cyclestarnet.spectra import SAME_WAVELENGTH, Pixels, Spectrum, star_name, to_pixels
 
 __all__ = ["Selection", "TrainingSet", "write_training_set"]
 
@@ -573,7 +573,7 @@ def _write_rows(file, spectra, grid, split, recipe, per_row, mask_bits, progress
         )
         for kind, (shape, dtype) in shapes.items()
     }
-    block, skipped, index = {kind: [] for kind in datasets}, [], -1
+    block, skipped, names, index = {kind: [] for kind in datasets}, [], [], -1
 
     def flush():
         for kind, dataset in datasets.items():
@@ -599,6 +599,11 @@ def _write_rows(file, spectra, grid, split, recipe, per_row, mask_bits, progress
             skipped.append((index, _name(item), str(error)))
             continue
         row |= {kind: array[index] for kind, array in per_row.items()}
+        names.append(
+            (star_name(spectrum) or (Path(item).name if isinstance(item, (str, os.PathLike)) else "")).encode(
+                "utf-8", "backslashreplace"
+            )
+        )
         for kind, value in row.items():
             block[kind].append(value)
         if len(block["snr"]) == BLOCK_ROWS:
@@ -611,6 +616,9 @@ def _write_rows(file, spectra, grid, split, recipe, per_row, mask_bits, progress
     if len(skipped) == n_given:
         first = f"; the first: {skipped[0][2]}" if skipped else ""
         raise SpectrumError(f"none of {n_given} spectra can be used, and nothing was written{first}")
+    if any(names):
+        longest = max(map(len, names))
+        file[f"names {split}"] = np.array(names, dtype=h5py.string_dtype("utf-8", longest))
     return skipped, n_given
 
 
@@ -647,8 +655,7 @@ def arrays_of_row(pixels: Pixels, snr: float | None) -> dict[str, np.ndarray]:
 def _name(item):
     if isinstance(item, (str, os.PathLike)):
         return os.fspath(item)
-    meta = getattr(item, "meta", None) or {}
-    return str(meta.get("file") or meta.get("object") or type(item).__name__)
+    return star_name(item) or type(item).__name__
 
 
 def _same_wavelengths(found, grid):

@@ -16,7 +16,7 @@ from cyclestarnet.pipeline.parts import ModelParts
 from cyclestarnet.pipeline.setup import FitSetup
 from cyclestarnet.pipeline.stars import Stars
 from cyclestarnet.results import FitFlag, FitResult, SplitLatentEstimate
-from cyclestarnet.spectra import to_spectrum
+from cyclestarnet.spectra import star_name, to_spectrum
 from cyclestarnet.storage import origin
 
 __all__ = ["make_result"]
@@ -92,10 +92,9 @@ def make_result(
         reduced_chi2_total=chi2_total / dof,
         fits_velocity=setup.fits_velocity,
     )  # fmt: skip
-    source = stars.spectra[row].meta or {}
     at_bound = optimum.at_bound[row][layout.label_places]
     meta = {
-        "object": str(source.get("object", source.get("apogee_id", ""))),
+        "object": star_name(stars.spectra[row]),
         "model": parts.name,
         "method": options.method,
         "prior": setup.prior_name,

@@ -8,7 +8,7 @@ from astropy.nddata import StdDevUncertainty
 from cyclestarnet.networks.predictor import EmulatorPredictor, ObservedPredictor
 from cyclestarnet.pipeline.options import check_choice
 from cyclestarnet.pipeline.parts import ModelParts
-from cyclestarnet.spectra import Spectrum, to_pixels, to_spectrum
+from cyclestarnet.spectra import Spectrum, star_name, to_pixels, to_spectrum
 
 __all__ = ["DOMAINS", "encode_split_latent", "predictor_of", "seen_flux", "spectrum_of"]
 
@@ -177,5 +177,5 @@ def spectrum_of(
     """
     meta = {"model": parts.name, "domain": domain}
     if source is not None:
-        meta["object"] = str((source.meta or {}).get("object", ""))
+        meta["object"] = star_name(source)
     return to_spectrum(flux, parts.grid, mask=None if used is None else ~used, meta=meta)
