@@ -470,3 +470,28 @@ def test_large_catalogues_are_matched_without_comparing_all_with_all(rng):
     finally:
         tracemalloc.stop()
     assert peak < 20e6
+
+
+# -- what a list must hold -------------------------------------------------------
+BARE_MOOG = " 15163.067 19.0 2.670 0.630\n 15168.376 19.0 2.670 0.480\n"
+
+
+def test_moog_without_a_title_keeps_its_first_line(tmp_path):
+    (tmp_path / "a").write_text(BARE_MOOG)
+    (tmp_path / "b").write_text("a title\n" + BARE_MOOG)
+    bare, titled = (read_line_list(tmp_path / name, medium="air") for name in "ab")
+    assert len(bare) == len(titled) == 2
+    assert list(bare["wavelength"]) == list(titled["wavelength"])
+
+
+SHORT_VALD = "    WL_air(A)  Excit(eV) Vmic log gf*\n"
+SHORT_VALD += "'Fe 1',  {0},  5.0, 1.0, {1}, 0, 0, 0\n'Fe 1',  15195.0,  5.0, 1.0, -1.0, 0, 0, 0\n"
+NOTES = "* oscillator strengths were scaled\n"
+
+
+def test_vald_that_ends_without_notes_may_be_cut(tmp_path):
+    (tmp_path / "a").write_text(SHORT_VALD.format(15194.0, -1.0))
+    with pytest.warns(CycleStarNetWarning, match="ends after 2 lines without the notes"):
+        assert len(read_line_list(tmp_path / "a")) == 2
+    (tmp_path / "a").write_text(SHORT_VALD.format(15194.0, -1.0) + NOTES)
+    assert len(read_line_list(tmp_path / "a")) == 2

@@ -25,6 +25,7 @@ from numbers import Real
 from pathlib import Path
 
 import astropy.units as u
+import h5py
 import numpy as np
 from astropy.table import QTable
 from numpy.typing import ArrayLike

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import warnings
 import zlib
 from os import PathLike
 from pathlib import Path
@@ -12,7 +13,7 @@ import astropy.units as u
 import numpy as np
 from astropy.table import QTable
 
-from cyclestarnet.exceptions import FileFormatError
+from cyclestarnet.exceptions import CycleStarNetWarning, FileFormatError
 from cyclestarnet.lines.line_lists import MEDIUM_WORDS, check_medium, make_line_list
 from cyclestarnet.lines.species import species_of_code, species_of_text
 
@@ -44,7 +45,7 @@ def read_line_list(path: str | PathLike, format: str | None = None, *, medium: s
     path : path-like
         Text, or text compressed by gzip.
     format : {"moog", "vald"}, optional
-        ``"moog"``: a title, then wavelength in Angstrom, species code (26.0 is
+        ``"moog"``: a title (may be absent), then wavelength in Angstrom, species code (26.0 is
         Fe I, 26.1 Fe II, 607.01214 CN), excitation potential in eV and log gf,
         in columns of ten characters or between blanks; what follows is
         ignored. The number is log gf whatever its sign, as for MOOG's
@@ -125,19 +126,14 @@ def _text_of(path):
 
 def _read_moog(path, lines, medium):
     numbers, species, names = [], [], {}
-    for n, line in enumerate(lines[1:], start=2):
+    first = 0 if lines and _moog_fields(lines[0]) is not None else 1  # without a title, the first line is one, too
+    for n, line in enumerate(lines[first:], start=first + 1):
         if not line.strip():
             continue
-        # Columns of ten may touch, or stand apart by blanks only.
-        for fields in (line.split()[:4], [line[i : i + 10] for i in range(0, 40, 10)]):
-            try:
-                values = [float(field) for field in fields]
-            except ValueError:
-                continue
-            if len(values) == 4 and np.all(np.isfinite(values)) and _possible(abs(values[0]), values[3], values[2]):
-                break
-        else:
+        found = _moog_fields(line)
+        if found is None:
             raise FileFormatError(f"{path}, line {n}: expected {MOOG_WANTED}, but got {line.rstrip()!r:.80}")
+        fields, values = found
         code = fields[1].strip()
         if code not in names:
             try:
@@ -151,6 +147,19 @@ def _read_moog(path, lines, medium):
     wavelength, _, ep, log_gf = np.array(numbers).T
     unit = 1 / u.cm if np.any(ep > 50) else u.eV
     return make_line_list(np.abs(wavelength) * u.AA, species, log_gf, ep * unit, medium)
+
+
+def _moog_fields(line):
+    """Fields and numbers of a line of a list, or None if it is none."""
+    # Columns of ten may touch, or stand apart by blanks only.
+    for fields in (line.split()[:4], [line[i : i + 10] for i in range(0, 40, 10)]):
+        try:
+            values = [float(field) for field in fields]
+        except ValueError:
+            continue
+        if len(values) == 4 and np.all(np.isfinite(values)) and _possible(abs(values[0]), values[3], values[2]):
+            return fields, values
+    return None
 
 
 def _possible(wavelength, log_gf, energy):
@@ -221,6 +230,13 @@ def _vald_records(path, lines, header, found):
             n += 1
         else:
             raise FileFormatError(f"{path}, line {n + 1}: expected {wanted}, but got {line!r:.80}")
+    if records and n >= len(lines):
+        warnings.warn(
+            f"{path} ends after {len(records)} lines without the notes that VALD puts there; it may be truncated: "
+            "compare it with what you were sent",
+            CycleStarNetWarning,
+            stacklevel=4,
+        )
     if not records:
         raise FileFormatError(f"{path} holds no lines; expected {wanted}, after line {header + 1}")
     return records
