@@ -371,6 +371,14 @@ def test_best_spectrum_is_the_best_that_passes(tmp_path, one_split):
     assert report["reason"].tolist() == ["", "S/N"]
 
 
+def test_star_that_its_header_does_not_name_is_known_by_its_file(tmp_path, one_split):
+    name, nameless = "2M15141711+0044474", tmp_path / "apStar-r6-2M15141711+0044474.fits"
+    nameless.write_bytes(content(Star(1, snr=50.0)).replace(b"OBJID   =", b"NOBODY  ="))
+    report, _ = one_split([nameless, *save(tmp_path, [Star(2, name=name)])])
+    assert report["star"].tolist() == [name, name]
+    assert report["reason"].tolist() == ["duplicate", ""]
+
+
 def test_all_spectra_of_a_star_go_to_one_split(tmp_path):
     stars = [Star(number, name=f"2M{number % 10}") for number in range(40)]
     splits = {"train": 0.4, "val": 0.3, "test": 0.3}

@@ -16,12 +16,12 @@ from cyclestarnet.exceptions import FileFormatError
 from cyclestarnet.reading.fits import open_fits
 from cyclestarnet.reading.tables import read_table
 
-__all__ = ["Catalogue", "CatalogueRow"]
+__all__ = ["BAD_FLAGS", "Catalogue", "CatalogueRow"]
 
 # Names of columns, in lower case, in the order in which they are looked for: of APOGEE until DR17, and of SDSS-V.
 _NAMES = {
     "file": ("file",),
-    "apogee_id": ("apogee_id", "sdss4_apogee_id", "obj"),
+    "apogee_id": ("apogee_id", "obj", "sdss4_apogee_id"),  # the last one is empty for stars that are new in SDSS-V
     "sdss_id": ("sdss_id",),
     "telescope": ("telescope",),
     "snr": ("snr",),
@@ -29,9 +29,9 @@ _NAMES = {
     "vsini": ("vsini", "v_sini"),
     "vmacro": ("vmacro", "v_macro"),
 }
-# Bits that tell of a bad star or spectrum, of the flags of both; a flag that is true or false counts as a whole.
 # BAD_PIXELS, VERY_BRIGHT_NEIGHBOR, LOW_SNR, BAD_RV_COMBINATION and RV_FAIL; STAR_BAD and NO_ASPCAP_RESULT; of
 # spectrum_flags those that have the same number in all versions.
+#: Bits that tell of a bad star, spectrum or fit: name of the column -> numbers; 0 of one that is true or false.
 BAD_FLAGS = {"starflag": (0, 3, 4, 18, 22), "aspcapflag": (23, 31), "spectrum_flags": (0, 3), "flag_bad": (0,)}
 _KEYS = ("file", "apogee_id", "sdss_id")
 _ABSENT = -9000.0  # catalogues of APOGEE write -9999 or less where they know nothing

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -44,6 +45,7 @@ __all__ = ["StarCuts", "prepare_training_set", "summarise_preparation"]
 
 READ_ROWS = 32  # files between two lines of the journal: what a kill costs
 SPLITS = MappingProxyType({"train": 0.8, "val": 0.1, "test": 0.1})
+_NAME_IN_FILE = re.compile(r"(2M|AP)\d{8}[+-]\d{6,7}")  # the end of names of files of APOGEE
 _FITS_ENDINGS = (".fits", ".fit", ".fits.gz", ".fits.fz", ".fits.bz2")
 
 CANNOT_BE_READ, OFF_THE_GRID, UNUSABLE = "cannot be read", "not on the grid", "no usable spectrum"
@@ -222,7 +224,7 @@ class _RowMaker:
                 if path is not None and os.path.exists(path) and not os.path.isfile(path):
                     raise FileFormatError(f"{path} is no file")  # a pipe would be waited for, for ever
                 spectrum = star.read()
-                _note_names(outcome, spectrum)
+                _note_names(outcome, spectrum, path)
                 snr = spectrum.meta.get("snr")
                 row = arrays_of_row(
                     _normalised(spectrum, self.grid, self.recipe), snr if isinstance(snr, Real) and snr > 0 else None
@@ -239,12 +241,15 @@ class _RowMaker:
         return outcome, row
 
 
-def _note_names(outcome, spectrum):
+def _note_names(outcome, spectrum, path):
     meta = spectrum.meta
     outcome.apogee_id = str(meta.get("apogee_id") or "").strip()
     outcome.sdss_id = int(meta.get("sdss_id") or 0)
     outcome.telescope = str(meta.get("telescope") or "").strip()
     outcome.star = str(meta.get("object") or outcome.apogee_id or outcome.sdss_id or "").strip()
+    named = None if outcome.star or path is None else _NAME_IN_FILE.search(os.path.basename(path))
+    if named:  # headers of some releases do not name the star
+        outcome.star = outcome.apogee_id = named.group()
 
 
 def _normalised(spectrum: Spectrum, grid: WavelengthGrid, recipe: ContinuumRecipe) -> Pixels:

@@ -18,7 +18,7 @@ Slurm, for example, one thread for each worker, because threads would share a mo
 The driver needs the paths only; files are read where they are fitted, so that
 workers must see them under the same names.
 
-Processes of this machine (``workers=N``) are those of `cyclestarnet.processes`.
+Processes of this machine (``workers=N``) are those of ``cyclestarnet.processes``.
 """
 
 from __future__ import annotations
