@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import astropy.units as u
 import h5py
+import numpy as np
 
 try:
     import fcntl
@@ -344,7 +345,9 @@ def as_json(options: object, *, longest: int | None = None) -> str:
 
     def plain(value: Any) -> object:
         """Stand-in of an option that JSON does not know, the same in every process."""
-        if longest is not None and getattr(value, "size", 0) > longest and hasattr(value, "tobytes"):
+        if hasattr(value, "colnames"):  # a table, or a row of one
+            return {name: value[name] for name in value.colnames}
+        if longest is not None and isinstance(value, np.ndarray) and value.size > longest:
             digest = hashlib.sha256(value.tobytes()).hexdigest()[:16]
             return f"array {value.shape} {getattr(value, 'unit', None) or ''} {digest}"
         if isinstance(value, u.Quantity):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
@@ -15,9 +17,11 @@ from astropy.table import QTable
 
 from cyclestarnet.datasets import pretrained_file
 from cyclestarnet.derivatives import predictor_derivatives
+from cyclestarnet.exceptions import CycleStarNetWarning, SpectrumError
 from cyclestarnet.io.stars import star_sources
 from cyclestarnet.model_file import digest_of, load_parts, save_parts
 from cyclestarnet.networks.translation import NetworkSettings
+from cyclestarnet.pipeline.completion import completed
 from cyclestarnet.pipeline.fit import fit_one, fit_stars
 from cyclestarnet.pipeline.many import failed_row, fit_survey
 from cyclestarnet.pipeline.options import (
@@ -271,7 +275,9 @@ class CalibratedModel(ModelParts):
         Parameters
         ----------
         labels : mapping of str to `~astropy.units.Quantity`, table, or result of a fit
-            All labels, within the training range; arrays give many spectra. Motion has no say: spectra are at rest.
+            Within the training range; arrays give many spectra. Motion has no say: spectra are at rest.
+            Besides ``teff``, ``logg`` and one abundance, or a combination such as ``m_h``, others may be left out:
+            they are what the model's prior expects of such a star (the conditional mean).
         domain : {"observed", "synthetic"}, optional
             Whose spectra: translated ones (default), or those of the emulator.
         like : `~specutils.Spectrum`, optional
@@ -282,6 +288,11 @@ class CalibratedModel(ModelParts):
         -------
         `~specutils.Spectrum`
             Normalised flux, shape (..., n_pixels).
+
+        Warns
+        -----
+        CycleStarNetWarning
+            If labels were left out; ``meta["filled"]`` has their values.
 
         Raises
         ------
@@ -298,9 +309,19 @@ class CalibratedModel(ModelParts):
         >>> model.predict(model.labels.to_quantities(model.prior.mean)).flux.shape
         (7167,)
         """
+        labels, filled = completed(self, labels)
         values = self.labels.to_array(labels, check_range=True)
         predictor = predictor_of(self, domain, encode_split_latent(self, like, domain=domain))
-        return spectrum_of(self, predictor.flux(values), domain)
+        spectrum = spectrum_of(self, predictor.flux(values), domain)
+        if filled:
+            spectrum.meta["filled"] = {name: labels[name] for name in filled}
+            warnings.warn(
+                f"{', '.join(filled)} were not given, and are what the prior of {self.name} expects of such a star; "
+                "the values are in meta['filled']",
+                CycleStarNetWarning,
+                stacklevel=2,
+            )
+        return spectrum
 
     def to_observed(self, spectrum: Spectrum, *, like: Spectrum | None = None) -> Spectrum:
         """Translate a synthetic spectrum to the observed domain (S1, synth→obs).
@@ -480,14 +501,23 @@ class CalibratedModel(ModelParts):
         return derivatives.to_table() if derivatives.shape == () else derivatives
 
     # -- inverse -----------------------------------------------------------------
+    def _read(self, spectrum: Spectrum | str | Path) -> Spectrum:
+        """A spectrum, read if it is a path."""
+        if not isinstance(spectrum, str | os.PathLike):
+            return spectrum
+        stars = list(star_sources(spectrum, grid=self.grid))
+        if len(stars) != 1:
+            raise SpectrumError(f"{os.fspath(spectrum)} has {len(stars)} stars, but one is fitted; use fit_many")
+        return stars[0].read()
+
     @takes(FitOptions)
-    def fit(self, spectrum: Spectrum, **options: Any) -> FitResult:
+    def fit(self, spectrum: Spectrum | str | Path, **options: Any) -> FitResult:
         """Find the labels that maximise the posterior (S1, Section 4.1.3 to 4.1.5).
 
         Parameters
         ----------
-        spectrum : `~specutils.Spectrum`
-            Rest frame, vacuum, with an uncertainty. Dimensionless flux is taken
+        spectrum : `~specutils.Spectrum` or path-like
+            Rest frame, vacuum, with an uncertainty; a file is read as by `fit_many`. Dimensionless flux is taken
             as normalised; flux with a unit is normalised by the model's recipe.
         **options
             Fields of `~cyclestarnet.pipeline.FitOptions`.
@@ -523,10 +553,10 @@ class CalibratedModel(ModelParts):
         (True, [])
         """
         (chosen,) = sorted_options(options, FitOptions)
-        return signed(fit_one(self, spectrum, FitOptions(**chosen)), self._digest)
+        return signed(fit_one(self, self._read(spectrum), FitOptions(**chosen)), self._digest)
 
     @takes(SampleOptions, FitOptions)
-    def sample(self, spectrum: Spectrum, **options: Any) -> Posterior:
+    def sample(self, spectrum: Spectrum | str | Path, **options: Any) -> Posterior:
         """Sample the posterior with emcee, started from the optimum and its covariance.
 
         If ``start`` is a result, options of a fit that are not given are those of that fit; unless it
@@ -566,7 +596,7 @@ class CalibratedModel(ModelParts):
             posterior.interval("teff")
         """
         sampling, chosen = sorted_options(options, SampleOptions, FitOptions)
-        posterior = sample_one(self, spectrum, SampleOptions(**sampling), chosen, digest=self._digest)
+        posterior = sample_one(self, self._read(spectrum), SampleOptions(**sampling), chosen, digest=self._digest)
         return signed(posterior, self._digest)
 
     @takes(ManyOptions, FitOptions, method="lm")
@@ -580,8 +610,8 @@ class CalibratedModel(ModelParts):
         ----------
         spectra : iterable of `~specutils.Spectrum` or path-like
             Also one of them, a pattern such as ``"spectra/apStar-*.fits"``, a
-            `~specutils.Spectrum` with a row per star, or an HDF5 file as
-            `~cyclestarnet.io.training_set` has it.
+            `~specutils.Spectrum` of many stars, or an HDF5 file as
+            `~cyclestarnet.io.training_set` has it. A generator is read as far as stars are needed.
             Files are read as their names tell (``apStar-…``, ``apVisit-…``).
         **options
             Fields of `~cyclestarnet.pipeline.ManyOptions` and `~cyclestarnet.pipeline.FitOptions`.
@@ -598,8 +628,8 @@ class CalibratedModel(ModelParts):
         ------
         FileExistsError
             If ``output`` exists and is not to be overwritten, or holds an unfinished run of another kind.
-        FileNotFoundError
-            If nothing matches a pattern.
+        FileNotFoundError, IsADirectoryError
+            If nothing matches a pattern, a path is not there, or is a folder.
 
         Examples
         --------

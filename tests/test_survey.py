@@ -8,6 +8,7 @@ import astropy.units as u
 import h5py
 import numpy as np
 import pytest
+from astropy.nddata import StdDevUncertainty
 from deaths import CountEvents, DieAtEvent, lives
 from survey_fakes import Fit, failed_row, make_star, read_star, save_stars
 
@@ -192,6 +193,90 @@ def test_rows_of_a_stack_are_stars(values):
     stack = Spectrum(flux=flux, spectral_axis=star.spectral_axis, meta=star.meta)
     table = survey(stack)
     np.testing.assert_array_equal(table["teff"].to_value(u.K), 4000 * values)
+
+
+def test_columns_of_a_stack_are_stars(values):
+    """Where a spectrum says that its spectral axis is the first one, stars are along the other."""
+    star = make_star(1.0, "stack")
+    flux = (values[:, None] * np.ones(8)).T * u.one
+    error = StdDevUncertainty(np.full(flux.shape, 0.01))
+    axis = {"spectral_axis": star.spectral_axis, "spectral_axis_index": 0}
+    stack = Spectrum(flux=flux, uncertainty=error, mask=flux.value > 1.4, meta=star.meta, **axis)
+    np.testing.assert_array_equal(survey(stack)["teff"].to_value(u.K), 4000 * values)
+    one = star_sources(stack)[3].read()
+    np.testing.assert_array_equal(one.mask, one.flux.value > 1.4)
+    np.testing.assert_array_equal(one.uncertainty.array, np.full(8, 0.01))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "told"),
+    [("", IsADirectoryError, r"this is a folder; name its files by a pattern such as '.*/apStar-\*\.fits'"),
+     ("nowhere.fits", FileNotFoundError, "no file .*nowhere.fits"),
+     ("nowhere.h5", FileNotFoundError, "nowhere.h5")],
+)  # fmt: skip
+def test_a_path_that_holds_no_stars_is_an_error_at_once(tmp_path, name, kind, told):
+    for path in (tmp_path / name, str(tmp_path / name)):
+        with pytest.raises(kind, match=told):
+            star_sources(path)
+
+
+# -- generators ------------------------------------------------------------------
+def counted(values, read):
+    for k, value in enumerate(values):
+        read.append(k)
+        yield make_star(value, f"star {k}")
+
+
+@pytest.mark.parametrize("kind", [lambda stars: stars, lambda stars: map(lambda star: star, stars), iter])
+def test_a_generator_is_read_as_far_as_it_is_needed(values, kind):
+    read, far = [], []
+
+    def fit(spectra):
+        far.append(len(read))
+        return Fit()(spectra)
+
+    table = survey(kind(counted(values, read)), fit)
+    np.testing.assert_array_equal(table["teff"].to_value(u.K), 4000 * values)
+    assert far == [8, 12, 16, 20, 24, 28, 30, 30]  # the block that is fitted, and the next
+
+
+def test_an_endless_generator_can_be_interrupted(tmp_path):
+    def stars():
+        k = 0
+        while True:
+            k += 1
+            yield make_star(-3 if k == 20 else 1.0)
+
+    with pytest.raises(KeyboardInterrupt):
+        survey(stars(), output=tmp_path / "t.ecsv")
+    assert (tmp_path / "t.ecsv.partial").exists()
+
+
+def test_a_generator_resumes_where_it_was(tmp_path, values):
+    worse, fit, output = values.copy(), CountingFit(), tmp_path / "t.ecsv"
+    worse[17] = -3.0
+    with pytest.raises(KeyboardInterrupt):
+        survey(counted(worse, []), output=output)
+    table = survey(counted(values, []), fit, output=output)
+    assert fit.n_stars == 14
+    assert_same(survey(counted(values, [])), table)
+    assert_same(table, read_results(output), leave_out=())
+
+
+@pytest.mark.parametrize(("change", "told"), [(("swap", 3), "star 3 was 'star 3 "), (("cut", 9), "9 stars came")])
+def test_a_generator_of_other_stars_is_not_mixed_in(tmp_path, values, change, told):
+    worse, (what, k) = values.copy(), change
+    worse[17] = -3.0
+    with pytest.raises(KeyboardInterrupt):
+        survey(counted(worse, []), output=tmp_path / "t.ecsv")
+    if what == "swap":
+        values[k] += 0.1
+    with pytest.raises(FileExistsError, match=told):
+        survey(counted(values if what == "swap" else values[:k], []), output=tmp_path / "t.ecsv")
+
+
+def test_an_empty_generator_gives_an_empty_table(paths):
+    assert_same(survey(paths[:1])[:0], survey(iter([])))
 
 
 def test_no_file_is_read_before_its_turn(paths):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -129,7 +130,16 @@ class _StackRow(StarSource):
         return _Given(self.read()).identity
 
     def read(self) -> Spectrum:
-        return self.stack[self.row]
+        if _stars_first(self.stack):
+            return self.stack[self.row]
+        stack, error = self.stack, self.stack.uncertainty
+        return Spectrum(
+            flux=stack.flux[:, self.row],
+            spectral_axis=stack.spectral_axis,
+            uncertainty=None if error is None else type(error)(error.array[:, self.row], unit=error.unit),
+            mask=None if stack.mask is None else stack.mask[:, self.row],
+            meta=stack.meta,
+        )
 
     def __reduce__(self):  # a row travels to a worker without the others
         return _Given, (self.read(),)
@@ -150,6 +160,11 @@ class _TrainingRow(StarSource):
 
     def read(self) -> Spectrum:
         return self.rows.read(self.row)
+
+
+def _stars_first(stack: Spectrum) -> bool:
+    """Whether the spectral axis of a stack is the last one; specutils 1 knows no other."""
+    return getattr(stack, "spectral_axis_index", stack.flux.ndim - 1) == stack.flux.ndim - 1
 
 
 class _TrainingRows:
@@ -195,14 +210,14 @@ def star_sources(
     grid: WavelengthGrid | None = None,
     selection: Selection | None = None,
     reader: Callable[[str], Spectrum] = read,
-) -> list[StarSource]:
+) -> list[StarSource] | Iterator[StarSource]:
     """Turn whatever holds the spectra of stars into a list of stars, none of which is read yet.
 
     Parameters
     ----------
     spectra : iterable of `~specutils.Spectrum` or path-like, or one of:
         a path; a pattern such as ``"spectra/apStar-*.fits"``, whose matches
-        are sorted; a `~specutils.Spectrum` of one star or with a row per star;
+        are sorted; a `~specutils.Spectrum` of one star or of many, with the spectral axis where it says;
         an HDF5 file in the layout of `cyclestarnet.io.write_training_set`
         (``.h5`` or ``.hdf5``), or a `~cyclestarnet.io.TrainingSet`, if the file
         has several splits or other pixels.
@@ -216,13 +231,16 @@ def star_sources(
 
     Returns
     -------
-    list of `StarSource`
-        In the order given, that of the sorted matches, or that of the rows.
+    list of `StarSource`, or an iterator
+        In the order given, that of the sorted matches, or that of the rows. Of a generator or another
+        iterator an iterator, which reads it as stars are asked for.
 
     Raises
     ------
     FileNotFoundError
-        If nothing matches the pattern, or there is no such HDF5 file.
+        If nothing matches the pattern, or there is no such file. A file in a list is looked for when its turn comes.
+    IsADirectoryError
+        If the path is a folder.
     TypeError
         If ``spectra`` is none of these.
     FileFormatError, GridError
@@ -245,6 +263,12 @@ def star_sources(
         elif Path(path).suffix.lower() in (".h5", ".hdf5"):
             spectra = TrainingSet(path, split=_only_split(path))
         else:
+            if os.path.isdir(path):
+                raise IsADirectoryError(
+                    errno.EISDIR, f"this is a folder; name its files by a pattern such as '{path}/apStar-*.fits'", path
+                )
+            if not os.path.exists(path):
+                raise FileNotFoundError(f"no file {path}; the working directory is {os.getcwd()}")
             spectra = [path]
     if isinstance(spectra, TrainingSet):
         rows = _TrainingRows(spectra, _wavelength(spectra, grid))
@@ -255,12 +279,16 @@ def star_sources(
     if isinstance(spectra, Spectrum):
         if spectra.flux.ndim > 2:
             raise SpectrumError(f"flux must have the shape (n_pixels,) or (n, n_pixels), but has {spectra.flux.shape}")
-        return (
-            [_Given(spectra)] if spectra.flux.ndim == 1 else [_StackRow(spectra, k) for k in range(len(spectra.flux))]
-        )
+        if spectra.flux.ndim == 1:
+            return [_Given(spectra)]
+        n_stars = spectra.flux.shape[0 if _stars_first(spectra) else 1]
+        return [_StackRow(spectra, k) for k in range(n_stars)]
     if isinstance(spectra, Mapping) or not isinstance(spectra, Iterable):
         raise TypeError(f"spectra must be spectra or paths, in a list if many, but is a {type(spectra).__name__}")
-    return [_File(os.fspath(item), reader) if isinstance(item, str | os.PathLike) else _Given(item) for item in spectra]
+    stars = (
+        _File(os.fspath(item), reader) if isinstance(item, str | os.PathLike) else _Given(item) for item in spectra
+    )
+    return stars if isinstance(spectra, Iterator) else list(stars)
 
 
 def _only_split(path: str) -> str:

@@ -33,7 +33,7 @@ from cyclestarnet.pipeline.parts import ModelParts
 from cyclestarnet.pipeline.report import make_result
 from cyclestarnet.pipeline.setup import FitSetup
 from cyclestarnet.pipeline.stars import Stars
-from cyclestarnet.results import FitResult
+from cyclestarnet.results import FitFlag, FitResult
 from cyclestarnet.spectra import Pixels, Spectrum, to_pixels
 
 __all__ = ["fit_one", "fit_stars", "make_objective", "prepare_stars"]
@@ -41,6 +41,17 @@ __all__ = ["fit_one", "fit_stars", "make_objective", "prepare_stars"]
 SOLVERS = {"lbfgs": lbfgs, "lm": levenberg_marquardt}
 AIR_SHIFT = (-92.0, -72.0)  # km/s: where lines appear if air wavelengths are taken for vacuum
 SLOW = 50.0  # km/s: edges of chips that slower stars move are hardly a dozen pixels
+# What a fit warns of, and what to do
+ADVICE = {
+    FitFlag.POOR_FIT: "the model does not fit within its errors; look at result.plot(), and do not take the labels at "
+    "face value",
+    FitFlag.UNFAMILIAR: "the model has seen no such spectra in training; check the spectrum, its wavelengths and its "
+    "continuum, or use a model for stars of this kind",
+    FitFlag.AT_BOUND: "a label is held back by a bound (result.meta['at_bound']), and would go beyond; widen `bounds`, "
+    "or take its value for a limit",
+    FitFlag.VELOCITY: "the lines are shifted, and the spectrum is not at rest; fit with motion='velocity', or shift it",
+    FitFlag.CONTINUUM: "wide stretches lie above or below the model; normalise the spectrum again, or `ignore` them",
+}
 ROUGH_ERROR = 0.01  # of a translated spectrum, before its own residuals tell
 
 
@@ -294,8 +305,12 @@ def fit_one(parts: ModelParts, spectrum: Spectrum, options: FitOptions) -> FitRe
     (result,) = fit_stars(parts, [spectrum], FitSetup.of(parts, options))
     if isinstance(result, Exception):
         raise result
+    told = []
     if not result.success:
-        warnings.warn(f"the fit did not converge: {result.message}", FitWarning, stacklevel=3)
+        told = [f"the fit did not converge: {result.message}"]
+    told += [f"{flag.name}: {ADVICE[flag]}" for flag in ADVICE if flag in result.flags]
+    if told:
+        warnings.warn("; ".join(told), FitWarning, stacklevel=3)
     return result
 
 

@@ -23,6 +23,7 @@ Processes of this machine (``workers=N``) are those of ``cyclestarnet.processes`
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import warnings
@@ -48,6 +49,8 @@ from cyclestarnet.processes import run_in_processes
 from cyclestarnet.progress import tqdm
 from cyclestarnet.results import FitFlag, FitResult
 from cyclestarnet.spectra import Spectrum
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Star", "failed_row", "fit_survey"]
 
@@ -138,17 +141,27 @@ def _plain(column, unit):
 
 
 class _Rows:
-    """The table to be: an array for each column, filled in any order."""
+    """The table to be: an array for each column, filled in any order, and as long as there are stars."""
 
-    def __init__(self, template, n_stars):
+    def __init__(self, template):
         self.units = {name: template[name].unit for name in template.colnames} | {"seconds": None}
         self.columns = {
-            name: np.empty((n_stars, *column.shape[1:]), object if column.dtype.kind in "OSU" else column.dtype)
+            name: np.empty((0, *column.shape[1:]), object if column.dtype.kind in "OSU" else column.dtype)
             for name, column in template.items()
-        } | {"seconds": np.empty(n_stars)}
-        self.filled = np.zeros(n_stars, dtype=bool)
+        } | {"seconds": np.empty(0)}
+        self.filled, self.n_stars = np.zeros(0, dtype=bool), 0
+
+    def reach(self, n_stars):
+        """Make room for so many stars."""
+        self.n_stars = max(self.n_stars, n_stars)
+        if n_stars > len(self.filled):
+            more = max(n_stars, 2 * len(self.filled)) - len(self.filled)
+            self.filled = np.append(self.filled, np.zeros(more, dtype=bool))
+            for name, array in self.columns.items():
+                self.columns[name] = np.concatenate([array, np.empty((more, *array.shape[1:]), array.dtype)])
 
     def put(self, stars, rows):
+        self.reach(max(stars, default=-1) + 1)
         for column, values in zip(self.columns.values(), zip(*rows, strict=True), strict=True):
             column[stars] = values
         self.filled[stars] = True
@@ -156,6 +169,7 @@ class _Rows:
     def to_table(self, meta):
         columns = {}
         for name, array in self.columns.items():
+            array = array[: self.n_stars]
             array = array.astype(str) if array.dtype == object else array
             columns[name] = array if self.units[name] is None else array << self.units[name]
         return QTable(columns, copy=False, meta=dict(meta or {}))
@@ -163,7 +177,7 @@ class _Rows:
 
 # -- the engine ------------------------------------------------------------------
 def fit_survey(
-    stars: Sequence[Star],
+    stars: Sequence[Star] | Iterator[Star],
     fit_stars: Callable[[list[Spectrum]], list[FitResult | Exception]],
     failed_row: Callable[[str, Exception | str], QTable],
     many: ManyOptions | None = None,
@@ -177,8 +191,8 @@ def fit_survey(
 
     Parameters
     ----------
-    stars : sequence of `Star`
-        See `~cyclestarnet.io.star_sources`.
+    stars : sequence or iterator of `Star`
+        See `~cyclestarnet.io.star_sources`. An iterator is read as far as stars are needed.
     fit_stars : callable
         Takes a list of `~specutils.Spectrum` and returns a list of
         `~cyclestarnet.FitResult` or Exception, aligned with it. A star's result
@@ -226,40 +240,103 @@ def fit_survey(
     many = ManyOptions() if many is None else many
     if block_size < 1:
         raise ValueError(f"block_size must be 1 or more, but is {block_size}")
-    rows = _Rows(failed_row("", ""), len(stars))
+    rows, n_stars = _Rows(failed_row("", "")), len(stars) if isinstance(stars, Sequence) else None
+    rows.reach(n_stars or 0)
     options = {"fit_block": _BlockFitter(fit_stars, failed_row), "block_size": block_size, "retries": retries}
     output = many.output
     if output is None:
         _fit_rest(stars, rows, many, **options)
-        return rows.to_table(meta)
+        return _summed_up(rows.to_table(meta))
     check_no_folder(output)  # raises now rather than after the last star
     check_suffix(output)
-    partial = Path(f"{os.fspath(output)}.partial")
-    if Path(output).exists() and not many.overwrite and not partial.exists():
+    partial_path = Path(f"{os.fspath(output)}.partial")
+    if Path(output).exists() and not many.overwrite and not partial_path.exists():
         raise FileExistsError(f"{output} exists; use overwrite=True to replace it, or another name")
-    run = {"columns": list(rows.columns), **(run or {}), "stars": [star.identity for star in stars]}
-    with Journal(partial, run) as journal:
-        for block, values in journal.recorded():
-            rows.put(block, values)
-        _fit_rest(stars, rows, many, **options, keep=journal.append)
+    known = "as they come" if n_stars is None else [star.identity for star in stars]
+    run = {"columns": list(rows.columns), **(run or {}), "stars": known}
+    with Journal(partial_path, run) as journal:
+        if n_stars is None:
+            stars, keep = _recorded_one_by_one(stars, rows, journal)
+        else:
+            keep = journal.append
+            for block, values in journal.recorded():
+                rows.put(block, values)
+        _fit_rest(stars, rows, many, **options, keep=keep)
         table = rows.to_table(meta)
         write_results(table, output)
-    partial.unlink()
+    partial_path.unlink()
+    return _summed_up(table)
+
+
+def _summed_up(table):
+    """The table, after the log has been told how many stars carry which flag."""
+    if len(table):
+        names = np.array([",".join(FitFlag(int(flags)).names) for flags in table["flags"]])
+        counts = {flag.name: sum(flag.name in text.split(",") for text in names) for flag in FitFlag}
+        told = ", ".join(f"{name} {number}" for name, number in counts.items() if number) or "none"
+        log.log(
+            logging.INFO if told == "none" else logging.WARNING,
+            "flags of %d stars (%d with any): %s", len(table), int((names != "").sum()), told,
+        )  # fmt: skip
     return table
+
+
+def _recorded_one_by_one(stars, rows, journal):
+    """Stars whose number nobody knows before they have come, and a function that keeps their rows with who they are."""
+    identities = {}
+    for block, values in journal.recorded():
+        identities.update(zip(block, (value[-1] for value in values), strict=True))
+        rows.put(block, [value[:-1] for value in values])
+
+    def again():
+        last = -1
+        for last, star in enumerate(stars):
+            if identities.setdefault(last, star.identity) != star.identity:
+                raise FileExistsError(
+                    f"star {last} was {identities[last]!r:.80} in the unfinished run of {journal.path}, but is "
+                    f"{star.identity!r:.80} now; delete the file to begin anew, or choose another output"
+                )
+            yield star
+        if len(identities) > last + 1:
+            raise FileExistsError(
+                f"{last + 1} stars came, but {journal.path} has rows of {len(identities)}; delete the file to begin "
+                "anew, or choose another output"
+            )
+
+    def keep(block, values):
+        journal.append(block, [[*value, identities[k]] for k, value in zip(block, values, strict=True)])
+
+    return again(), keep
+
+
+def _blocks(stars, rows, block_size):
+    """Numbers and stars of each block of those whose rows are not filled; stars are asked for as they are needed."""
+    numbers, block = [], []
+    for k, star in enumerate(stars):
+        rows.reach(k + 1)
+        if rows.filled[k]:
+            continue
+        numbers.append(k)
+        block.append(star)
+        if len(block) == block_size:
+            yield numbers, block
+            numbers, block = [], []
+    if block:
+        yield numbers, block
 
 
 def _fit_rest(stars, rows, many, *, fit_block, block_size, retries, keep=None):
     """Fit the stars whose rows are not filled; ``keep`` is handed each block before it counts."""
-    left = np.flatnonzero(~rows.filled)
-    blocks = [left[k : k + block_size].tolist() for k in range(0, len(left), block_size)]
+    total, done = len(stars) if isinstance(stars, Sequence) else None, int(rows.filled.sum())
+    blocks = _blocks(stars, rows, block_size)
     if many.client is not None:
-        fitted = _fit_on_cluster(stars, blocks, fit_block, many.client, retries)
+        fitted = _fit_on_cluster(blocks, fit_block, many.client, retries)
     elif many.workers > 1:
-        fitted = _fit_in_processes(stars, blocks, fit_block, many.workers)
+        work = partial(_read_and_fit, fit_block)
+        fitted = run_in_processes(work, blocks, many.workers, what="its stars were fitted")
     else:
-        fitted = _fit_here(stars, blocks, fit_block)
-    hidden = not many.progress
-    bar = tqdm(total=len(stars), initial=len(stars) - len(left), desc="fitting", unit=" stars", disable=hidden)
+        fitted = _fit_here(blocks, fit_block)
+    bar = tqdm(total=total, initial=done, desc="fitting", unit=" stars", disable=not many.progress)
     with bar, closing(fitted):  # an interrupt stops the reading, too
         for block, values in fitted:
             if keep is not None:
@@ -268,24 +345,18 @@ def _fit_rest(stars, rows, many, *, fit_block, block_size, retries, keep=None):
             bar.update(len(block))
 
 
-def _fit_here(stars, blocks, fit_block):
+def _fit_here(blocks, fit_block):
     """Blocks and their rows; a thread reads the next block while one is fitted."""
     with ThreadPoolExecutor(1, thread_name_prefix="reading") as thread:
-        reads = (thread.submit(_read, [stars[k] for k in block]) for block in blocks)
+        reads = ((numbers, thread.submit(_read, stars)) for numbers, stars in blocks)
         coming = next(reads, None)
-        for block in blocks:
-            spectra = coming.result()  # the block before goes
+        while coming is not None:
+            numbers, spectra = coming[0], coming[1].result()  # the block before goes
             coming = next(reads, None)
-            yield block, fit_block(spectra)
+            yield numbers, fit_block(spectra)
 
 
-def _fit_in_processes(stars, blocks, fit_block, workers) -> Iterator:
-    """Blocks and their rows as they come."""
-    work = ((block, [stars[k] for k in block]) for block in blocks)
-    yield from run_in_processes(partial(_read_and_fit, fit_block), work, workers, what="its stars were fitted")
-
-
-def _fit_on_cluster(stars, blocks, fit_block, client, retries):
+def _fit_on_cluster(blocks, fit_block, client, retries):
     """Blocks and their rows as they come; two blocks for each thread of the workers are under way."""
     from distributed import KilledWorker, as_completed
 
@@ -301,8 +372,8 @@ def _fit_on_cluster(stars, blocks, fit_block, client, retries):
     try:
         while True:
             n_free = 2 * max(sum(client.nthreads().values()), 1) - len(under_way)
-            for block in islice(waiting, max(n_free, 0)):
-                future = submit(_read_and_fit, fitter, [stars[k] for k in block])
+            for block, stars in islice(waiting, max(n_free, 0)):
+                future = submit(_read_and_fit, fitter, stars)
                 under_way[future] = block
                 done.add(future)
             if not under_way:
