@@ -26,6 +26,7 @@ from cyclestarnet.networks.translation import NetworkSettings
 from cyclestarnet.noise import NoiseModel
 from cyclestarnet.pipeline import FitOptions, ManyOptions, SampleOptions, read_results, write_results
 from cyclestarnet.results import FitFlag, FitResult, Posterior
+from cyclestarnet.training.adaptation import adapt
 from cyclestarnet.training.runs import train
 from cyclestarnet.training.settings import TrainingSettings
 from cyclestarnet.training.watch import WatchSettings
@@ -60,6 +61,7 @@ __all__ = [
     "WatchSettings",
     "WavelengthGrid",
     "__version__",
+    "adapt",
     "air_to_vacuum",
     "difference_unit",
     "ensemble_derivatives",

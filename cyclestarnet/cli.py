@@ -1,4 +1,4 @@
-"""Command line: ``cyclestarnet demo``, ``fit``, ``info``, ``mock-lines``, ``prepare`` and ``train``."""
+"""Command line: ``cyclestarnet adapt``, ``demo``, ``fit``, ``info``, ``mock-lines``, ``prepare`` and ``train``."""
 
 from __future__ import annotations
 
@@ -116,6 +116,42 @@ def _print_last_row(table):
             print(f"  {name:20}{', '.join(said)}")
         elif name != "iteration" and column[-1] == column[-1]:  # NaN is not itself
             print(f"  {name:20}{column[-1]:.4g}")
+
+
+def _adapt(options: argparse.Namespace) -> int:
+    """Finish the training of a model on your own spectra; run again after a kill, it goes on where it was."""
+    from cyclestarnet.training.adaptation import adapt, adaptation_settings
+    from cyclestarnet.training.watch import WatchSettings
+
+    output = options.output
+    if output.suffix != ".safetensors":
+        raise ValueError(f"the model to write must end in .safetensors, but is {output}")
+    if output.exists() and Path(options.model).exists() and output.samefile(options.model):
+        raise ValueError(f"{output} is the model to begin with; give the new one another name")
+    folder = output.with_suffix("") if options.folder is None else options.folder
+    base = _model(options.model)
+    changes = {} if options.iterations is None else {"n_iterations": options.iterations}
+    try:
+        model, report = adapt(
+            base,
+            options.spectra,
+            name=output.stem,
+            settings=adaptation_settings(base, seed=options.seed, **changes),
+            watch=WatchSettings() if options.watch else None,
+            seed=options.seed,
+            folder=folder,
+            progress=sys.stderr.isatty(),
+        )
+    except KeyboardInterrupt:
+        saved = f"what is done is saved in {folder}" if (folder / "checkpoint.pt").exists() else "nothing is saved"
+        print(f"\ninterrupted; {saved}. Run the same command again to go on", file=sys.stderr)
+        return 130
+    model.save(output)
+    page = output.with_suffix(".html")
+    report.write(page)
+    print(repr(report))
+    print(f"model: {output}\nreport: {page}")
+    return 0
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -262,6 +298,17 @@ def _parser():
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
 
+    sub = commands.add_parser("adapt", help=_adapt.__doc__)
+    sub.add_argument("spectra", type=Path, help="HDF5 file of 50 or more spectra on the pixels of the model")
+    sub.add_argument("-o", "--output", type=Path, required=True, help="model to write: .safetensors")
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing model")
+    sub.add_argument("--model", default="apogee-giants", help="embedded model or .safetensors file to begin with")
+    sub.add_argument("--iterations", type=int, metavar="N", help="length of the training (default: 2000)")
+    sub.add_argument("--watch", action="store_true", help="score the training, and keep the weights of the best score")
+    sub.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    sub.add_argument("--folder", type=Path, help="for checkpoints and logs (default: OUTPUT without its suffix)")
+    sub.set_defaults(run=_adapt)
+
     sub = commands.add_parser("demo", help=_demo.__doc__)
     sub.add_argument("-o", "--output", type=Path, default=Path("cyclestarnet-demo.png"), help="figure to write")
     sub.set_defaults(run=_demo)
@@ -344,7 +391,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     output = getattr(options, "output", None)
     unfinished = output is not None and options.command == "prepare" and Path(f"{output}.partial").exists()
-    overwrites = options.command in ("fit", "prepare") and output is not None and output.exists()
+    overwrites = options.command in ("adapt", "fit", "prepare") and output is not None and output.exists()
     if overwrites and not options.overwrite and not unfinished:
         print(f"cyclestarnet: {output} exists; use --overwrite", file=sys.stderr)
         return 2

@@ -32,7 +32,8 @@ MAY_IMPORT = {
 }
 # These join what their rooms hold to a model, and run it.
 ABOVE_MODEL = {
-    "training", "training.arrays", "training.assembly", "training.calibration", "training.emulators",
+    "training", "training.adaptation", "training.arrays", "training.assembly", "training.before_after",
+    "training.calibration", "training.emulators",
     "training.evaluation", "training.inputs", "training.runs", "training.shortcuts", "lines.mock", "lines.config",
 }  # fmt: skip
 ANYTHING = {"cli", "__main__", "__init__"}

@@ -1,5 +1,6 @@
 """All figures: of results, of trainings, of ranks and of lines."""
 
+from cyclestarnet.plotting.adaptation import adaptation_page, plot_adaptation
 from cyclestarnet.plotting.derivatives import plot_derivatives, plot_recovery
 from cyclestarnet.plotting.lines import (
     plot_error_map,
@@ -12,6 +13,8 @@ from cyclestarnet.plotting.results import plot_fit, plot_posterior
 from cyclestarnet.plotting.training import plot_training
 
 __all__ = [
+    "adaptation_page",
+    "plot_adaptation",
     "plot_derivatives",
     "plot_error_map",
     "plot_fit",

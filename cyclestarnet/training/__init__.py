@@ -1,5 +1,6 @@
 """From two sets of spectra to a model: losses, trainer, data, configuration, assembly and evaluation."""
 
+from cyclestarnet.training.adaptation import adapt, adaptation_settings, draw_labels
 from cyclestarnet.training.alignment import (
     LabelTransport,
     classifier_accuracy,
@@ -24,6 +25,7 @@ from cyclestarnet.training.assembly import (
     quiet_pixels,
     typical_latent,
 )
+from cyclestarnet.training.before_after import AdaptationReport, Standing, compare_models
 from cyclestarnet.training.calibration import calibration_ranks
 from cyclestarnet.training.config import Config, example_config, read_config
 from cyclestarnet.training.datasets import ObservedSpectra, StoredSynthetic, SyntheticSpectra
@@ -45,6 +47,7 @@ from cyclestarnet.training.trainer import Anchors, Trainer
 from cyclestarnet.training.watch import Watch, WatchSettings, alignment_scores
 
 __all__ = [
+    "AdaptationReport",
     "Anchors",
     "Config",
     "LabelOffsets",
@@ -53,6 +56,7 @@ __all__ = [
     "Ranks",
     "Residuals",
     "Run",
+    "Standing",
     "StoredSynthetic",
     "StreamedSpectra",
     "StreamedSynthetic",
@@ -61,12 +65,16 @@ __all__ = [
     "TrainingSettings",
     "Watch",
     "WatchSettings",
+    "adapt",
+    "adaptation_settings",
     "alignment_scores",
     "assemble_model",
     "calibration_ranks",
     "classifier_accuracy",
     "compare_labels",
+    "compare_models",
     "correlation_inflation",
+    "draw_labels",
     "example_config",
     "filled_flux",
     "finish",

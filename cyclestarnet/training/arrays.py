@@ -31,12 +31,21 @@ from cyclestarnet.training.domains import Domains, Stars, grid_with_chips
 from cyclestarnet.training.emulators import trained_emulator
 from cyclestarnet.training.inputs import emulator_error, least_held_out
 from cyclestarnet.training.settings import TrainingSettings
-from cyclestarnet.training.tables import ArrayTable
+from cyclestarnet.training.tables import ArrayTable, SpectrumTable
 
-__all__ = ["domains_of_arrays", "held_out_rows"]
+__all__ = [
+    "check_observed",
+    "digest",
+    "domains_of_arrays",
+    "held_out_rows",
+    "observed_table",
+    "require_same_spectra",
+    "table_digest",
+]
 
 LEAST_TRAINED = 8  # observed stars, of whose latents a model keeps the distribution
 NORMALISED = (0.1, 10.0)  # between which the median of a normalised flux is, whatever the stars and the recipe
+LOOKED_AT = 64  # spectra, by which the others are judged
 LARGEST_GRID = 20_000  # spectra that an emulator is trained on at most, as in the file of a training
 GIVEN = "spectra.json"  # in the folder of a run: what its checkpoint was trained on
 
@@ -98,22 +107,21 @@ def domains_of_arrays(
     values, label_set = _labels(labels, len(first.flux))
     _check_synthetic(first, label_set)
     sigma, bad = _errors_and_mask(second, errors, mask)
-    _check_normalised("observed", np.where(bad[:64], np.nan, second.flux[:64]))
-    _check_errors(np.where(bad[:64], np.nan, sigma[:64]), plan.training)
+    table = ArrayTable(second.flux, sigma, bad)
+    check_observed(table, plan.training)
     held_rows = held_out_rows(len(second.flux), held_out, plan.run.seed)
     rows = np.setdiff1d(np.arange(len(second.flux)), held_rows)
     _check_numbers(len(rows), len(held_rows), least_held_out(plan))
     plan.network_settings(grid.n_pixels)  # what does not fit shall be known before hours of work on the emulator
 
-    table = ArrayTable(second.flux, sigma, bad)
     source = ObservedSpectra.from_table(table, plan.training, rows=rows)
     pixels = grid.wavelength.value
     given = {
-        "synthetic": _digest(first.flux, values, pixels),
-        "observed": _digest(second.flux, sigma, bad, pixels),
-        "held out": _digest(held_rows),
+        "synthetic": digest(first.flux, values, pixels),
+        "observed": digest(second.flux, sigma, bad, pixels),
+        "held out": digest(held_rows),
     }
-    _require_same_spectra(plan.run.folder / GIVEN, given)
+    require_same_spectra(plan.run.folder, given)
     synthetic_table = ArrayTable(first.flux, labels=values)
     emulator, error = trained_emulator(
         synthetic_table, values, label_set, plan.run.folder,
@@ -169,6 +177,76 @@ def held_out_rows(n_stars: int, fraction: float, seed: int) -> np.ndarray:
         raise ValueError(f"held_out must be a fraction between 0 and 1, but is {fraction}")
     order = np.random.default_rng([seed, 3]).permutation(n_stars)
     return np.sort(order[: round(fraction * n_stars)])
+
+
+def observed_table(
+    observed: ArrayLike | Spectrum,
+    errors: ArrayLike | None = None,
+    *,
+    grid: WavelengthGrid,
+    mask: ArrayLike | None = None,
+) -> ArrayTable:
+    """Check the shapes, units and wavelengths of observed spectra in memory, and make a table of them.
+
+    Parameters
+    ----------
+    observed, errors, mask
+        As `~cyclestarnet.train` takes them.
+    grid : `~cyclestarnet.WavelengthGrid`
+        The pixels that they must be on.
+
+    Returns
+    -------
+    `~cyclestarnet.training.tables.ArrayTable`
+
+    Raises
+    ------
+    SpectrumError
+        If they have impossible shapes or units, or no errors.
+    GridError
+        If they are on other pixels.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> import numpy as np
+    >>> from cyclestarnet import WavelengthGrid
+    >>> from cyclestarnet.training.arrays import observed_table
+    >>> observed_table(np.ones((3, 4)), np.full((3, 4), 0.01), grid=WavelengthGrid([500, 501, 502, 503] * u.nm))
+    3 arrays
+    """
+    stack = _stack("observed", observed)
+    _grid(grid, {"observed": stack})
+    sigma, bad = _errors_and_mask(stack, errors, mask)
+    return ArrayTable(stack.flux, sigma, bad)
+
+
+def check_observed(table: SpectrumTable, settings: TrainingSettings) -> None:
+    """Check by the first spectra of a table that flux is normalised, and that errors are those of such flux.
+
+    Parameters
+    ----------
+    table : `~cyclestarnet.training.tables.SpectrumTable`
+        Of observed spectra.
+    settings : `~cyclestarnet.TrainingSettings`
+        Up to which error pixels count.
+
+    Raises
+    ------
+    SpectrumError
+        If they are not.
+
+    Examples
+    --------
+    ::
+
+        check_observed(TrainingSet("observed.h5"), TrainingSettings())
+    """
+    flux, sigma, bad = table.read(0, min(LOOKED_AT, table.n_spectra))
+    assert sigma is not None  # observed spectra have them
+    assert bad is not None
+    _check_normalised("observed", np.where(bad, np.nan, flux))
+    _check_errors(np.where(bad, np.nan, sigma), settings)
 
 
 # -- spectra -------------------------------------------------------------------------------
@@ -371,20 +449,87 @@ def _check_plan(plan: Plan) -> None:
             )
 
 
-def _digest(*arrays: np.ndarray) -> str:
-    """SHA-256 of arrays with their types and shapes."""
-    digest = hashlib.sha256()
+def digest(*arrays: np.ndarray) -> str:
+    """SHA-256 of arrays with their types and shapes.
+
+    Parameters
+    ----------
+    *arrays : array
+        Of any kind.
+
+    Returns
+    -------
+    str
+        Hexadecimal digits.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.training.arrays import digest
+    >>> digest(np.zeros(2)) == digest(np.zeros(2, dtype="f4"))
+    False
+    """
+    found = hashlib.sha256()
     for array in arrays:
-        digest.update(f"{array.dtype.str} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return digest.hexdigest()
+        found.update(f"{array.dtype.str} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return found.hexdigest()
 
 
-def _require_same_spectra(note: Path, given: dict[str, str]) -> None:
-    """A checkpoint in the folder must be of the same spectra, or it would go on with others unseen."""
+def table_digest(table: SpectrumTable) -> str:
+    """SHA-256 of all rows of a table, read block by block.
+
+    Parameters
+    ----------
+    table : `~cyclestarnet.training.tables.SpectrumTable`
+        Of spectra of any kind.
+
+    Returns
+    -------
+    str
+        Hexadecimal digits.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.training.arrays import table_digest
+    >>> from cyclestarnet.training.tables import ArrayTable
+    >>> len(table_digest(ArrayTable(np.ones((3, 4)))))
+    64
+    """
+    blocks = (table.read(first, first + table.block_rows) for first in range(0, table.n_spectra, table.block_rows))
+    return hashlib.sha256(
+        "".join(digest(*(array for array in block if array is not None)) for block in blocks).encode()
+    ).hexdigest()
+
+
+def require_same_spectra(folder: Path, given: dict[str, str]) -> None:
+    """Note in a folder what its run is trained on; what is noted there already must be the same.
+
+    Else a checkpoint would go on with other spectra, and nobody would see it.
+
+    Parameters
+    ----------
+    folder : path
+        Of the run.
+    given : dict of str
+        What it is trained on, and its digest.
+
+    Raises
+    ------
+    ValueError
+        If the folder has a run on something else.
+
+    Examples
+    --------
+    ::
+
+        require_same_spectra(plan.run.folder, {"observed": digest(flux, errors)})
+    """
+    note = folder / GIVEN
     if note.exists():
         there = json.loads(note.read_text(encoding="utf-8"))
-        if different := [name for name, digest in given.items() if there.get(name) != digest]:
+        if different := [name for name, found in given.items() if there.get(name) != found]:
             raise ValueError(
                 f"folder {note.parent} has a training on other spectra ({', '.join(different)}); use another folder, "
                 "or delete it to begin anew"

@@ -68,6 +68,7 @@ def assemble_model(
     validation: Spectrum,
     noise: NoiseModel,
     recipe: ContinuumRecipe | None = None,
+    prior: GaussianPrior | None = None,
     provenance: Mapping[str, object] | None = None,
     fit: Callable[..., Residuals] | None = None,
     progress: bool = True,
@@ -96,11 +97,14 @@ def assemble_model(
         Observed spectra that training has not seen; 20 give a rough, 100 a
         good scatter per pixel.
     noise : `~cyclestarnet.NoiseModel`
-        That of the training (``settings.noise``): which pixels count, and with what error.
+        That of the training (``settings.noise``): which pixels count, and with what error. A
+        ``label_error`` that it has stays, and its trend.
     recipe : `~cyclestarnet.ContinuumRecipe`, optional
         The one that normalised the spectra. Default: one through
         `quiet_pixels` of synthetic spectra; it is used for spectra with
         physical units only.
+    prior : `~cyclestarnet.GaussianPrior`, optional
+        The label prior, if it is known. Default: `label_prior` of the pool.
     provenance : dict, optional
         What goes on the model card. Default: nothing.
     fit : callable, optional
@@ -139,7 +143,7 @@ def assemble_model(
     """
     pool = floats_of(label_pool)
     labels.check_range(pool)
-    prior = label_prior(pool, labels)
+    prior = label_prior(pool, labels) if prior is None else prior
     if recipe is None:
         rows = np.linspace(0, len(pool) - 1, min(len(pool), 500)).astype(int)
         recipe = ContinuumRecipe(grid, quiet_pixels(EmulatorPredictor(emulator).flux(pool[rows]), grid))

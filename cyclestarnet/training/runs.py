@@ -1,7 +1,8 @@
 """A training from its data to the saved model, by two doors: `prepare` for files, `train` for arrays in memory.
 
 The command ``cyclestarnet train`` is a thin layer over this room: `prepare`,
-`Run.train`, `finish`. `train` does the same steps with what a notebook holds.
+`Run.train`, `finish`. `train` does the same steps with what a notebook holds,
+and `~cyclestarnet.adapt` with spectra for which a trained model is the beginning.
 What can be wrong with the data is found before the first step.
 """
 
@@ -50,7 +51,7 @@ from cyclestarnet.training.toml import ConfigError
 from cyclestarnet.training.trainer import Trainer, join_processes
 from cyclestarnet.training.watch import WatchSettings
 
-__all__ = ["Run", "finish", "joined_processes", "prepare", "train"]
+__all__ = ["Run", "check_machine", "finish", "joined_processes", "kept_folder", "prepare", "ready", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,8 @@ class Run:
         The spectra of both domains.
     trainer : `~cyclestarnet.training.trainer.Trainer`
         The networks, at the last checkpoint of the folder if there is one.
+    base : `~cyclestarnet.CalibratedModel`, optional
+        The model that the training began from: its label prior and errors of labels stay. Default: none.
 
     Examples
     --------
@@ -79,6 +82,7 @@ class Run:
     config: Plan
     domains: Domains
     trainer: Trainer
+    base: CalibratedModel | None = None
 
     def train(self, *, until: int | None = None, progress: bool = True) -> None:
         """Train to the end, or for now to an iteration, with the rows and checkpoints that the plan asks for.
@@ -204,13 +208,13 @@ def prepare(config: Config, *, progress: bool = True) -> Run:
         dist.barrier()  # the first process makes the emulator, if there is none, and the others read it
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
-    _check_machine(config)
+    check_machine(config)
     first = not dist.is_initialized() or dist.get_rank() == 0
     with locked(config.run.folder if first else None, "trains in"):  # an emulator is made there
         domains = read_domains(config, progress=progress)
     if dist.is_initialized() and first:
         dist.barrier()
-    return _ready(config, domains)
+    return ready(config, domains)
 
 
 def train(
@@ -349,7 +353,7 @@ def train(
         model.save("giants.safetensors")
     """
     training = TrainingSettings.from_preset(settings, seed=seed) if isinstance(settings, str) else settings
-    with _kept(folder) as folder, locked(folder, "trains in"):
+    with kept_folder(folder) as folder, locked(folder, "trains in"):
         plan = Plan(
             run=RunConfig(folder=folder, name=name, seed=seed, device=device),
             training=training,
@@ -359,20 +363,38 @@ def train(
             model=ModelConfig(),
             log=LogConfig(),
         )
-        _check_machine(plan)
+        check_machine(plan)
         domains = domains_of_arrays(
             synthetic, labels, observed, errors, plan,
             mask=mask, wavelength=wavelength, recipe=recipe, held_out=held_out, progress=progress,
         )  # fmt: skip
-        run = _ready(plan, domains)
+        run = ready(plan, domains)
         log.info("%s", run.summary())
         run.train(progress=progress)
         return CalibratedModel.load(finish(run, progress=progress))
 
 
 @contextmanager
-def _kept(folder: str | os.PathLike | None) -> Iterator[Path]:
-    """The folder of a run, or a temporary one, which outlives a run that fails once it has trained anything."""
+def kept_folder(folder: str | os.PathLike | None) -> Iterator[Path]:
+    """Give the folder of a run, or a temporary one, which outlives a run that fails once it has trained anything.
+
+    Parameters
+    ----------
+    folder : path-like or None
+        As a user gave it. None: a temporary one.
+
+    Yields
+    ------
+    path
+        An exception that leaves the block says where that is, if there is anything to go on from.
+
+    Examples
+    --------
+    ::
+
+        with kept_folder(None) as path:
+            Trainer(sizes, settings, synthetic, observed, path).run()
+    """
     path = Path(tempfile.mkdtemp(prefix="cyclestarnet-")) if folder is None else Path(folder)
     try:
         yield path
@@ -386,8 +408,35 @@ def _kept(folder: str | os.PathLike | None) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _ready(plan: Plan, domains: Domains) -> Run:
-    """A run on the spectra of both domains: here both doors, `prepare` and `train`, meet."""
+def ready(plan: Plan, domains: Domains, base: CalibratedModel | None = None) -> Run:
+    """Make a run on the spectra of both domains: here all doors meet.
+
+    Parameters
+    ----------
+    plan : `~cyclestarnet.training.config.Plan`
+        How it goes.
+    domains : `~cyclestarnet.training.domains.Domains`
+        The spectra of both domains.
+    base : `~cyclestarnet.CalibratedModel`, optional
+        A model whose networks are the first weights, and whose label prior and errors of labels stay.
+        Default: networks begin anew.
+
+    Returns
+    -------
+    `Run`
+
+    Raises
+    ------
+    ValueError
+        If the folder has a checkpoint of other settings.
+
+    Examples
+    --------
+    ::
+
+        run = ready(plan, domains)
+        run.train()
+    """
     held_out = None
     if plan.watch is not None:
         rows = domains.held_out.spread(plan.watch.n_spectra)
@@ -404,11 +453,32 @@ def _ready(plan: Plan, domains: Domains) -> Run:
         watch=plan.watch,
         held_out=held_out,
     )
-    return Run(plan, domains, trainer)
+    if base is not None:
+        trainer.start_with(base.translator.network)
+    return Run(plan, domains, trainer, base)
 
 
-def _check_machine(plan: Plan) -> None:
-    """Check that the device and the packages of a plan are there."""
+def check_machine(plan: Plan) -> None:
+    """Check that the device and the packages of a plan are there.
+
+    Parameters
+    ----------
+    plan : `~cyclestarnet.training.config.Plan`
+        How a training shall go.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such device.
+    ImportError
+        If a package is missing.
+
+    Examples
+    --------
+    ::
+
+        check_machine(read_config("mine.toml"))
+    """
     _check_device(plan)
     if plan.watch is not None and find_spec("sklearn") is None:
         raise ImportError('the scores of a watch need scikit-learn: pip install "cyclestarnet[training]"')
@@ -490,7 +560,7 @@ def finish(run: Run, *, progress: bool = True) -> Path:
     """
     config, domains, settings = run.config, run.domains, run.config.training
     network, shift, iteration = _chosen_weights(run)
-    pool = domains.label_pool
+    pool, base = domains.label_pool, run.base
     unit = domains.synthetic.label_std  # in which labels are trained: 1 for one that is constant
     if shift is not None and unit is not None:
         pool = np.clip(pool + (shift * unit.cpu()).double().numpy(), domains.labels.lower, domains.labels.upper)
@@ -503,8 +573,9 @@ def finish(run: Run, *, progress: bool = True) -> Path:
         label_pool=pool,
         observed=domains.stars.spectra(config.model.n_cloud, domains.grid),
         validation=domains.held_out.spectra(config.model.n_validation, domains.grid),
-        noise=settings.noise,
+        noise=settings.noise if base is None else replace(base.noise, scatter={}, scatter_inflation={}),
         recipe=domains.recipe,
+        prior=None if base is None else base.prior,
         provenance=_provenance(run, iteration),
         progress=progress,
     )

@@ -217,6 +217,27 @@ class Trainer:
             self.parts.load_state_dict(own | given)
             self.average = {name: tensor.to(self.device) for name, tensor in state["average"].items()}
 
+    def start_with(self, network: TranslationNetwork) -> None:
+        """Begin with the weights of trained networks; critics and label head begin anew.
+
+        A run that has begun goes on, and takes nothing.
+
+        Parameters
+        ----------
+        network : `~cyclestarnet.networks.TranslationNetwork`
+            Of the same sizes, such as that of a model's translator. It is copied.
+
+        Examples
+        --------
+        ::
+
+            trainer = Trainer(sizes, settings, synthetic, observed, "adapted")
+            trainer.start_with(model.translator.network)
+        """
+        if self.iteration == 0:
+            self.network.load_state_dict(network.state_dict())
+            self.average = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
+
     def _check_together(self) -> None:
         s, n_parts = self.settings, self.n_processes * self.settings.micro_batches
         if s.batch_size % n_parts:

@@ -1,0 +1,193 @@
+"""Adaptations: held-out stars before and after, as a figure and as a page."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from astropy.table import Table
+
+from cyclestarnet.plotting.axes import DOMAIN_STYLES, NEUTRAL, pyplot, tidy, with_gaps
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["adaptation_page", "plot_adaptation"]
+
+COLORS = {"before": DOMAIN_STYLES["synth"][1], "after": DOMAIN_STYLES["obs"][1]}
+SMOOTH = 25  # pixels over which residuals are averaged to be seen
+STYLE = """\
+body { font: 16px/1.5 sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; margin: 1rem 0; }
+td, th { padding: 0.2rem 0.8rem; border-bottom: 1px solid #ddd; text-align: left; }
+td + td { font-variant-numeric: tabular-nums; }
+img { max-width: 100%; }"""
+
+
+def plot_adaptation(report: Any, *, axes: Sequence[Axes] | None = None) -> list[Axes]:
+    """Plot what held-out stars look like before and after an adaptation.
+
+    Panels: reduced χ² of the stars; half the 16-84 % range of the residuals
+    against wavelength; their median against wavelength; and the labels'
+    medians less the label prior, in its σ. Lines over wavelength are running
+    means over 25 pixels.
+
+    Parameters
+    ----------
+    report : `~cyclestarnet.training.AdaptationReport`
+        Of `~cyclestarnet.adapt`.
+    axes : sequence of `~matplotlib.axes.Axes`, optional
+        Four. Default: a new figure.
+
+    Returns
+    -------
+    list of `~matplotlib.axes.Axes`
+        One per panel, in the order above.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than four ``axes``.
+
+    Examples
+    --------
+    ::
+
+        adapted, report = cyclestarnet.adapt(model, "mine.h5")
+        plot_adaptation(report)[0].figure.savefig("adaptation.png")
+    """
+    if axes is None:
+        _, axes = pyplot().subplots(4, 1, figsize=(9.5, 12), layout="constrained")
+    axes = list(np.ravel(axes))
+    if len(axes) < 4:
+        raise ValueError(f"4 axes are needed, but got {len(axes)}")
+    standings = {"before": report.before, "after": report.after}
+    _chi2_panel(axes[0], standings)
+    width, middle = {}, {}
+    for when, standing in standings.items():
+        low, middle[when], high = _quantiles(standing.residual)
+        width[when] = (high - low) / 2
+    _wavelength_panel(axes[1], report.grid, width, "half-width of residuals (16-84 %)")
+    _wavelength_panel(axes[2], report.grid, middle, "median residual")
+    axes[2].axhline(0, color=NEUTRAL, lw=0.8, ls=":")
+    _label_panel(axes[3], report, standings)
+    for ax in axes[:4]:
+        tidy(ax)
+        ax.legend(frameon=False, fontsize=9)
+    return axes[:4]
+
+
+def _chi2_panel(ax, standings):
+    chi2 = {when: standing.reduced_chi2 for when, standing in standings.items()}
+    every = np.concatenate(list(chi2.values())).clip(1e-3)
+    edges = np.geomspace(every.min() / 1.01, every.max() * 1.01, 30)
+    for when, values in chi2.items():
+        ax.hist(values, edges, histtype="step", lw=1.5, color=COLORS[when], label=f"{when}: {np.median(values):.2f}")
+    ax.set_xscale("log")
+    ax.set(xlabel="reduced χ² of held-out stars", ylabel="stars")
+
+
+def _quantiles(residual):
+    """16th, 50th and 84th percentile per pixel; NaN where fewer than 3 stars see it."""
+    seen = np.isfinite(residual).sum(0) >= 3
+    result = np.full((3, residual.shape[1]), np.nan)
+    result[:, seen] = np.nanpercentile(residual[:, seen], [16, 50, 84], axis=0)
+    return result
+
+
+def _wavelength_panel(ax, grid, curves, ylabel):
+    wavelength = with_gaps(grid, grid.wavelength.value)
+    for when, values in curves.items():
+        smooth = np.full(grid.n_pixels, np.nan)
+        for start, stop in grid.chips:
+            smooth[start:stop] = _running_mean(values[start:stop])
+        ax.plot(wavelength, with_gaps(grid, smooth), color=COLORS[when], lw=1, label=when)
+    ax.set(xlabel="vacuum wavelength (Å)", ylabel=ylabel)
+
+
+def _running_mean(values):
+    known, kernel = np.isfinite(values), np.ones(min(SMOOTH, len(values)))
+    total, number = (np.convolve(a, kernel, "same") for a in (np.where(known, values, 0.0), known.astype(float)))
+    return np.where(known, total / np.maximum(number, 1), np.nan)
+
+
+def _label_panel(ax, report, standings):
+    places = np.arange(len(report.labels))
+    ax.axhline(0, color=NEUTRAL, lw=0.8, ls=":")
+    for when, standing in standings.items():
+        ax.plot(places, report.shift(standing), "o", color=COLORS[when], label=when)
+    ax.set_xticks(places, report.labels.names, rotation=60, ha="right")
+    ax.set_ylabel("median − prior (σ of the prior)")
+
+
+# -- the page ------------------------------------------------------------------------------
+def adaptation_page(report: Any) -> str:
+    """Write a page about an adaptation, which needs no other file.
+
+    Parameters
+    ----------
+    report : `~cyclestarnet.training.AdaptationReport`
+        Of `~cyclestarnet.adapt`.
+
+    Returns
+    -------
+    str
+        HTML with tables, provenance, and the figure of `plot_adaptation` if Matplotlib is installed.
+
+    Examples
+    --------
+    ::
+
+        page = adaptation_page(report)
+    """
+    title = html.escape(f"{report.before.name} → {report.after.name}")
+    n_stars = len(report.before.reduced_chi2)
+    facts = Table(
+        rows=[(str(key), str(value)) for key, value in report.provenance.items()], names=("", " "), dtype=("U", "U")
+    )
+    parts = [
+        f"<h1>{title}</h1>",
+        f"<p>Trained on {report.n_trained:,} observed spectra; the figures are those of {n_stars} held-out stars, "
+        "each fitted with both models. Labels of single stars are not known here: their medians are compared with the "
+        "label prior, which zero points follow.</p>",
+        _html_table(report.to_table()),
+        _figure(report),
+        "<h2>Labels</h2>",
+        "<p>Medians of the held-out stars; shifts are in σ of the prior; change and scatter are those of the single "
+        "stars, after − before.</p>",
+        _html_table(report.to_label_table()),
+        "<h2>The new model</h2>",
+        _html_table(facts),
+    ]
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
+
+
+def _figure(report):
+    try:
+        plt = pyplot()
+    except ImportError as error:
+        return f"<p>{html.escape(str(error))}</p>"
+    figure = plot_adaptation(report)[0].figure
+    try:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=110)
+    finally:
+        plt.close(figure)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="Held-out stars before and after" src="data:image/png;base64,{data}">'
+
+
+def _html_table(table):
+    """Rows of a table; numbers with four digits."""
+
+    def cell(value):
+        return f"{value:.4g}" if isinstance(value, (float, np.floating)) else html.escape(str(value))
+
+    head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in table.colnames)
+    rows = ("".join(f"<td>{cell(row[name])}</td>" for name in table.colnames) for row in table)
+    return f"<table><tr>{head}</tr>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
