@@ -105,7 +105,7 @@ def test_the_report_says_so_too(finished):
     assert report.after.chi2 < 0.4 * report.before.chi2
     assert report.noise == pytest.approx(SIGMA, rel=0.03)  # half the 16-84 % range of a Gaussian is its σ
     assert report.noise < report.after.half_width < 0.6 * report.before.half_width
-    assert 0.5 < report.after.accuracy <= report.before.accuracy
+    assert report.after.scores["rec_obs"] < 0.5 * report.before.scores["rec_obs"]
     # the model's own error has become smaller than what the old model would need
     assert np.median(model.noise.scatter["observed"]) < report.before.half_width
 
