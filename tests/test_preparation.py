@@ -629,6 +629,7 @@ def test_killed_process_is_gone_on_with(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.scale
 def test_two_thousand_files_need_no_more_memory_than_two_hundred(tmp_path):
     """In two processes, a hundred of them bad; the set is that of one process, and shares and counts are right."""
     rng = np.random.default_rng(3)
