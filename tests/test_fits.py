@@ -337,7 +337,6 @@ BAD_OPTIONS = {
     "start": ({"start": 4500 * u.K}, LabelError, "labels must be a mapping .* but are of class Quantity"),
     "one bound": ({"bounds": {"teff": 4500 * u.K}}, LabelError, "bounds of 'teff' must be a pair"),
     "three bounds": ({"bounds": {"logg": (1, 2, 3)}}, LabelError, "bounds of 'logg' must be a pair"),
-    "velocity at rest": ({"start": {"velocity": 3 * KM_S}}, LabelError, "Unknown label 'velocity'"),
     "unit of velocity": ({"motion": "velocity", "start": {"velocity": 3 * u.K}}, LabelError, "velocity"),
     "fast": ({"motion": "velocity", "fixed": {"velocity": 1200 * KM_S}}, LabelError, "'velocity' = 1200"),
 }  # fmt: skip

@@ -316,12 +316,15 @@ def test_a_killed_study_goes_on_to_the_same_files(study, domains, monkeypatch, k
     def write_or_die(path, write):
         if path.name == killed_at:
             path.parent.mkdir(exist_ok=True)
-            write(path.with_name(f"part of {path.name}"))
+            part = path.with_name(f"part of {path.name}")
+            part.touch()
+            write(part)
             raise KeyboardInterrupt
         write_atomically(path, write)
 
     with monkeypatch.context() as patch:
         patch.setattr("cyclestarnet.lines.mock.write_atomically", write_or_die)
+        patch.setattr("cyclestarnet.files.write_atomically", write_or_die)  # by which HDF5 files are written
         with pytest.raises(KeyboardInterrupt):
             make_domains(study(), progress=False)
     folder = make_domains(study(), progress=False).folder

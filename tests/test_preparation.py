@@ -434,7 +434,7 @@ def test_names_go_with_a_split_that_is_replaced(tmp_path, one_split):
     paths = save(tmp_path, [Star(1), Star(2)])
     one_split(paths)
     write_training_set(tmp_path / "set.h5", paths[:1], grid=GRID, recipe=RECIPE, overwrite=True, progress=False)
-    assert TrainingSet(tmp_path / "set.h5").names is None
+    assert TrainingSet(tmp_path / "set.h5").names == ("2M0000000000000001",)
 
 
 # -- kills ---------------------------------------------------------------------------

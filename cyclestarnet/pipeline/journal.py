@@ -122,7 +122,8 @@ def read_results(path: str | os.PathLike) -> QTable:
     table = read_table(path, **({"mask_invalid": False} if file_format == "fits" else {}))
     _check_results(table, path)
     table.convert_bytestring_to_unicode()
-    table.meta = {key.lower() if file_format == "fits" else key: value for key, value in table.meta.items()}
+    meta = {key.lower() if file_format == "fits" else key: value for key, value in table.meta.items()}
+    table.meta = {key: value for key, value in meta.items() if key not in ("checksum", "datasum")}  # the file's own
     for name, column in table.items():
         if column.dtype.kind == "U" and hasattr(column, "mask"):
             table[name] = np.asarray(column.filled(""))
