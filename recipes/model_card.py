@@ -253,6 +253,38 @@ def write_real(model, truth, inputs, about):
     write_rst(TABLES / "card_real.rst", list_table(title, rows))
 
 
+# -- models side by side ----------------------------------------------------------------
+STRONG = ("c_h", "n_h", "o_h", "mg_h", "al_h", "si_h", "ca_h", "ti_h", "ni_h")
+N_COMPARED = 300
+
+
+def write_comparison(models, inputs, work, workers, about):
+    """Several models on the same stars, a row for each."""
+    rows = [("model", "χ²/dof", "Teff [K]", "log g", "[M/H]", "[α/M]", "68 % coverage of the four",
+             "least of all labels", "largest bias of an abundance", "recovered slope: strong / weak")]  # fmt: skip
+    for name, model in models.items():
+        truth = Truth(inputs, work, model, N_COMPARED)
+        table, _ = fit(model, truth, slice(None), workers)
+        found = {label: figures(model, truth, table, label) for label in (*FOUR, *model.labels)}
+        slopes = {}
+        for k, label in enumerate(model.labels):
+            own, got = (truth.labels - truth.usual)[:, k], values(table[label]) - truth.usual[:, k]
+            fine = np.isfinite(got)  # some stars may not be fitted
+            slopes[label] = np.polyfit(own[fine], got[fine], 1)[0] if label not in NOT_ELEMENTS else np.nan
+        weak = [label for label in model.labels if label not in (*STRONG, *NOT_ELEMENTS)]
+        abundances = [label for label in model.labels if label.endswith("_h")]
+        bias, least = (
+            min(abundances, key=lambda n: -abs(found[n]["bias"])),
+            min(found, key=lambda n: found[n]["cover_68"]),
+        )
+        rows.append((name, f"{np.nanmedian(values(table['reduced_chi2'])):.2f}", *(pair(n, found[n]) for n in FOUR),
+                     " ".join(f"{found[n]['cover_68']:.2f}" for n in FOUR), f"{found[least]['cover_68']:.2f} ({least})",
+                     f"{found[bias]['bias']:+.3f} ({bias})",
+                     " / ".join(f"{np.mean([slopes[n] for n in part]):.2f}" for part in (STRONG, weak))))  # fmt: skip
+    title = f"Models on the same {N_COMPARED} held-out stars (Eq. 11): median offset / half 16-84 % range; {about}"
+    write_rst(TABLES / "card_models.rst", list_table(title, rows))
+
+
 def main(argv=None):
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -261,11 +293,16 @@ def main(argv=None):
     parser.add_argument("--model", type=Path, help="file of a model; default: the embedded one")
     parser.add_argument("--stars", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=2, help="processes of the fits")
+    parser.add_argument("--beside", nargs="+", metavar="NAME=FILE", help="only compare these models")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
+    about = f"{date.today().isoformat()}, two cores of an AMD EPYC, torch {torch.__version__}"
+    if options.beside:
+        models = {name: CalibratedModel.load(path) for name, path in (text.split("=", 1) for text in options.beside)}
+        write_comparison(models, options.inputs, options.work, options.workers, about)
+        return
     model = CalibratedModel.from_pretrained() if options.model is None else CalibratedModel.load(options.model)
     truth = Truth(options.inputs, options.work, model, options.stars)
-    about = f"{date.today().isoformat()}, two cores of an AMD EPYC, torch {torch.__version__}"
     found = {}
     for name, arguments in FITS.items():
         part = slice(None) if name == "Eq. 11" else slice(options.stars // 5)  # the others are there for comparison

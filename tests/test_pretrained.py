@@ -22,6 +22,18 @@ def test_model_file_is_small():
     assert len(file.read_bytes()) <= 16e6
 
 
+def test_anchored_model_agrees_with_the_free_one_within_its_errors(fits, k_giant):
+    """It has other zero points, and says that stars of known labels took part."""
+    model = CalibratedModel.from_pretrained("apogee-giants-anchored")
+    assert model.name == "apogee-giants-anchored"
+    assert model.provenance["anchors"].startswith("30 stars")
+    result = model.fit(k_giant, method="lm")
+    assert result.flags == FitFlag(0)
+    for name in ("teff", "logg", "m_h", "alpha_m"):
+        difference = abs(result.labels[name].value - fits["observed"].labels[name].value)
+        assert difference < 2 * fits["observed"].uncertainties[name].value, name
+
+
 def test_unknown_name_lists_those_that_exist():
     with pytest.raises(ValueError, match="apogee-giants"):
         CalibratedModel.from_pretrained("apogee")

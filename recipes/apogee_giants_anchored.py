@@ -1,0 +1,69 @@
+#!/usr/bin/env python
+"""Go on with the training of ``apogee_giants.toml`` with 30 stars whose labels are given.
+
+    python recipes/apogee_giants_anchored.py INPUTS WORK
+
+``INPUTS`` and ``WORK`` are those of ``apogee_giants_data.py``, and ``WORK/apogee_giants.toml`` has been trained.
+The translated synthetic spectra of the anchors' labels must look like the anchors in 1,000 last iterations. The model
+is ``WORK/anchored/apogee-giants-anchored.safetensors``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from apogee_giants_data import TRAINING_ROWS, continuum_recipe, write_stars
+
+from cyclestarnet.training.config import read_config
+from cyclestarnet.training.runs import finish, prepare
+
+log = logging.getLogger("apogee_giants_anchored")
+
+N_ANCHORS = 30
+LAST = {
+    "n_iterations": 1000, "learning_rate": 2e-4, "critic_learning_rate": 2e-4, "weight_anchors": 9.0, "seed": 1,
+}  # fmt: skip
+
+
+def main(argv=None):
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("inputs", type=Path, help="folder with data/ and tools/")
+    parser.add_argument("work", type=Path, help="folder of the training")
+    options = parser.parse_args(argv)
+    sys.path.insert(0, str(options.inputs / "tools"))
+    import make_observed_domain as generator
+
+    first = read_config(options.work / "apogee_giants.toml")
+    folder = options.work / "anchored"
+    folder.mkdir(exist_ok=True)
+    write_stars(
+        generator,
+        folder / "anchors.h5",
+        {"train": (N_ANCHORS, TRAINING_ROWS)},
+        continuum_recipe(),
+        [0, 3],
+        labelled=True,
+    )
+    shutil.copy(first.run.folder / "emulator.pt", folder)
+    said = f"{N_ANCHORS} stars whose 20 labels were given, in {LAST['n_iterations']} last iterations"
+    config = replace(
+        first,
+        run=replace(first.run, folder=folder, name="apogee-giants-anchored"),
+        observed=replace(first.observed, anchors=folder / "anchors.h5"),
+        training=replace(first.training, **LAST),
+        model=replace(first.model, provenance=first.model.provenance | {"anchors": said}),
+    )
+    run = prepare(config)
+    run.trainer.start_from(first.run.folder / "checkpoint.pt")
+    run.train()
+    log.info("%s", finish(run))
+
+
+if __name__ == "__main__":
+    main()
