@@ -7,7 +7,8 @@ import pytest
 from stars import STAR, with_noise
 
 from cyclestarnet import CalibratedModel, ModelFileError
-from cyclestarnet.model_file import digest_of, load_parts, save_parts
+from cyclestarnet.datasets import pretrained_file
+from cyclestarnet.model_file import VERSION, digest_of, load_parts, save_parts
 from cyclestarnet.networks.checkpoint import load_arrays, save_arrays
 from cyclestarnet.noise import ErrorTrend
 
@@ -54,8 +55,13 @@ def test_a_file_of_version_1_is_the_same_model(whole, tmp_path):
     np.testing.assert_array_equal(again.predict(STAR).flux, whole.predict(STAR).flux)
 
 
-def test_the_packaged_model_is_of_version_1_and_is_read(pretrained):
-    assert pretrained.noise.scatter_inflation["observed"] == pytest.approx(4.748**0.5, rel=1e-3)
+def test_the_packaged_model_is_of_the_latest_version():
+    with pretrained_file("apogee-giants") as path:
+        assert load_arrays(path)[1]["version"] == VERSION
+
+
+def test_the_packaged_model_knows_its_limits_of_errors(pretrained):
+    assert pretrained.noise.label_error_trend.slopes.shape == (20, 6)
     assert (pretrained.noise.sigma_floor, pretrained.noise.sigma_max, pretrained.noise.fill) == (0.005, 0.05, 1.0)
 
 

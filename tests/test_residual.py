@@ -161,8 +161,8 @@ def test_the_form_is_kept_in_files_and_copies(residual, tiny_model, tmp_path):
     assert tiny_model.translation == "paper"
 
 
-def test_packaged_and_published_models_are_in_the_papers_form(pretrained):
-    assert pretrained.translation == "paper"
+def test_packaged_model_is_in_the_residual_form(pretrained):
+    assert pretrained.translation == "residual"
 
 
 def test_labels_are_recovered(residual, rng):
