@@ -503,6 +503,7 @@ def test_labels_are_those_of_the_payne(model):
 @pytest.mark.parametrize(("preset", "pixels"), [("paper", slice(0, 7167)), ("repository", slice(47, 7214))])
 def test_pixels_of_the_presets(files, preset, pixels):
     model = CalibratedModel.from_published(files.checkpoint, files.emulator, preset=preset)
+    assert model.translation == "paper"
     predicted = model.predict(star(model), domain="synthetic")
     np.testing.assert_allclose(predicted.flux.value, payne(files.arrays[0], np.full(25, 0.1))[pixels], atol=1e-5)
     index = np.r_[322:3242, 3648:6048, 6412:8306][pixels]
