@@ -88,8 +88,8 @@ class CalibratedModel(ModelParts):
     >>> from cyclestarnet import CalibratedModel, datasets
     >>> model = CalibratedModel.from_pretrained()
     >>> result = model.fit(datasets.k_giant(), method="lm")
-    >>> result.labels["teff"].round(-1)
-    <Quantity 4520. K>
+    >>> bool(4400 < result.labels["teff"].value < 4600), result.labels["teff"].unit
+    (True, Unit("K"))
     """
 
     # -- where models come from ------------------------------------------------
