@@ -298,7 +298,7 @@ def calibration_ranks(
 
 def _run(model: CalibratedModel, settings: _Settings, like: Spectrum | None) -> dict[str, object]:
     """What a file of ranks is begun with."""
-    identity = None if like is None else star_sources(like)[0].identity
+    identity = None if like is None else next(iter(star_sources(like))).identity
     return {"ranks of": model.name, "weights": digest_of(model), "like": identity} | asdict(settings)
 
 
