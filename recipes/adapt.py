@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What an adaptation of the packaged model is worth: before, after, and against a training from nothing.
 
-    python recipes/adapt.py --inputs ../shared --work WORK --sizes 200 1000 5000
+    python recipes/adapt.py --inputs INPUTS --work WORK --sizes 200 1000 5000
 
 The observed stars are those of ``INPUTS/tools/make_observed_domain.py``, with an instrument and abundances that the
 packaged model has not seen: line-spread functions that vary by 25 % instead of 8 %, throughput wiggles of 3 % instead
@@ -102,7 +102,7 @@ def show(row):
 def main(argv=None):
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inputs", type=Path, default=Path("../shared"), help="folder with data/ and tools/")
+    parser.add_argument("--inputs", type=Path, required=True, help="folder with data/ and tools/")
     parser.add_argument("--work", type=Path, required=True, help="folder of all that is written")
     parser.add_argument("--sizes", type=int, nargs="+", default=[200, 1000, 5000], help="numbers of observed stars")
     parser.add_argument("--iterations", type=int, default=2000, help="of each training")

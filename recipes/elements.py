@@ -56,6 +56,7 @@ NETWORK = {
 ELEMENTS = ("c", "n", "o", "mg", "al", "si", "s", "k", "ca", "ti", "v", "cr", "mn", "co", "ni")
 RESPONSE = {"weight_response": 3.0, "response_labels": tuple(f"{name}_h" for name in ELEMENTS)}
 CYCLE = {"weight_label_cycle": 5.0}
+NEITHER = {"weight_response": 0.0, "response_labels": (), "weight_label_cycle": 0.0}  # whatever the configuration has
 LOSSES = {"—": {}, "response": RESPONSE, "label cycle": CYCLE, "both": RESPONSE | CYCLE}
 FORMS = ("paper", "residual")
 SEEDS, N_STARS = range(2), 250
@@ -106,7 +107,7 @@ def train(work, emulator, losses, seed):
         run=replace(config.run, folder=work / "elements" / f"{losses}-{seed}", seed=seed, name="small"),
         observed=replace(config.observed, pixels=PIXELS, known=None),
         synthetic=config.synthetic if emulator is None else replace(config.synthetic, path=None, emulator=emulator),
-        training=replace(config.training, seed=seed, mixed_precision=False, **BUDGET, **LOSSES[losses]),
+        training=replace(config.training, seed=seed, mixed_precision=False, **BUDGET, **(NEITHER | LOSSES[losses])),
         network=NETWORK,
         model=replace(config.model, n_validation=40, continuum=None, translation="residual", half=False),
     )
