@@ -33,7 +33,7 @@ def write(tmp_path):
     return write
 
 
-def refused(path, message, read=read_config):
+def assert_refused(path, message, read=read_config):
     """Assert that a file is refused with a message that also names the file."""
     with pytest.raises(ConfigError) as caught:
         read(path)
@@ -84,7 +84,7 @@ def test_labels_are_a_file_or_ranges(write, tmp_path):
 
 def test_every_setting_of_the_training_is_a_key(write):
     for own in fields(TrainingSettings):
-        refused(write(training=f"{own.name} = {{}}"), rf"\[training\] {own.name} must be .*, but is {{}}")
+        assert_refused(write(training=f"{own.name} = {{}}"), rf"\[training\] {own.name} must be .*, but is {{}}")
 
 
 # -- what is refused -------------------------------------------------------------------
@@ -123,15 +123,15 @@ def test_every_setting_of_the_training_is_a_key(write):
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named_with_table_key_and_file(write, tables, message):
-    refused(write(**tables), message)
+    assert_refused(write(**tables), message)
 
 
 def test_a_key_outside_of_all_tables_is_refused(write):
-    refused(write("folder = 3"), r"the key 'folder' is in no table")
+    assert_refused(write("folder = 3"), r"the key 'folder' is in no table")
 
 
 def test_broken_toml_is_named_with_its_line(write):
-    refused(write("[run\n"), r"is no valid TOML: .*line 1")
+    assert_refused(write("[run\n"), r"is no valid TOML: .*line 1")
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -213,11 +213,11 @@ def test_a_mock_study_is_read_as_its_file_says(write_mock, tmp_path):
     ],
 )
 def test_what_is_wrong_with_a_mock_study_is_named(write_mock, tables, message):
-    refused(write_mock(**tables), message, read_mock_config)
+    assert_refused(write_mock(**tables), message, read_mock_config)
 
 
 def test_a_training_has_no_table_of_a_mock_study(write):
-    refused(write(mock="seeds = [1]"), r"there is no table \[mock\]; there are run, observed")
+    assert_refused(write(mock="seeds = [1]"), r"there is no table \[mock\]; there are run, observed")
 
 
 def test_a_missing_file_of_a_mock_study_is_named(tmp_path):

@@ -20,7 +20,7 @@ from cyclestarnet.io import TrainingSet, read, star_sources, write_training_set
 from cyclestarnet.journal import Journal
 from cyclestarnet.lines import FeatureMask, read_line_list
 from cyclestarnet.reading import hdf5
-from cyclestarnet.reading.tables import check_metadata, read_table
+from cyclestarnet.reading.tables import read_table
 from cyclestarnet.training.config import example_config, read_config
 from cyclestarnet.training.toml import ConfigError
 
@@ -301,8 +301,11 @@ def test_metadata_of_fits_and_parquet(tmp_path):
             read_results(tmp_path / name)
 
 
-def test_values_may_be_named_twice():
-    check_metadata("a: &unit {unit: K}\nb: *unit\n")
+def test_values_may_be_named_twice(tmp_path):
+    metadata = "datatype: [{name: teff, datatype: float64, unit: &unit K}]\nmeta: {unit of errors: *unit}"
+    table = read_table(ecsv(tmp_path / "results.ecsv", metadata))
+    assert table["teff"].unit == u.K
+    assert table.meta["unit of errors"] == "K"
 
 
 @pytest.mark.parametrize("suffix", [".fits", ".parquet"])

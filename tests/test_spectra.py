@@ -1,7 +1,5 @@
 """Spectrum to Pixels and back: units, masks, uncertainties, resampling."""
 
-from unittest.mock import patch
-
 import astropy.units as u
 import numpy as np
 import pytest
@@ -71,8 +69,7 @@ def test_direction_of_the_axis_does_not_matter(grid, data):
 
 def test_single_precision_wavelengths_are_the_same_pixels(grid, data):
     axis = grid.wavelength.astype(np.float32)
-    with patch("cyclestarnet.spectra._resample", side_effect=AssertionError("resampled")):
-        to_pixels(make(*data, axis), grid)
+    np.testing.assert_array_equal(to_pixels(make(*data, axis), grid).flux, data[0])  # resampled, it would be another
 
 
 def test_longer_spectrum_with_the_same_pixels_is_cut():
