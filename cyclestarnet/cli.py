@@ -262,7 +262,7 @@ def _prepare(options: argparse.Namespace) -> int:
 def _mock_lines(options: argparse.Namespace) -> int:
     """Take known lines away, train, and see what comes back; run again, it goes on where it was."""
     from cyclestarnet.lines.config import example_mock_config, read_mock_config
-    from cyclestarnet.lines.mock import study
+    from cyclestarnet.lines.mock_study import study
 
     if options.example:
         print(example_mock_config(), end="")

@@ -36,7 +36,8 @@ from cyclestarnet.lines import (
     with_elements,
 )
 from cyclestarnet.lines.config import read_mock_config
-from cyclestarnet.lines.mock import compare_attributions, make_domains, make_run, observed_stars, trained
+from cyclestarnet.lines.mock import make_domains, make_run, observed_stars
+from cyclestarnet.lines.mock_study import compare_attributions, trained
 from cyclestarnet.plotting import (
     plot_error_map,
     plot_missing_lines,

@@ -13,15 +13,8 @@ from mocks import MEAN, NAMES, slopes, true_model, truth, write_study
 from cyclestarnet.cli import main
 from cyclestarnet.lines.config import read_mock_config
 from cyclestarnet.lines.missing import find_missing_lines
-from cyclestarnet.lines.mock import (
-    compare_attributions,
-    make_domains,
-    make_run,
-    observed_stars,
-    recovery,
-    study,
-    trained,
-)
+from cyclestarnet.lines.mock import make_domains, make_run, observed_stars
+from cyclestarnet.lines.mock_study import compare_attributions, recovery, study, trained
 from cyclestarnet.spectra import to_spectrum
 
 TRAINING = """
@@ -120,7 +113,7 @@ def test_depth_is_what_masked_pixels_lacked(domains, half):
 
 
 def test_recovery_of_many_label_sets_is_that_of_each(domains, half, monkeypatch):
-    monkeypatch.setattr("cyclestarnet.lines.mock.BLOCK", 4)
+    monkeypatch.setattr("cyclestarnet.lines.mock_study.BLOCK", 4)
 
     class Cool(Translation):
         def predict(self, labels):  # 1 % too bright per 100 K
@@ -222,8 +215,8 @@ def test_the_command_prints_the_table(done):
 def test_a_study_that_is_done_does_nothing_again(done, monkeypatch):
     folder, _ = done
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name not in ("study.ecsv",)}
-    monkeypatch.setattr("cyclestarnet.lines.mock.prepare", _never)
-    monkeypatch.setattr("cyclestarnet.lines.mock.find_missing_lines", _never)
+    monkeypatch.setattr("cyclestarnet.lines.mock_study.prepare", _never)
+    monkeypatch.setattr("cyclestarnet.lines.mock_study.find_missing_lines", _never)
     table = study(read_mock_config(folder / "study.toml"), progress=False)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert table["fraction"].tolist() == [0.0, 0.5]
@@ -258,8 +251,8 @@ def test_an_interrupted_study_goes_on(model_file, tmp_path, capsys, monkeypatch)
         made.append(shutil.copy(model_file, run.config.model_path).name)
 
     write(path, model_file, n_iterations=1)
-    monkeypatch.setattr("cyclestarnet.lines.mock.finish", finish)
-    monkeypatch.setattr("cyclestarnet.lines.mock._scored", lambda *args: dict.fromkeys(SHOWN, args[2].fraction))
+    monkeypatch.setattr("cyclestarnet.lines.mock_study.finish", finish)
+    monkeypatch.setattr("cyclestarnet.lines.mock_study._scored", lambda *args: dict.fromkeys(SHOWN, args[2].fraction))
     assert main(["mock-lines", str(path)]) == 130
     assert f"run the same command again to go on: cyclestarnet mock-lines {path}" in capsys.readouterr().err
     assert main(["mock-lines", str(path)]) == 0

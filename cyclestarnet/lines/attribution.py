@@ -172,7 +172,7 @@ def attribute(
     element with confidence, however precise their slopes are.
 
     O'Briain et al. (2021, Section 4.2) read elements off the derivatives of the translated spectra of a
-    single star; `cyclestarnet.lines.mock.compare_attributions` compares both ways.
+    single star; `cyclestarnet.lines.mock_study.compare_attributions` compares both ways.
 
     Examples
     --------

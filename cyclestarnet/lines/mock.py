@@ -1,11 +1,8 @@
-"""The mock study of missing lines: from one file of settings to a trained model that never saw them (S1, Section 4.2).
+"""The two domains of the mock study of missing lines, and the trainings on them (S1, Section 4.2).
 
 Synthetic spectra lose a known part of their strong features; "observed"
-spectra are complete and have noise. A model that is trained on both, unpaired
-and without being told, should put the missing lines back.
-
-A study is an ordinary training (`cyclestarnet.training.runs`) on files that are made for
-it in its folder. A study that was killed goes on where it was.
+spectra are complete and have noise. `make_domains` makes what all trainings have in
+common, `make_run` describes one of them; `cyclestarnet.lines.mock_study` trains and scores them.
 """
 
 from __future__ import annotations
@@ -15,13 +12,11 @@ import hashlib
 import json
 import logging
 from dataclasses import asdict, dataclass, replace
-from itertools import product
 from pathlib import Path
 
 import astropy.units as u
 import numpy as np
 import torch
-from astropy.table import QTable
 
 from cyclestarnet.derivatives import DerivativeSpectra
 from cyclestarnet.exceptions import CycleStarNetError
@@ -29,13 +24,8 @@ from cyclestarnet.files import write_atomically, write_hdf5
 from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.io.training_set import Selection, TrainingSet
 from cyclestarnet.labels import LabelSet
-from cyclestarnet.lines.attribution import attribute
 from cyclestarnet.lines.config import MockConfig
-from cyclestarnet.lines.differences import model_differences, star_differences
-from cyclestarnet.lines.elements import elements_of
 from cyclestarnet.lines.features import FeatureMask, Features, find_features, k_giant
-from cyclestarnet.lines.missing import MissingLines, find_missing_lines, with_elements
-from cyclestarnet.lines.score import score_missing_lines
 from cyclestarnet.model import CalibratedModel
 from cyclestarnet.networks.emulator import Emulator, EmulatorSettings
 from cyclestarnet.networks.predictor import EmulatorPredictor
@@ -46,29 +36,14 @@ from cyclestarnet.spectra import to_spectrum
 from cyclestarnet.training.config import Config, LabelConfig, ObservedConfig, SyntheticConfig
 from cyclestarnet.training.emulators import save_emulator
 from cyclestarnet.training.inputs import read_labels
-from cyclestarnet.training.runs import finish, prepare
 from cyclestarnet.training.toml import ConfigError
 
-__all__ = [
-    "MockDomains",
-    "MockRun",
-    "compare_attributions",
-    "make_domains",
-    "make_run",
-    "masked_emulator",
-    "observed_stars",
-    "recovery",
-    "study",
-    "trained",
-]
+__all__ = ["MockDomains", "MockRun", "make_domains", "make_run", "masked_emulator", "observed_stars"]
 
 log = logging.getLogger(__name__)
 
 ROWS = 500  # spectra that are made at once
 ROUNDING = 1e-6  # of a label's range, by which single precision may miss it
-BLOCK = 64  # spectra that are translated at once
-FDR = 0.05  # up to which a line is believed
-CNO = {"c_h", "n_h", "o_h"}
 NOT_OF_SPECTRA = ("fractions", "seeds", "n_stars", "n_scored")  # settings that do not change what is made
 SNR_MEDIAN, SNR_SCATTER = 120.0, 0.5  # of the log-normal distribution of signal-to-noise ratios
 
@@ -215,33 +190,6 @@ def make_domains(config: MockConfig, *, progress=True) -> MockDomains:
     return MockDomains(source.labels, grid, emulator, features, giant, pool, folder)
 
 
-def _made_of(config):
-    """Settings that tell what spectra are made, as they come back from JSON."""
-    given = {name: value for name, value in asdict(config.mock).items() if name not in NOT_OF_SPECTRA}
-    files = {"model": config.path.parent / given["model"], "labels": Path(given["labels"] or "")}
-    for name, path in files.items():
-        if path.is_file():  # wherever it lies
-            given[name] = f"{path.name}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
-    return json.loads(json.dumps(given)) | {"seed": config.run.seed}
-
-
-def _make_files(config, source, emulator, grid, progress):
-    """Write labels of synthetic spectra, and observed spectra, each in one step."""
-    given, folder = config.mock, config.run.folder
-    rng = np.random.default_rng([config.run.seed, 5])
-    rows, n_observed = rng.permutation(_draw_labels(config, source, rng)), given.n_observed + given.n_validation
-    if len(rows) < n_observed + 2:
-        raise ConfigError(
-            f"[mock] n_observed and n_validation take {n_observed} labels in {config.path}, but there are {len(rows)}"
-        )
-    write_atomically(folder / "labels.npz", lambda path: _save(path, labels=rows[n_observed:]))
-    splits = {"train": rows[: given.n_observed], "val": rows[given.n_observed : n_observed]}
-    write_hdf5(
-        folder / "observed.h5",
-        lambda file: _write_observed(file, emulator, source.labels, grid, splits, given.snr, rng, progress),
-    )
-
-
 @dataclass(frozen=True, eq=False)
 class MockRun:
     """One training of a mock study.
@@ -262,7 +210,7 @@ class MockRun:
     ::
 
         run = make_run(config, domains, fraction=0.3, seed=0)
-        model = trained(run)
+        run.mask
     """
 
     fraction: float
@@ -333,63 +281,6 @@ def make_run(config: MockConfig, domains: MockDomains, fraction: float, seed: in
     return MockRun(fraction, seed, mask, training)
 
 
-def _require_same_training(config, note, seed):
-    """A run that is there must be of the same training, or its model would be taken for another."""
-    now = json.loads(json.dumps(asdict(replace(config.training, seed=seed)) | {"network": dict(config.network)}))
-    if note.exists() and (there := json.loads(note.read_text(encoding="utf-8"))) != now:
-        differ = ", ".join(name for name in now if now[name] != there.get(name))
-        raise ConfigError(
-            f"{note.parent} has a training of other settings ({differ}) than {config.path}; choose another [run] "
-            "folder, or delete it"
-        )
-    if not note.exists():
-        write_atomically(note, lambda path: path.write_text(json.dumps(now, indent=1), encoding="utf-8"))
-
-
-def recovery(model, domains: MockDomains, mask: FeatureMask, labels=None, *, progress=True) -> QTable:
-    """Compare translated spectra with complete ones, at known labels (S1, Figure 13).
-
-    Parameters
-    ----------
-    model : `~cyclestarnet.CalibratedModel`
-        Of a training of the study.
-    domains : `MockDomains`
-        Spectra of the study, and the truth.
-    mask : `~cyclestarnet.lines.FeatureMask`
-        Of that training.
-    labels : array, shape (n, n_labels), optional
-        Default: the K giant.
-    progress : bool, optional
-        Show a bar.
-
-    Returns
-    -------
-    `~astropy.table.QTable`
-        A row per label set: the labels, ``error``, the mean of
-        abs(translated − complete) / complete over the masked pixels, ``error_elsewhere``
-        over all others, and ``depth``, what the masked pixels lacked, all in per cent.
-
-    Examples
-    --------
-    ::
-
-        recovery(trained(run), domains, run.mask)["error"]
-    """
-    labels = domains.giant[None] if labels is None else np.asarray(labels)
-    truth, parts = EmulatorPredictor(domains.emulator), []
-    for start in tqdm(range(0, len(labels), BLOCK), desc="recovery", disable=not progress or len(labels) < BLOCK):
-        block = labels[start : start + BLOCK]
-        complete = truth.flux(block)
-        error = 100 * np.abs(model.predict(model.labels.to_quantities(block)).flux.value - complete) / complete
-        parts.append(
-            [_mean(a, w) for a, w in ((error, mask.pixels), (error, ~mask.pixels), (100 - 100 * complete, mask.pixels))]
-        )
-    columns = dict(zip(("error", "error_elsewhere", "depth"), np.concatenate(parts, axis=1), strict=True))
-    label_set = domains.label_set
-    given = {name: values for name, values in label_set.to_quantities(labels).items() if name in label_set}
-    return QTable(given | {name: column * u.percent for name, column in columns.items()})
-
-
 def observed_stars(domains: MockDomains, n: int):
     """Return observed spectra of the training, as one spectrum with a row per star.
 
@@ -416,188 +307,45 @@ def observed_stars(domains: MockDomains, n: int):
     return to_spectrum(flux.astype(float), domains.grid, ivar=sigma.astype(float) ** -2)
 
 
-def compare_attributions(model, lines: MissingLines, mask: FeatureMask, stars, *, seed=0, progress=True) -> QTable:
-    """Tell how often four ways to choose the element of a line are right.
-
-    Parameters
-    ----------
-    model : `~cyclestarnet.CalibratedModel`
-        Of a training of the study.
-    lines : `~cyclestarnet.lines.MissingLines`
-        Its catalogue.
-    mask : `~cyclestarnet.lines.FeatureMask`
-        What its synthetic spectra lacked.
-    stars : `~cyclestarnet.lines.FluxDifferences` or None
-        Of observed stars, by `~cyclestarnet.lines.star_differences`.
-    seed : int, optional
-        Of the labels of translated spectra.
-    progress : bool, optional
-        Show bars.
-
-    Returns
-    -------
-    `~astropy.table.QTable`
-        Rows: the derivatives of one star, of the mean of 50, a regression on the
-        labels of translated spectra, and one on those of observed stars.
-        ``right`` is the share of masked features other than of C, N and O
-        whose line is given to their element, ``right_cno`` that of the others,
-        where any of C, N and O is right.
-
-    Examples
-    --------
-    ::
-
-        compare_attributions(model, lines, run.mask, star_differences(model, observed_stars(domains, 1000)))
-    """
-    peaks, names = np.asarray(lines.table["peak"]), elements_of(model.labels)
-    giant, pool = (
-        model.labels.to_quantities(model.prior.mean),
-        model_differences(model, n=50, seed=seed, progress=False),
-    )
-    several = model.derivative_spectra(model.labels.to_quantities(pool.values), domain="difference", names=names)
-    one = model.derivative_spectra(giant, domain="difference", names=names)
-    at = peaks[:, None] + np.arange(-1, 2)
-    found = {
-        "derivatives of one star": -np.array([one[name].value[at].mean(-1) for name in names]).T,
-        "derivatives of 50 label sets": -np.array([several[name].value.mean(0)[at].mean(-1) for name in names]).T,
-        "regression over label sets": attribute(model_differences(model, seed=seed, progress=progress), peaks)[1],
-    }
-    if stars is not None:
-        found["regression over observed stars"] = attribute(stars, peaks)[1]
-    rows = []
-    for way, preference in found.items():
-        chosen = np.array(names)[preference.argmax(1)]
-        single, others = [], []
-        for feature in mask.masked:
-            inside = np.flatnonzero((peaks >= feature.start - 1) & (peaks < feature.stop + 1))
-            if len(inside):
-                name = chosen[inside[np.argmin(np.abs(peaks[inside] - feature.peak))]]
-                if feature.label in CNO:
-                    others.append(name in CNO)
-                else:
-                    single.append(name == feature.label)
-        rows.append((way, np.mean(single or np.nan), len(single), np.mean(others or np.nan), len(others)))
-    return QTable(rows=rows, names=("way", "right", "n", "right_cno", "n_cno"))
-
-
-def study(config: MockConfig, *, progress=True) -> QTable:
-    """Run a mock study: every fraction and seed, from the spectra to the scored catalogue.
-
-    What is done is kept in the folder of the study and not done again.
-
-    Parameters
-    ----------
-    config : `~cyclestarnet.lines.config.MockConfig`
-        Of the study.
-    progress : bool, optional
-        Show bars.
-
-    Returns
-    -------
-    `~astropy.table.QTable`
-        A row per training, as in S1, Table 1, also in ``study.ecsv`` of the
-        folder. That of each training has its model, ``mask.ecsv``,
-        ``recovery.ecsv`` (`recovery`), ``lines.ecsv`` (the catalogue, with a
-        false-discovery rate of 5 %), and ``score.ecsv`` (precision and recall of all dips).
-
-    Examples
-    --------
-    ::
-
-        table = study(read_mock_config("mock.toml"))
-    """
-    domains = make_domains(config, progress=progress)
-    runs = [make_run(config, domains, *pair) for pair in product(sorted(config.mock.fractions), config.mock.seeds)]
-    models = {run.folder: trained(run, progress=progress) for run in runs}
-    rows = []
-    for run in runs:
-        null = [models[other.folder] for other in runs if other.fraction == 0 and other is not run]
-        rows.append(_scored(config, domains, run, models[run.folder], null, progress))
-        _write_table(QTable(rows), domains.folder / "study.ecsv")
-    return QTable(rows)
-
-
-def trained(run: MockRun, *, progress=True):
-    """The model of a run: read, or trained first.
-
-    Parameters
-    ----------
-    run : `MockRun`
-        Which.
-    progress : bool, optional
-        Show bars.
-
-    Returns
-    -------
-    `~cyclestarnet.CalibratedModel`
-
-    Examples
-    --------
-    ::
-
-        model = trained(make_run(config, domains, fraction=0.3, seed=0))
-    """
-    config = run.training
-    if not config.model_path.exists():
-        ready = prepare(config, progress=progress)
-        log.info("%s: %r", run.folder.name, run.mask)
-        ready.train(progress=progress)
-        finish(ready, progress=progress)
-    return CalibratedModel.load(config.model_path)
-
-
 # -- inside --------------------------------------------------------------------------------
-def _scored(config, domains, run, model, null, progress):
-    """A row of the study, and the files that it sums up; those that are there are not made again."""
-    given, mask, folder = config.mock, run.mask, run.folder
-    note = folder / "score.json"
-    made_with = {"n_stars": given.n_stars, "n_scored": given.n_scored, "null": [one.name for one in null]}
-    if note.exists() and (there := json.loads(note.read_text(encoding="utf-8")))["made_with"] == made_with:
-        return there["row"]
-    giant = recovery(model, domains, mask)
-    rows = np.random.default_rng([config.run.seed, 6]).permutation(len(domains.pool))[: given.n_scored]
-    population = recovery(model, domains, mask, domains.pool[rows], progress=progress)
-    _write_table(population, folder / "recovery.ecsv")
-    network = model.translator.network
-    row = {
-        "fraction": run.fraction,
-        "seed": run.seed,
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "iterations": config.training.n_iterations,
-        "features": len(mask.masked),
-        "pixels": int(mask.pixels.sum()),
-        "error": float(giant["error"][0].value),
-        "error_elsewhere": float(giant["error_elsewhere"][0].value),
-        "error_population": float(population["error"].value.mean()),
-        "depth": float(giant["depth"][0].value),
-    }
-    lines = find_missing_lines(model, null=null, fdr=1.0, seed=run.seed, progress=progress)
-    believed = lines.at(FDR)
-    if given.n_stars and len(believed):
-        stars = observed_stars(domains, given.n_stars)
-        believed = with_elements(believed, star_differences(model, stars, ignore=believed.pixels, progress=progress))
-    believed.write(folder / "lines.ecsv")
-    curve = score_missing_lines(lines, mask)
-    score = score_missing_lines(believed, mask, truth=domains.derivatives())
-    _write_table(QTable({n: getattr(curve, n) for n in ("fdr", "precision", "recall")}), folder / "score.ecsv")
-    precision, recall = curve.at(FDR)
-    row |= {"lines": len(believed), "precision": precision, "recall": recall, "chance": curve.chance}
-    row |= {
-        n: getattr(score, n)
-        for n in ("element_accuracy", "n_element", "set_accuracy", "n_set", "set_size", "steepest_accuracy")
-    }
-    text = json.dumps({"made_with": made_with, "row": row}, indent=1)
-    write_atomically(note, lambda path: path.write_text(text, encoding="utf-8"))
-    return row
+def _made_of(config):
+    """Settings that tell what spectra are made, as they come back from JSON."""
+    given = {name: value for name, value in asdict(config.mock).items() if name not in NOT_OF_SPECTRA}
+    files = {"model": config.path.parent / given["model"], "labels": Path(given["labels"] or "")}
+    for name, path in files.items():
+        if path.is_file():  # wherever it lies
+            given[name] = f"{path.name}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+    return json.loads(json.dumps(given)) | {"seed": config.run.seed}
 
 
-def _mean(error, pixels):
-    """Mean over some pixels (n,); NaN if there is none."""
-    return error[:, pixels].mean(1) if pixels.any() else np.full(len(error), np.nan)
+def _make_files(config, source, emulator, grid, progress):
+    """Write labels of synthetic spectra, and observed spectra, each in one step."""
+    given, folder = config.mock, config.run.folder
+    rng = np.random.default_rng([config.run.seed, 5])
+    rows, n_observed = rng.permutation(_draw_labels(config, source, rng)), given.n_observed + given.n_validation
+    if len(rows) < n_observed + 2:
+        raise ConfigError(
+            f"[mock] n_observed and n_validation take {n_observed} labels in {config.path}, but there are {len(rows)}"
+        )
+    write_atomically(folder / "labels.npz", lambda path: _save(path, labels=rows[n_observed:]))
+    splits = {"train": rows[: given.n_observed], "val": rows[given.n_observed : n_observed]}
+    write_hdf5(
+        folder / "observed.h5",
+        lambda file: _write_observed(file, emulator, source.labels, grid, splits, given.snr, rng, progress),
+    )
 
 
-def _write_table(table, path):
-    write_atomically(path, lambda temporary: table.write(temporary, format="ascii.ecsv", overwrite=True))
+def _require_same_training(config, note, seed):
+    """A run that is there must be of the same training, or its model would be taken for another."""
+    now = json.loads(json.dumps(asdict(replace(config.training, seed=seed)) | {"network": dict(config.network)}))
+    if note.exists() and (there := json.loads(note.read_text(encoding="utf-8"))) != now:
+        differ = ", ".join(name for name in now if now[name] != there.get(name))
+        raise ConfigError(
+            f"{note.parent} has a training of other settings ({differ}) than {config.path}; choose another [run] "
+            "folder, or delete it"
+        )
+    if not note.exists():
+        write_atomically(note, lambda path: path.write_text(json.dumps(now, indent=1), encoding="utf-8"))
 
 
 def _source(config):
