@@ -13,11 +13,11 @@ from __future__ import annotations
 import argparse
 import logging
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-from apogee_giants_data import TRAINING_ROWS, continuum_recipe, write_stars
+from apogee_domains import TRAINING_ROWS, import_generator, write_stars
+from apogee_giants_data import giants
 
 from cyclestarnet.training.config import read_config
 from cyclestarnet.training.runs import finish, prepare
@@ -36,17 +36,15 @@ def main(argv=None):
     parser.add_argument("inputs", type=Path, help="folder with data/ and tools/")
     parser.add_argument("work", type=Path, help="folder of the training")
     options = parser.parse_args(argv)
-    sys.path.insert(0, str(options.inputs / "tools"))
-    import make_observed_domain as generator
-
+    generator = import_generator(options.inputs)
     first = read_config(options.work / "apogee_giants.toml")
     folder = options.work / "anchored"
     folder.mkdir(exist_ok=True)
     write_stars(
         generator,
+        giants(generator),
         folder / "anchors.h5",
         {"train": (N_ANCHORS, TRAINING_ROWS)},
-        continuum_recipe(),
         [0, 3],
         labelled=True,
     )
