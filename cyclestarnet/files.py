@@ -348,7 +348,7 @@ def as_json(options: object, *, longest: int | None = None) -> str:
         if hasattr(value, "colnames"):  # a table, or a row of one
             return {name: value[name] for name in value.colnames}
         if longest is not None and isinstance(value, np.ndarray) and value.size > longest:
-            digest = hashlib.sha256(value.tobytes()).hexdigest()[:16]
+            digest = hashlib.sha256(np.asarray(value).tobytes()).hexdigest()[:16]
             return f"array {value.shape} {getattr(value, 'unit', None) or ''} {digest}"
         if isinstance(value, u.Quantity):
             return [value.value.tolist(), str(value.unit)]

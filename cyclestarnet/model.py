@@ -21,8 +21,9 @@ from cyclestarnet.exceptions import CycleStarNetWarning, SpectrumError
 from cyclestarnet.io.stars import star_sources
 from cyclestarnet.model_file import digest_of, load_parts, save_parts
 from cyclestarnet.networks.translation import NetworkSettings
+from cyclestarnet.pipeline.columns import SurveySetup
 from cyclestarnet.pipeline.completion import completed
-from cyclestarnet.pipeline.fit import fit_one, fit_stars
+from cyclestarnet.pipeline.fit import fit_numbered, fit_one
 from cyclestarnet.pipeline.many import failed_row, fit_survey
 from cyclestarnet.pipeline.options import (
     FitOptions,
@@ -34,7 +35,6 @@ from cyclestarnet.pipeline.options import (
 )
 from cyclestarnet.pipeline.parts import ModelParts
 from cyclestarnet.pipeline.sample import sample_one
-from cyclestarnet.pipeline.setup import FitSetup
 from cyclestarnet.pipeline.translate import DOMAINS, encode_split_latent, predictor_of, seen_flux, spectrum_of
 from cyclestarnet.published import read_published_parts
 from cyclestarnet.results import FitResult, Posterior, signed
@@ -640,14 +640,14 @@ class CalibratedModel(ModelParts):
         """
         given, chosen = sorted_options(options, ManyOptions, FitOptions)
         many, fitting = ManyOptions(**given), FitOptions(**{"method": "lm"} | chosen)
-        setup = FitSetup.of(self, fitting)
+        setup = SurveySetup.of(self, fitting)
         return fit_survey(
-            star_sources(spectra, grid=self.grid, selection=many.selection),
-            partial(fit_stars, self, setup=setup),
+            setup.paired(star_sources(spectra, grid=self.grid, selection=many.selection)),
+            partial(fit_numbered, setup=setup),
             partial(failed_row, setup.label_set),
             many,
-            run={"model": self.name, "weights": self._digest} | vars(fitting),
-            meta=origin({"model": self.name, "weights": self._digest}, fitting),
+            run={"model": self.name, "weights": self._digest} | vars(setup.options),
+            meta=origin({"model": self.name, "weights": self._digest}, setup.options),
         )
 
     @cached_property

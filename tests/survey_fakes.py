@@ -76,7 +76,7 @@ class Result:
 class Fit:
     """Fits stars; a flux of -1 is refused, one of -2 raises for the whole block, one of -3 is an interrupt."""
 
-    def __call__(self, spectra):
+    def __call__(self, spectra, numbers=()):
         values = [spectrum.flux.value[0] for spectrum in spectra]
         if -2 in values:
             raise RuntimeError("the block cannot be fitted")

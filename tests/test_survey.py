@@ -84,7 +84,7 @@ def test_seconds_are_those_of_the_block_divided_by_its_stars(paths, monkeypatch)
     clock = [100.0]
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
 
-    def fit(spectra):
+    def fit(spectra, numbers):
         clock[0] += 4.0 * spectra[0].flux.value[0]
         return Fit()(spectra)
 
@@ -231,7 +231,7 @@ def counted(values, read):
 def test_a_generator_is_read_as_far_as_it_is_needed(values, kind):
     read, far = [], []
 
-    def fit(spectra):
+    def fit(spectra, numbers):
         far.append(len(read))
         return Fit()(spectra)
 
@@ -468,7 +468,7 @@ def test_interrupt_keeps_what_was_fitted(interrupted, values):
 class CountingFit(Fit):
     n_stars = 0
 
-    def __call__(self, spectra):
+    def __call__(self, spectra, numbers=()):
         self.n_stars += len(spectra)
         return super().__call__(spectra)
 
@@ -597,7 +597,7 @@ def test_file_that_is_no_journal_is_left_alone(paths, tmp_path):
 def test_second_process_does_not_write_to_the_same_journal(paths, tmp_path):
     pytest.importorskip("fcntl")
 
-    def fit_again(spectra):
+    def fit_again(spectra, numbers):
         with pytest.raises(FileExistsError, match="another process"):
             survey(paths, output=tmp_path / "t.ecsv")
         return Fit()(spectra)

@@ -44,7 +44,7 @@ def test_a_run_begun_in_processes_ends_in_one(paths, tmp_path):
     assert_same(survey(paths), survey(paths, output=tmp_path / "t.fits"))
 
 
-def deadly(path, spectra):
+def deadly(path, spectra, numbers):
     """A fit that ends its process at one star."""
     worst = np.load(path)
     if any(spectrum.flux.value[0] == read_star(path).flux.value[0] for spectrum in spectra) and np.isfinite(worst):
@@ -125,7 +125,7 @@ from survey_fakes import Fit, failed_row, read_star
 
 
 class Note(Fit):
-    def __call__(self, spectra):
+    def __call__(self, spectra, numbers=()):
         with open({pids!r}, "a") as file:
             file.write(f"{{os.getpid()}}\\n")
         return super().__call__(spectra)

@@ -27,6 +27,7 @@ from cyclestarnet.networks.predictor import (
     ObservedPredictor,
 )
 from cyclestarnet.networks.threads import one_thread
+from cyclestarnet.pipeline.columns import SurveySetup
 from cyclestarnet.pipeline.diagnostics import ShiftSearch
 from cyclestarnet.pipeline.options import MOTION, FitOptions
 from cyclestarnet.pipeline.parts import ModelParts
@@ -36,7 +37,7 @@ from cyclestarnet.pipeline.stars import Stars
 from cyclestarnet.results import FitFlag, FitResult
 from cyclestarnet.spectra import Pixels, Spectrum, to_pixels
 
-__all__ = ["fit_one", "fit_stars", "make_objective", "prepare_stars"]
+__all__ = ["fit_numbered", "fit_one", "fit_stars", "make_objective", "prepare_stars"]
 
 SOLVERS = {"lbfgs": lbfgs, "lm": levenberg_marquardt}
 AIR_SHIFT = (-92.0, -72.0)  # km/s: where lines appear if air wavelengths are taken for vacuum
@@ -273,6 +274,44 @@ def _fitted(parts, spectra, setup):
         optimum = _second_try(parts, stars, setup, optimum)
     results = [make_result(parts, stars, row, objective, optimum, setup) for row in range(len(stars))]
     return [place if isinstance(place, Exception) else results[place] for place in places]
+
+
+def fit_numbered(
+    spectra: Sequence[Spectrum], numbers: Sequence[int], *, setup: SurveySetup
+) -> list[FitResult | Exception]:
+    """Fit some spectra of a survey.
+
+    Parameters
+    ----------
+    spectra : sequence of `~specutils.Spectrum`
+        One per star.
+    numbers : sequence of int
+        Which stars of the survey they are.
+    setup : `~cyclestarnet.pipeline.columns.SurveySetup`
+        Of the fits.
+
+    Returns
+    -------
+    list of `~cyclestarnet.FitResult` or Exception
+        In the order of the spectra; bit by bit the same as of each alone, with its own values of the columns.
+
+    Examples
+    --------
+    ::
+
+        results = fit_numbered(spectra, [0, 1], setup=SurveySetup.of(model, FitOptions(method="lm")))
+    """
+    if setup.common is not None:
+        return fit_stars(setup.parts, spectra, setup.common)
+    results = []
+    for spectrum, number in zip(spectra, numbers, strict=True):
+        try:
+            own = setup.of_star(number)
+        except CycleStarNetError as error:
+            results.append(error)
+        else:
+            results += fit_stars(setup.parts, [spectrum], own)
+    return results
 
 
 def fit_one(parts: ModelParts, spectrum: Spectrum, options: FitOptions) -> FitResult:

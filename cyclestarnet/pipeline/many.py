@@ -109,11 +109,11 @@ class _BlockFitter:
     fit_stars: Callable
     failed_row: Callable
 
-    def __call__(self, block):
+    def __call__(self, numbers, block):
         template, outcomes = self.failed_row("", ""), [outcome for _, outcome in block]
         good = [k for k, outcome in enumerate(outcomes) if not isinstance(outcome, Exception)]
         began = time.perf_counter()
-        fitted = self._fitted([outcomes[k] for k in good]) if good else []
+        fitted = self._fitted([outcomes[k] for k in good], [numbers[k] for k in good]) if good else []
         seconds = (time.perf_counter() - began) / max(len(good), 1)
         for k, result in zip(good, fitted, strict=True):
             outcomes[k] = result if isinstance(result, Exception) else _attempt(result.to_table)
@@ -125,13 +125,14 @@ class _BlockFitter:
             rows.append([*values.values(), seconds if k in good else 0.0])
         return rows
 
-    def _fitted(self, spectra):
+    def _fitted(self, spectra, numbers):
         try:
-            return self.fit_stars(spectra)
+            return self.fit_stars(spectra, numbers)
         except Exception as error:
             if len(spectra) == 1:
                 return [error]
-        return [self._fitted([spectrum])[0] for spectrum in spectra]  # only the bad one is lost
+        pairs = zip(spectra, numbers, strict=True)
+        return [self._fitted([spectrum], [number])[0] for spectrum, number in pairs]  # only the bad one is lost
 
 
 def _plain(column, unit):
@@ -178,7 +179,7 @@ class _Rows:
 # -- the engine ------------------------------------------------------------------
 def fit_survey(
     stars: Sequence[Star] | Iterator[Star],
-    fit_stars: Callable[[list[Spectrum]], list[FitResult | Exception]],
+    fit_stars: Callable[[list[Spectrum], list[int]], list[FitResult | Exception]],
     failed_row: Callable[[str, Exception | str], QTable],
     many: ManyOptions | None = None,
     *,
@@ -194,7 +195,7 @@ def fit_survey(
     stars : sequence or iterator of `Star`
         See `~cyclestarnet.io.star_sources`. An iterator is read as far as stars are needed.
     fit_stars : callable
-        Takes a list of `~specutils.Spectrum` and returns a list of
+        Takes a list of `~specutils.Spectrum` and one of their numbers in ``stars``, and returns a list of
         `~cyclestarnet.FitResult` or Exception, aligned with it. A star's result
         must not depend on the others. If it raises, the block is fitted star
         by star.
@@ -234,8 +235,8 @@ def fit_survey(
     ::
 
         stars = star_sources("spectra/apStar-*.fits")
-        setup = FitSetup.of(model, FitOptions(method="lm"))
-        fit_survey(stars, partial(fit_stars, model, setup=setup), partial(failed_row, model.labels))
+        setup = SurveySetup.of(model, FitOptions(method="lm"))
+        fit_survey(stars, partial(fit_numbered, setup=setup), partial(failed_row, model.labels))
     """
     many = ManyOptions() if many is None else many
     if block_size < 1:
@@ -333,7 +334,8 @@ def _fit_rest(stars, rows, many, *, fit_block, block_size, retries, keep=None):
         fitted = _fit_on_cluster(blocks, fit_block, many.client, retries)
     elif many.workers > 1:
         work = partial(_read_and_fit, fit_block)
-        fitted = run_in_processes(work, blocks, many.workers, what="its stars were fitted")
+        jobs = ((numbers, (numbers, block)) for numbers, block in blocks)
+        fitted = run_in_processes(work, jobs, many.workers, what="its stars were fitted")
     else:
         fitted = _fit_here(blocks, fit_block)
     bar = tqdm(total=total, initial=done, desc="fitting", unit=" stars", disable=not many.progress)
@@ -353,7 +355,7 @@ def _fit_here(blocks, fit_block):
         while coming is not None:
             numbers, spectra = coming[0], coming[1].result()  # the block before goes
             coming = next(reads, None)
-            yield numbers, fit_block(spectra)
+            yield numbers, fit_block(numbers, spectra)
 
 
 def _fit_on_cluster(blocks, fit_block, client, retries):
@@ -373,7 +375,7 @@ def _fit_on_cluster(blocks, fit_block, client, retries):
         while True:
             n_free = 2 * max(sum(client.nthreads().values()), 1) - len(under_way)
             for block, stars in islice(waiting, max(n_free, 0)):
-                future = submit(_read_and_fit, fitter, stars)
+                future = submit(_read_and_fit, fitter, (block, stars))
                 under_way[future] = block
                 done.add(future)
             if not under_way:
@@ -396,8 +398,9 @@ def _itself(value):
     return value
 
 
-def _read_and_fit(fit_block, stars):
-    return fit_block(_read(stars))
+def _read_and_fit(fit_block, job):
+    numbers, stars = job
+    return fit_block(numbers, _read(stars))
 
 
 # -- rows ------------------------------------------------------------------------

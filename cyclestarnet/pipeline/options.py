@@ -47,11 +47,13 @@ class FitOptions:
         Where model and data are compared: synth→obs(emulator) with the data (S1, Eq. 11,
         default), the emulator with obs→synth(data), unweighted (Eq. 10), or the emulator with
         the data (Eq. 9: no translation).
-    start : mapping of str to `~astropy.units.Quantity`, or `~cyclestarnet.FitResult`, optional
+    start : mapping of str to `~astropy.units.Quantity`, table, or `~cyclestarnet.FitResult`, optional
         Starting labels; those not given start at the mean of the prior, and those that are fixed at their value.
-        Default: a guess from the spectrum's latent.
-    fixed : mapping of str to `~astropy.units.Quantity`, optional
-        Labels held at a value. Default: none.
+        Default: a guess from the spectrum's latent. For ``fit_many`` a value may be a column, as in ``fixed``.
+    fixed : mapping of str to `~astropy.units.Quantity`, or table, optional
+        Labels held at a value. Default: none. For ``fit_many`` a value may be a column, of shape (n_stars,) in the
+        order of the stars, such as ``{"teff": table["teff"]}``: where it is NaN or masked, the label of that star is
+        free. Of a table, the columns that are named like labels count.
     bounds : mapping of str to (low, high), optional
         Narrower bounds of labels. Default: the training range.
     tied : sequence of sequences of str, optional
@@ -63,7 +65,8 @@ class FitOptions:
         of the result. Default: neither.
     prior : optional
         ``"training"``: Gaussian of the training labels (default). None: flat within the bounds.
-        A mapping of label or combination to (mean, sigma). An object such as
+        A mapping of label or combination to (mean, sigma), which for ``fit_many`` may be columns, as in ``fixed``;
+        it is flat where the mean is NaN or masked. An object such as
         `~cyclestarnet.GaussianPrior` or `~cyclestarnet.IsochronePrior`. A list of
         these: their product.
     split_latent : {"own", "typical", "fitted"}, optional
@@ -139,7 +142,7 @@ class FitOptions:
         if isinstance(tied, str) or any(isinstance(group, str) for group in tied):
             raise TypeError("tied must be a sequence of groups of labels, such as [('o_h', 'mg_h', 'si_h')]")
         for name in ("fixed", "bounds"):
-            if not isinstance(getattr(self, name), Mapping | None):
+            if not (isinstance(getattr(self, name), Mapping | None) or (name == "fixed" and _is_table(self.fixed))):
                 raise TypeError(f"{name} must be a mapping by name of label, but is {getattr(self, name)!r}")
         start = self.start
         if isinstance(getattr(start, "labels", None), Mapping):
@@ -261,6 +264,10 @@ class ManyOptions:
             raise ValueError(f"workers must be a number of processes, 1 or more, but is {self.workers!r}")
         if self.workers > 1 and self.client is not None:
             raise ValueError(f"give workers={self.workers}, or a client that has workers of its own, not both")
+
+
+def _is_table(value):
+    return hasattr(value, "colnames")
 
 
 def check_choice(argument: str, value: Any, choices: Any) -> None:

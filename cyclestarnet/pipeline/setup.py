@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import astropy.units as u
 import numpy as np
@@ -17,7 +17,7 @@ from cyclestarnet.labels import LabelSet
 from cyclestarnet.pipeline.options import MOTION, FitOptions
 from cyclestarnet.pipeline.parts import ModelParts
 
-__all__ = ["FitSetup", "Layout"]
+__all__ = ["FitSetup", "Layout", "labels_of_fit"]
 
 REACH = 10.0  # σ of training stars: bounds of fitted coordinates of the split latent
 
@@ -176,7 +176,9 @@ class FitSetup:
         >>> FitSetup.of(CalibratedModel.from_pretrained(), FitOptions(prior=None)).prior_name
         'none'
         """
-        labels = _with_motion(parts.labels, options.motion)
+        labels = labels_of_fit(parts.labels, options.motion)
+        if hasattr(options.fixed, "colnames"):
+            options = replace(options, fixed=labels.known(options.fixed))
         held = sorted(set(options.bounds or ()).intersection(options.fixed or ()))
         if held:
             raise LabelError(f"bounds of {held} have no effect, because these labels are fixed; give one of both")
@@ -235,7 +237,10 @@ def _numbers(argument, labels, given):
     values = {name: labels.value(name, value) for name, value in given.items()}
     for name, value in values.items():
         if value.ndim:
-            raise LabelError(f"{argument} must have one value of '{name}', but has shape {value.shape}")
+            raise LabelError(
+                f"{argument} must have one value of '{name}', but has shape {value.shape}; a value per star is "
+                "for fit_many, whose fixed, start and prior take columns"
+            )
     return {name: float(value) for name, value in values.items()}
 
 
@@ -261,7 +266,28 @@ def _n_coordinates(parts, options):
     return len(parts.population.split_latents.variance)
 
 
-def _with_motion(labels, motion):
+def labels_of_fit(labels: LabelSet, motion: Sequence[str]) -> LabelSet:
+    """Labels of a fit: those of a model, and the motion that is fitted with them.
+
+    Parameters
+    ----------
+    labels : `~cyclestarnet.LabelSet`
+        Of the model.
+    motion : sequence of {"velocity", "broadening"}
+        Fitted besides.
+
+    Returns
+    -------
+    `~cyclestarnet.LabelSet`
+        The motion comes last.
+
+    Examples
+    --------
+    >>> from cyclestarnet import LabelSet
+    >>> from cyclestarnet.pipeline.setup import labels_of_fit
+    >>> labels_of_fit(LabelSet(["teff", "logg"], [3500, 0], [6000, 4]), ["velocity"]).names
+    ('teff', 'logg', 'velocity')
+    """
     if not motion:
         return labels
     low, high = ([*array, *(MOTION[n][k] for n in motion)] for k, array in enumerate((labels.lower, labels.upper)))
