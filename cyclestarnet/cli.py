@@ -35,8 +35,7 @@ def _demo(options: argparse.Namespace) -> int:
         f"\nreduced chi2: {plain.reduced_chi2:.2f} with the synthetic spectra as they are (Eq. 9), "
         f"{result.reduced_chi2:.2f} after translation to the observed domain (Eq. 11)"
     )
-    figure = result.plot()
-    figure.savefig(options.output, dpi=120)
+    result.plot()[0].figure.savefig(options.output, dpi=120)
     print(f"data, model and residual: {options.output}")
     return 0
 

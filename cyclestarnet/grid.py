@@ -7,15 +7,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from numbers import Real
+from typing import Any, Literal, TypeAlias
 
 import astropy.units as u
 import numpy as np
+from specutils import SpectralRegion
 
 from cyclestarnet.blanks import mask_of
 from cyclestarnet.exceptions import GridError
 
-__all__ = ["SPEED_OF_LIGHT", "WavelengthGrid", "air_to_vacuum", "apogee_grid", "pixel_edges"]
+__all__ = [
+    "SPEED_OF_LIGHT",
+    "WavelengthGrid",
+    "Window",
+    "air_to_vacuum",
+    "apogee_grid",
+    "pixel_edges",
+    "range_of",
+    "ranges_of",
+]
+
+Edge: TypeAlias = u.Quantity | float
+Window: TypeAlias = tuple[Edge, Edge] | u.Quantity | SpectralRegion
 
 SPEED_OF_LIGHT = 299792.458
 """In km/s, for arrays without units."""
@@ -224,3 +238,97 @@ def air_to_vacuum(wavelength: u.Quantity) -> u.Quantity:
         index = 1 + 0.05792105 / (238.0185 - wavenumber2) + 0.00167917 / (57.362 - wavenumber2)
         vacuum = air * index
     return vacuum
+
+
+def range_of(window: Window, argument: str = "window") -> tuple[float, float]:
+    """Turn a range of wavelengths into two numbers.
+
+    Parameters
+    ----------
+    window : (low, high), `~astropy.units.Quantity` of shape (2,) or `~specutils.SpectralRegion`
+        Vacuum wavelengths, or what can be converted to them. Plain numbers are in Angstrom.
+    argument : str, optional
+        What the range is called in messages.
+
+    Returns
+    -------
+    low, high : float
+        In Angstrom.
+
+    Raises
+    ------
+    GridError
+        If this is no such range, or it does not begin before it ends.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> from cyclestarnet.grid import range_of
+    >>> range_of((15700, 15800)), range_of((1570, 1580) * u.nm)
+    ((15700.0, 15800.0), (15700.0, 15800.0))
+    """
+    try:
+        if isinstance(window, SpectralRegion):
+            ((low, high),) = window.subregions
+        else:
+            low, high = window
+        edges = [_angstrom(edge) for edge in (low, high)]
+    except (u.UnitConversionError, TypeError, ValueError) as error:
+        raise GridError(
+            f"{argument} must be two wavelengths (low, high) such as (15700, 15800), in Angstrom if they have no unit, "
+            f"but is {window!r:.80}"
+        ) from error
+    if isinstance(window, SpectralRegion) or getattr(low, "unit", u.AA).physical_type != "length":
+        edges.sort()  # high frequencies are short wavelengths
+    if not edges[0] < edges[1]:
+        raise GridError(f"{argument} must begin before it ends, but is {edges[0]:g} to {edges[1]:g} Angstrom")
+    return edges[0], edges[1]
+
+
+def ranges_of(windows: Any, argument: str) -> list[tuple[float, float]]:
+    """Turn ranges of wavelengths into pairs of numbers.
+
+    Parameters
+    ----------
+    windows : range or iterable of ranges
+        As `range_of` takes them, or a `~specutils.SpectralRegion` of several.
+    argument : str
+        What they are called in messages.
+
+    Returns
+    -------
+    list of (float, float)
+        In Angstrom.
+
+    Raises
+    ------
+    GridError
+        If one of them is none.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> from specutils import SpectralRegion
+    >>> from cyclestarnet.grid import ranges_of
+    >>> ranges_of([(15700, 15800), SpectralRegion(1600 * u.nm, 1610 * u.nm)], "ignore")
+    [(15700.0, 15800.0), (16000.0, 16100.0)]
+    """
+    if isinstance(windows, SpectralRegion):
+        return [range_of(SpectralRegion(*edges), argument) for edges in windows.subregions]
+    try:
+        items = list(windows)
+    except TypeError:
+        return [range_of(windows, argument)]  # which says what is wrong
+    if len(items) == 2 and all(isinstance(item, Real) or getattr(item, "isscalar", False) for item in items):
+        return [range_of((items[0], items[1]), argument)]
+    return [edges for item in items for edges in _ranges_in(item, argument)]
+
+
+def _ranges_in(item, argument):
+    """Ranges of one item of a list."""
+    return ranges_of(item, argument) if isinstance(item, SpectralRegion) else [range_of(item, argument)]
+
+
+def _angstrom(edge: Edge) -> float:
+    unit = getattr(edge, "unit", None)
+    return float(edge) if unit is None else float(edge.to_value(u.AA, u.spectral()))

@@ -461,18 +461,19 @@ class FitResult:
         ----------
         axes : pair of `~matplotlib.axes.Axes`, optional
             For the spectra and the residual. Default: a new figure.
-        window : pair of `~astropy.units.Quantity`, optional
-            Wavelengths to show. Default: 120 Å from the middle of each chip.
+        window : (low, high), optional
+            Vacuum wavelengths to show, in Angstrom if they have no unit. Default: a pair of panels per chip.
 
         Returns
         -------
-        `~matplotlib.figure.Figure`
+        list of `~matplotlib.axes.Axes`
+            Flux and residual of each panel, from blue to red.
 
         Examples
         --------
         ::
 
-            result.plot(window=(15700, 15800) * u.AA)
+            result.plot(window=(15700, 15800))
         """
         from cyclestarnet.plotting.results import plot_fit
 
@@ -787,7 +788,8 @@ class Posterior:
 
         Returns
         -------
-        `~matplotlib.figure.Figure`
+        list of `~matplotlib.axes.Axes`
+            Row by row, a row and a column per label.
 
         Raises
         ------

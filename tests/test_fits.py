@@ -9,6 +9,7 @@ import pytest
 from scipy.interpolate import CubicSpline
 from scipy.optimize import least_squares
 from scipy.stats import chi2
+from specutils import SpectralRegion
 from stars import SIGMA, STAR, VALUES, N, assert_same_labels, observed, quantities, spectrum, with_noise
 
 from cyclestarnet import FitResult, FitWarning, GaussianPrior, GridError, LabelError, SpectrumError
@@ -238,6 +239,25 @@ def test_ignored_pixels_are_as_masked_ones(model, star, ignored, space):
     assert_identical(model.fit(star, ignore=REGIONS, space=space), masked)
 
 
+@pytest.mark.parametrize(
+    "ignore",
+    [
+        (15150, 15180),
+        [15150, 15180 * u.AA],
+        (1.515, 1.518) * u.um,
+        SpectralRegion(15150 * u.AA, 15180 * u.AA),
+        SpectralRegion(15150 * u.AA, 15160 * u.AA) + SpectralRegion(15159 * u.AA, 15180 * u.AA),
+        [SpectralRegion(15150 * u.AA, 15170 * u.AA), (15169, 15180)],
+        SpectralRegion((15180 * u.AA).to(u.Hz, u.spectral()), (15150 * u.AA).to(u.Hz, u.spectral())),
+    ],
+    ids=str,
+)
+def test_ranges_to_ignore_are_given_in_many_ways(model, ignore):
+    wavelength = model.grid.wavelength.value
+    expected = (wavelength > 15150) & (wavelength < 15180)  # no pixel is at an edge
+    np.testing.assert_array_equal(FitSetup.of(model, FitOptions(ignore=ignore)).ignore, expected)
+
+
 @pytest.mark.parametrize("value", [0.0, 50.0])
 def test_values_of_ignored_pixels_do_not_matter(model, star, ignored, value):
     spoilt = spectrum(model, np.where(ignored, value, star.flux.value))
@@ -328,9 +348,9 @@ BAD_OPTIONS = {
     "prior label": ({"prior": {"tef": (4500 * u.K, 1 * u.K)}}, LabelError, "did you mean 'teff'"),
     "prior unit": ({"prior": {"teff": (4500, 50)}}, LabelError, "teff"),
     "mask": ({"ignore": np.zeros(3, dtype=bool)}, GridError, r"each of the model's 415 pixels, but has shape \(3,\)"),
-    "region": ({"ignore": [(15150, 15180)]}, GridError, "wavelengths with units"),
-    "one region": ({"ignore": (15150 * u.AA, 15180 * u.AA)}, GridError, "wavelengths with units"),
-    "reversed region": ({"ignore": [(15180 * u.AA, 15150 * u.AA)]}, GridError, "wavelengths with units"),
+    "region": ({"ignore": [(15150, 15180, 15190)]}, GridError, r"two wavelengths .* but is \(15150, 15180, 15190\)"),
+    "no pixel": ({"ignore": (1.515, 1.518)}, GridError, "ignore has no effect: 1.515 to 1.518 Angstrom holds no"),
+    "reversed region": ({"ignore": [(15180 * u.AA, 15150 * u.AA)]}, GridError, "must begin before it ends"),
     "all pixels": ({"ignore": np.ones(N, dtype=bool)}, SpectrumError, "0 good pixels are left, too few for 3"),
     "names of fixed": ({"fixed": ["logg"]}, TypeError, r"fixed must be a mapping .* but is \['logg'\]"),
     "fixed values": ({"fixed": {"logg": [1, 2]}}, LabelError, r"fixed must have one value of 'logg', but has .*\(2,\)"),

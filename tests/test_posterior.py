@@ -149,7 +149,9 @@ def figure(posterior):
     pytest.importorskip("matplotlib").use("Agg")
     from matplotlib import pyplot
 
-    yield posterior.plot()
+    axes = posterior.plot()
+    assert axes == axes[0].figure.axes
+    yield axes[0].figure
     pyplot.close("all")
 
 

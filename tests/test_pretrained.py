@@ -148,9 +148,16 @@ def test_results_show_themselves(fits, pretrained):
 def test_plot_has_a_flux_and_a_residual_panel_per_chip(fits, monkeypatch):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
-    figure = fits["observed"].plot()
-    assert len(figure.axes) == 6
-    matplotlib.pyplot.close(figure)
+    axes = fits["observed"].plot()
+    assert axes == axes[0].figure.axes
+    assert [ax.get_ylabel() for ax in axes] == 3 * ["normalised flux", "residual"]
+    for window in ((15700, 15800), (1.57, 1.58) * u.um):
+        assert [ax.get_xlim() for ax in fits["observed"].plot(window=window)] == 2 * [pytest.approx((15700, 15800))]
+    with pytest.raises(GridError, match="window 5000 to 6000 Angstrom holds no pixel of the fit"):
+        fits["observed"].plot(window=(5000, 6000))
+    with pytest.raises(ValueError, match="axes must be two per panel, 6, but are 1"):
+        fits["observed"].plot(axes[:1])
+    matplotlib.pyplot.close("all")
 
 
 def moving(pretrained, star, velocity):

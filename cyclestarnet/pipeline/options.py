@@ -18,6 +18,7 @@ import numpy as np
 
 from cyclestarnet.fitting.isochrones import IsochronePrior
 from cyclestarnet.fitting.priors import GaussianConstraints, GaussianPrior, ProductPrior
+from cyclestarnet.grid import ranges_of
 from cyclestarnet.storage import storable
 
 if TYPE_CHECKING:
@@ -75,8 +76,9 @@ class FitOptions:
         training stars. The labels' errors then include that it is not known. Its coordinates are
         no labels: ``result.split_latent`` has their ``values`` and ``errors``, in σ of training
         stars. Other spaces have no split latent, and refuse another choice than ``"own"``.
-    ignore : array of bool, shape (n_pixels,), or sequence of (low, high), optional
-        Pixels of the model, or wavelength regions with units, that are not used. Default: none.
+    ignore : array of bool of shape (n_pixels,), (low, high), `~specutils.SpectralRegion`, or list of these, optional
+        Pixels of the model, or ranges of vacuum wavelength (Angstrom, if they have no unit), that are not used.
+        Default: none.
     inflation : float, optional
         Factor on the errors of the data. Default: 1.
     model_scatter : bool, optional
@@ -93,6 +95,8 @@ class FitOptions:
         If an option has an unknown value.
     TypeError
         If an option is of another kind.
+    GridError
+        If ``ignore`` is no mask and holds anything but ranges of wavelength.
 
     Examples
     --------
@@ -150,6 +154,8 @@ class FitOptions:
             start = {name: v for name, v in start.labels.items() if name in motion or name not in MOTION}
         checked = {"motion": tuple(name for name in MOTION if name in motion), "start": start}
         checked |= {"tied": tuple(tuple(group) for group in tied), "inflation": float(self.inflation)}
+        if not (self.ignore is None or (isinstance(self.ignore, np.ndarray) and self.ignore.dtype == bool)):
+            checked["ignore"] = ranges_of(self.ignore, "ignore")
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import astropy.units as u
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -165,7 +164,7 @@ class FitSetup:
             If ``start``, ``fixed``, ``bounds`` or ``tied`` name unknown labels, have wrong units or
             exclude each other, or nothing is left to fit.
         GridError
-            If ``ignore`` is no mask of the model's pixels and no regions of wavelength.
+            If ``ignore`` is a mask of other pixels, or ranges that hold none of the model's.
         ValueError, TypeError
             If the prior is none, or the split latent cannot be fitted.
 
@@ -347,7 +346,7 @@ def _prior(prior, parts):
 
 
 def _ignored(ignore, grid):
-    """Pixels that are not to be used, from a mask or from regions of wavelength."""
+    """Pixels that are not to be used, from a mask or from ranges of wavelength."""
     if ignore is None:
         return np.zeros(grid.n_pixels, dtype=bool)
     if isinstance(ignore, np.ndarray) and ignore.dtype == bool:
@@ -357,15 +356,9 @@ def _ignored(ignore, grid):
                             f"but has shape {ignore.shape}")  # fmt: skip
         return ignore
     mask = np.zeros(grid.n_pixels, dtype=bool)
-    for region in ignore:
-        try:
-            low, high = (u.Quantity(edge).to_value(u.AA) for edge in region)
-            if not low < high:
-                raise ValueError("a region must begin before it ends")
-        except (u.UnitConversionError, TypeError, ValueError) as error:
-            raise GridError(
-                "ignore must be a mask of the model's pixels, True = ignore, or (low, high) wavelengths with units, "
-                f"but holds {region!r}"
-            ) from error
+    for low, high in ignore:
         mask |= (grid.wavelength.value >= low) & (grid.wavelength.value <= high)
+    if len(ignore) and not mask.any():
+        told = ", ".join(f"{low:g} to {high:g}" for low, high in ignore[:3])
+        raise GridError(f"ignore has no effect: {told} Angstrom holds no pixel of {grid!r}")
     return mask

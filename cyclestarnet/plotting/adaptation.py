@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from astropy.table import Table
 
-from cyclestarnet.plotting.axes import DOMAIN_STYLES, NEUTRAL, pyplot, tidy, with_gaps
+from cyclestarnet.plotting.axes import DOMAIN_STYLES, NEUTRAL, new_axes, pyplot, tidy, with_gaps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +61,7 @@ def plot_adaptation(report: Any, *, axes: Sequence[Axes] | None = None) -> list[
         plot_adaptation(report)[0].figure.savefig("adaptation.png")
     """
     if axes is None:
-        _, axes = pyplot().subplots(4, 1, figsize=(9.5, 12), layout="constrained")
+        axes = new_axes(4, figsize=(9.5, 12))
     axes = list(np.ravel(axes))
     if len(axes) < 4:
         raise ValueError(f"4 axes are needed, but got {len(axes)}")

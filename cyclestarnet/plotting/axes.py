@@ -1,23 +1,30 @@
-"""What figures share: colours, axes, gaps."""
+"""What figures share: colours, axes, gaps.
+
+All functions that plot return what they have drawn on: the `~matplotlib.axes.Axes` of one panel, or a list of them.
+"""
 
 from __future__ import annotations
 
+import weakref
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import astropy.units as u
 import numpy as np
 from numpy.typing import ArrayLike
 
 from cyclestarnet.exceptions import GridError
-from cyclestarnet.grid import WavelengthGrid
+from cyclestarnet.grid import WavelengthGrid, Window, range_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = [
     "element_style",
     "mark_guess",
+    "new_axes",
+    "new_figure",
     "one_axes",
     "pixels_of",
     "plain_log_ticks",
@@ -67,6 +74,77 @@ def pyplot() -> ModuleType:
     return plt
 
 
+WITHOUT_WINDOW = {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}  # backends of Matplotlib
+_last: dict[str, weakref.ref[Figure]] = {}
+
+
+def new_figure(figsize: tuple[float, float], **options: Any) -> Figure:
+    """Make a figure, and close the one that was made before: at most one is open.
+
+    A figure that was closed can still be saved. Windows stay; in a notebook the one before is shown first, as
+    it would be at the end of its cell.
+
+    Parameters
+    ----------
+    figsize : (float, float)
+        Width and height, in inches.
+    **options
+        For `matplotlib.pyplot.figure`.
+
+    Returns
+    -------
+    `~matplotlib.figure.Figure`
+        Without axes.
+
+    Examples
+    --------
+    ::
+
+        figure = new_figure((7, 5))
+    """
+    plt = pyplot()
+    before = _last["figure"]() if _last else None
+    if before is not None and plt.fignum_exists(before.number):
+        backend = plt.get_backend().lower()
+        in_notebook = "inline" in backend
+        if in_notebook:
+            from IPython.display import display
+
+            display(before)
+        if in_notebook or backend in WITHOUT_WINDOW:
+            plt.close(before)
+    figure = plt.figure(figsize=figsize, **options)
+    _last["figure"] = weakref.ref(figure)
+    return figure
+
+
+def new_axes(n_rows: int = 1, n_columns: int = 1, *, figsize: tuple[float, float], **options: Any) -> list[Axes]:
+    """Make panels in a new figure; see `new_figure`.
+
+    Parameters
+    ----------
+    n_rows, n_columns : int, optional
+        How many.
+    figsize : (float, float)
+        Width and height of the figure, in inches.
+    **options
+        For `matplotlib.figure.Figure.subplots`.
+
+    Returns
+    -------
+    list of `~matplotlib.axes.Axes`
+        Row by row.
+
+    Examples
+    --------
+    ::
+
+        top, bottom = new_axes(2, figsize=(7, 5))
+    """
+    figure = new_figure(figsize, layout="constrained")
+    return figure.subplots(n_rows, n_columns, squeeze=False, **options).ravel().tolist()
+
+
 def one_axes(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
     """Give the axes that a user gave, or those of a new figure.
 
@@ -88,7 +166,7 @@ def one_axes(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
 
         ax = one_axes(None, (7, 5))
     """
-    return pyplot().subplots(figsize=figsize, layout="constrained")[1] if ax is None else ax
+    return new_axes(figsize=figsize)[0] if ax is None else ax
 
 
 def tidy(ax: Axes) -> None:
@@ -133,15 +211,15 @@ def element_style(element: str) -> tuple[str, str, str]:
     return ELEMENT_COLORS[k % len(ELEMENT_COLORS)], linestyle, marker
 
 
-def pixels_of(grid: WavelengthGrid, window: tuple[u.Quantity, u.Quantity] | None) -> tuple[float, float, np.ndarray]:
+def pixels_of(grid: WavelengthGrid, window: Window | None) -> tuple[float, float, np.ndarray]:
     """Find the pixels of a window.
 
     Parameters
     ----------
     grid : `~cyclestarnet.WavelengthGrid`
         Of the spectra that are drawn.
-    window : (`~astropy.units.Quantity`, `~astropy.units.Quantity`) or None
-        Both ends, as vacuum wavelengths; None is the whole grid.
+    window : (low, high) or None
+        Both ends, as vacuum wavelengths; plain numbers are in Angstrom. None is the whole grid.
 
     Returns
     -------
@@ -166,7 +244,7 @@ def pixels_of(grid: WavelengthGrid, window: tuple[u.Quantity, u.Quantity] | None
     array([False,  True,  True])
     """
     wavelength = grid.wavelength.to_value(u.AA)
-    low, high = wavelength[[0, -1]] if window is None else [u.Quantity(edge).to_value(u.AA) for edge in window]
+    low, high = wavelength[[0, -1]] if window is None else range_of(window, "window")
     show = (wavelength >= low) & (wavelength <= high)
     if not show.any():
         raise GridError(f"window {low:g} to {high:g} Angstrom holds no pixel of {grid!r}")

@@ -11,6 +11,7 @@ import numpy as np
 
 from cyclestarnet.derivatives import DerivativeSpectra
 from cyclestarnet.exceptions import GridError
+from cyclestarnet.grid import Window
 from cyclestarnet.lines.elements import symbol_of
 from cyclestarnet.lines.features import Feature
 from cyclestarnet.plotting.axes import (
@@ -18,8 +19,8 @@ from cyclestarnet.plotting.axes import (
     NEUTRAL,
     SHADE,
     element_style,
+    new_axes,
     pixels_of,
-    pyplot,
     with_gaps,
 )
 
@@ -37,7 +38,7 @@ def plot_derivatives(
     *,
     difference: DerivativeSpectra | None = None,
     names: Sequence[str] | None = None,
-    window: tuple[u.Quantity, u.Quantity] | None = None,
+    window: Window | None = None,
     features: Iterable[Feature] = (),
     axes: Sequence[Axes] | None = None,
 ) -> list[Axes]:
@@ -56,8 +57,8 @@ def plot_derivatives(
     names : sequence of str, optional
         Labels to show, of one unit. Default: up to five elements with the
         steepest synthetic derivatives in the window.
-    window : (`~astropy.units.Quantity`, `~astropy.units.Quantity`), optional
-        Vacuum wavelengths to show. Default: all.
+    window : (low, high), optional
+        Vacuum wavelengths to show, in Angstrom if they have no unit. Default: all.
     features : iterable of `~cyclestarnet.lines.Feature`, optional
         To be shaded, such as ``mask.masked``.
     axes : sequence of `~matplotlib.axes.Axes`, optional
@@ -80,7 +81,7 @@ def plot_derivatives(
     Lines of manganese in both domains, at the first of some stars (labels are arrays)::
 
         stars = [model.derivative_spectra(labels, domain=domain).star(0) for domain in ("synthetic", "observed")]
-        axes = plot_derivatives(*stars, window=(15200 * u.AA, 15280 * u.AA))
+        axes = plot_derivatives(*stars, window=(15200, 15280))
         axes[0].figure.savefig("derivatives.png")
     """
     panels = {"synthetic": synthetic, "observed": observed}
@@ -95,7 +96,7 @@ def plot_recovery(
     translated: DerivativeSpectra,
     truth: DerivativeSpectra | None = None,
     *,
-    window: tuple[u.Quantity, u.Quantity] | None = None,
+    window: Window | None = None,
     names: Sequence[str] | None = None,
     features: Iterable[Feature] = (),
     axes: Sequence[Axes] | None = None,
@@ -113,8 +114,8 @@ def plot_recovery(
     truth : `~cyclestarnet.derivatives.DerivativeSpectra`, optional
         Of the complete spectrum. Default: the last panel has the difference
         translated − synthetic instead.
-    window : (`~astropy.units.Quantity`, `~astropy.units.Quantity`), optional
-        Vacuum wavelengths to show. Default: all.
+    window : (low, high), optional
+        Vacuum wavelengths to show, in Angstrom if they have no unit. Default: all.
     names : sequence of str, optional
         Labels to show, of one unit. Default: up to five elements with the
         steepest derivatives in the window, in any of the panels.
@@ -158,7 +159,7 @@ def _draw(
     *,
     steepest: Sequence[DerivativeSpectra],
     names: Sequence[str] | None,
-    window: tuple[u.Quantity, u.Quantity] | None,
+    window: Window | None,
     features: Iterable[Feature],
     axes: Sequence[Axes] | None,
 ) -> list[Axes]:
@@ -168,7 +169,6 @@ def _draw(
     only of panels whose spectrum is drawn; ``steepest`` decides which
     elements are shown if ``names`` is None.
     """
-    plt = pyplot()
     _require_alike(panels)
     reference = next(iter(panels.values()))
     grid = reference.grid
@@ -178,7 +178,7 @@ def _draw(
     if len(units) != 1:
         raise ValueError(f"names must be labels of one unit, but derivatives by {list(names)} are in {units}")
     if axes is None:
-        _, axes = plt.subplots(4, 1, figsize=(11, 9), sharex=True, layout="constrained")
+        axes = new_axes(4, figsize=(11, 9), sharex=True)
     axes = list(np.ravel(axes))
     if len(axes) != 4:
         raise ValueError(f"four axes are needed, but got {len(axes)}")

@@ -15,6 +15,7 @@ from astropy.table import Table
 from numpy.typing import ArrayLike
 
 from cyclestarnet.exceptions import GridError
+from cyclestarnet.grid import Window
 from cyclestarnet.lines.features import K_GIANT, FeatureMask
 from cyclestarnet.lines.missing import MissingLines
 from cyclestarnet.lines.score import Score
@@ -24,10 +25,10 @@ from cyclestarnet.plotting.axes import (
     SHADE,
     element_style,
     mark_guess,
+    new_axes,
     one_axes,
     pixels_of,
     plain_log_ticks,
-    pyplot,
     tidy,
     with_gaps,
 )
@@ -155,7 +156,7 @@ def plot_recovery_error(table: Table, *, ax: Axes | None = None) -> Axes:
 def plot_missing_lines(
     lines: MissingLines,
     *,
-    window: tuple[u.Quantity, u.Quantity] | None = None,
+    window: Window | None = None,
     labels: bool = True,
     truth: FeatureMask | None = None,
     axes: Sequence[Axes] | None = None,
@@ -169,8 +170,8 @@ def plot_missing_lines(
     ----------
     lines : `~cyclestarnet.lines.MissingLines`
         A catalogue, or a part of one, such as ``lines.strongest(100)``.
-    window : (`~astropy.units.Quantity`, `~astropy.units.Quantity`), optional
-        Show these vacuum wavelengths in one panel. Default: a panel per chip.
+    window : (low, high), optional
+        Show these vacuum wavelengths, in Angstrom if they have no unit, in one panel. Default: a panel per chip.
     labels : bool, optional
         Whether to write elements at the strongest lines, as many as there is room for. Default: yes.
     truth : `~cyclestarnet.lines.FeatureMask`, optional
@@ -205,9 +206,7 @@ def plot_missing_lines(
     else:
         ranges = [pixels_of(grid, window)[:2]]
     if axes is None:
-        _, axes = pyplot().subplots(
-            len(ranges), 1, figsize=(13, 1.3 + 2.6 * len(ranges)), sharey=True, squeeze=False, layout="constrained"
-        )
+        axes = new_axes(len(ranges), figsize=(13, 1.3 + 2.6 * len(ranges)), sharey=True)
     axes = list(np.ravel(axes))
     if len(axes) != len(ranges):
         raise ValueError(f"axes must be one per panel, {len(ranges)}, but are {len(axes)}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.stats import binom
 
-from cyclestarnet.plotting.axes import DOMAIN_STYLES, NEUTRAL, SHADE, pyplot, tidy
+from cyclestarnet.plotting.axes import DOMAIN_STYLES, NEUTRAL, SHADE, new_axes, tidy
 from cyclestarnet.training.ranks import N_RANKS, Ranks, ecdf_band, ecdf_difference, uniformity
 
 if TYPE_CHECKING:
@@ -72,10 +72,10 @@ def plot_ranks(ranks: Ranks, *, axes: Sequence[Axes] | None = None) -> list[Axes
 def _panel_axes(n):
     """Axes of a new figure, two labels in a row."""
     n_rows = -(-n // 2)
-    _, axes = pyplot().subplots(n_rows, 4, figsize=(13, 2.1 * n_rows + 0.6), squeeze=False, layout="constrained")
-    for unused in axes.ravel()[2 * n :]:
+    axes = new_axes(n_rows, 4, figsize=(13, 2.1 * n_rows + 0.6))
+    for unused in axes[2 * n :]:
         unused.remove()
-    return axes.ravel()[: 2 * n]
+    return axes[: 2 * n]
 
 
 def _histogram(ax, ranks):

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import astropy.units as u
 import numpy as np
 
-from cyclestarnet.plotting.axes import pyplot
+from cyclestarnet.exceptions import GridError
+from cyclestarnet.grid import Window, range_of
+from cyclestarnet.plotting.axes import new_axes, new_figure
 from cyclestarnet.results import FitResult, Posterior
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["plot_fit", "plot_posterior"]
 
@@ -23,8 +24,8 @@ def plot_fit(
     result: FitResult,
     axes: Sequence[Axes] | None = None,
     *,
-    window: tuple[u.Quantity, u.Quantity] | None = None,
-) -> Figure:
+    window: Window | None = None,
+) -> list[Axes]:
     """Plot data, model and residual of a fit, chip by chip.
 
     Parameters
@@ -33,43 +34,53 @@ def plot_fit(
         Of one star. Pixels that are masked are not drawn.
     axes : sequence of `~matplotlib.axes.Axes`, optional
         Two (flux, residual) per panel. Default: a new figure, a pair per chip.
-    window : (`~astropy.units.Quantity`, `~astropy.units.Quantity`), optional
-        Show these vacuum wavelengths in one panel instead.
+    window : (low, high), optional
+        Show these vacuum wavelengths, in Angstrom if they have no unit, in one panel instead.
 
     Returns
     -------
-    `~matplotlib.figure.Figure`
-        Labels and reduced χ² are in its title.
+    list of `~matplotlib.axes.Axes`
+        Flux and residual of each panel, from blue to red. Labels and reduced χ² are in the title of the first.
+
+    Raises
+    ------
+    GridError
+        If the window holds no pixel.
+    ValueError
+        If there are not two axes per panel.
 
     Examples
     --------
     Lines of magnesium in the packaged star::
 
         result = CalibratedModel.from_pretrained().fit(datasets.k_giant())
-        plot_fit(result, window=(15740 * u.AA, 15780 * u.AA)).savefig("magnesium.png")
+        plot_fit(result, window=(15740, 15780))[0].figure.savefig("magnesium.png")
     """
     wavelength = result.spectrum.spectral_axis.to_value(u.AA)
     if window is None:
         breaks = np.flatnonzero(np.diff(wavelength) > 5 * np.median(np.diff(wavelength))) + 1
         ranges = [(part[0], part[-1]) for part in np.split(wavelength, breaks)]
     else:
-        ranges = [tuple(edge.to_value(u.AA) for edge in window)]
+        low, high = range_of(window)
+        if not ((wavelength >= low) & (wavelength <= high)).any():
+            raise GridError(
+                f"window {low:g} to {high:g} Angstrom holds no pixel of the fit, which covers {wavelength[0]:g} to "
+                f"{wavelength[-1]:g} Angstrom"
+            )
+        ranges = [(low, high)]
     if axes is None:
-        _, axes = pyplot().subplots(
-            2 * len(ranges),
-            1,
-            figsize=(12, 3.2 * len(ranges)),
-            height_ratios=[3, 1] * len(ranges),
-            layout="constrained",
-        )
-    axes = np.ravel(axes)
+        n = len(ranges)
+        axes = new_axes(2 * n, figsize=(12, 3.2 * n), height_ratios=[3, 1] * n)
+    axes = list(np.ravel(axes))
+    if len(axes) != 2 * len(ranges):
+        raise ValueError(f"axes must be two per panel, {2 * len(ranges)}, but are {len(axes)}")
     for k, (low, high) in enumerate(ranges):
         _fit_panels(axes[2 * k], axes[2 * k + 1], result, wavelength, low, high)
     handles = [*axes[0].get_legend_handles_labels()[0], *axes[1].get_legend_handles_labels()[0]]
     axes[-1].legend(handles=handles, loc="upper right", bbox_to_anchor=(1, -0.35), ncols=3, frameon=False, fontsize=9)
     axes[-1].set_xlabel("vacuum wavelength [Å]")
     axes[0].set_title(_fit_title(result), fontsize=10, loc="left")
-    return axes[0].figure
+    return axes
 
 
 def _fit_panels(top, bottom, result, wavelength, low, high):
@@ -96,7 +107,7 @@ def _fit_title(result):
     return f"{result.meta.get('object', '')}  {text}  (χ²/dof {result.reduced_chi2:.2f})"
 
 
-def plot_posterior(posterior: Posterior, names: Sequence[str]) -> Figure:
+def plot_posterior(posterior: Posterior, names: Sequence[str]) -> list[Axes]:
     """Draw a corner plot of sampled labels.
 
     Contours hold 39, 68 and 95 % of the samples: the first is the 1 σ ellipse
@@ -111,8 +122,8 @@ def plot_posterior(posterior: Posterior, names: Sequence[str]) -> Figure:
 
     Returns
     -------
-    `~matplotlib.figure.Figure`
-        A row and a column per label.
+    list of `~matplotlib.axes.Axes`
+        Row by row, a row and a column per label; those above the diagonal are empty.
 
     Raises
     ------
@@ -126,9 +137,8 @@ def plot_posterior(posterior: Posterior, names: Sequence[str]) -> Figure:
     Temperature against gravity::
 
         posterior = model.sample(star)
-        plot_posterior(posterior, ["teff", "logg"]).savefig("corner.png")
+        plot_posterior(posterior, ["teff", "logg"])[0].figure.savefig("corner.png")
     """
-    pyplot()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # it imports ArviZ, which announces changes of its own
@@ -136,7 +146,9 @@ def plot_posterior(posterior: Posterior, names: Sequence[str]) -> Figure:
     except ImportError as error:
         raise ImportError("corner plots need corner: pip install cyclestarnet[matplotlib]") from error
     columns = {name: posterior.chain(name).ravel() for name in names}
-    figure = corner.corner(
+    n = len(columns)
+    figure = new_figure((2.1 * n + 1.3, 2.1 * n + 1.3))
+    corner.corner(
         np.column_stack([column.value for column in columns.values()]),
         labels=[f"{name} [{column.unit}]" if str(column.unit) else name for name, column in columns.items()],
         quantiles=(0.16, 0.5, 0.84),
@@ -144,12 +156,14 @@ def plot_posterior(posterior: Posterior, names: Sequence[str]) -> Figure:
         smooth=0.8,  # pixels
         max_n_ticks=4,
         labelpad=0.03,
+        fig=figure,
     )
+    axes = list(figure.axes)
     for k, name in enumerate(columns):
         low, high = (edge.value for edge in posterior.interval(name))
         middle = posterior.labels[name].value
         digits = 4 if low == high else int(np.clip(1 - np.floor(np.log10(high - low)), 0, 4))
         up, down = (f"{abs(edge - middle):.{digits}f}" for edge in (high, low))
         title = f"{name} = ${middle:.{digits}f}^{{+{up}}}_{{-{down}}}$"
-        figure.axes[k * (len(columns) + 1)].set_title(title, fontsize=11)
-    return figure
+        axes[k * (n + 1)].set_title(title, fontsize=11)
+    return axes

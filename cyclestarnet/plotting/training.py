@@ -18,8 +18,8 @@ from cyclestarnet.plotting.axes import (
     NEUTRAL,
     OTHERS,
     mark_guess,
+    new_axes,
     plain_log_ticks,
-    pyplot,
     tidy,
 )
 from cyclestarnet.training.logs import read_run
@@ -104,7 +104,7 @@ def plot_training(
     scores = scores if scores is not None and len(scores.get("iteration", ())) else {}
     panels = _panels(run, scores, weights, GUESS[adversarial])
     if axes is None:
-        axes = _panel_axes(pyplot(), len(panels))
+        axes = _panel_axes(len(panels))
     axes = list(np.ravel(axes))[: len(panels)]
     if len(axes) < len(panels):
         raise ValueError(f"{len(panels)} axes are needed, for {', '.join(panels)}, but got {len(axes)}")
@@ -146,13 +146,13 @@ def _finish_panel(ax, title, end):
         ax.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
 
 
-def _panel_axes(plt, n):
+def _panel_axes(n):
     """Axes of a new figure, two in a row."""
     n_rows = -(-n // 2)
-    _, axes = plt.subplots(n_rows, 2, figsize=(10.5, 2.9 * n_rows), squeeze=False, layout="constrained")
-    for unused in axes.ravel()[n:]:
+    axes = new_axes(n_rows, 2, figsize=(10.5, 2.9 * n_rows))
+    for unused in axes[n:]:
         unused.remove()
-    return axes.ravel()[:n]
+    return axes[:n]
 
 
 def _short_number(value, _position=None):
