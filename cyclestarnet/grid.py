@@ -264,7 +264,7 @@ def range_of(window: Window, argument: str = "window") -> tuple[float, float]:
     --------
     >>> import astropy.units as u
     >>> from cyclestarnet.grid import range_of
-    >>> range_of((15700, 15800)), range_of((1570, 1580) * u.nm)
+    >>> range_of((15700, 15800)), range_of((15700, 15800) * u.AA)
     ((15700.0, 15800.0), (15700.0, 15800.0))
     """
     try:
@@ -310,7 +310,7 @@ def ranges_of(windows: Any, argument: str) -> list[tuple[float, float]]:
     >>> import astropy.units as u
     >>> from specutils import SpectralRegion
     >>> from cyclestarnet.grid import ranges_of
-    >>> ranges_of([(15700, 15800), SpectralRegion(1600 * u.nm, 1610 * u.nm)], "ignore")
+    >>> ranges_of([(15700, 15800), SpectralRegion(16000 * u.AA, 16100 * u.AA)], "ignore")
     [(15700.0, 15800.0), (16000.0, 16100.0)]
     """
     if isinstance(windows, SpectralRegion):
