@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -24,9 +25,9 @@ STARS_AT_ONCE = 32  # bounds the memory: a Jacobian has the derivatives by all l
 class DerivativeSpectra:
     """Derivatives of spectra with respect to labels.
 
-    `~cyclestarnet.CalibratedModel.derivative_spectra` makes them of many
-    stars, and `ensemble_derivatives` of several models. Make them yourself of
-    a model of another kind.
+    `~cyclestarnet.CalibratedModel.derivative_spectra` makes them of one star or many, and
+    `ensemble_derivatives` of several models. Make them yourself of a model of another kind.
+    ``derivatives["mg_h"]`` are those by a label, ``derivatives["wavelength"]`` the wavelengths of the pixels.
 
     Parameters
     ----------
@@ -106,6 +107,8 @@ class DerivativeSpectra:
         return self.flux.shape[:-1]
 
     def __getitem__(self, name: str) -> u.Quantity:
+        if name == "wavelength":
+            return self.wavelength
         if name not in self.slopes:
             raise LabelError(f"no derivative with respect to {name!r}; there are {', '.join(self.names)}")
         return self.slopes[name]
@@ -183,6 +186,10 @@ class DerivativeSpectra:
             f"<DerivativeSpectra with respect to {', '.join(self.names)}: {self.domain}, stars of shape {self.shape}, "
             f"{self.grid.n_pixels} pixels{'' if self.uncertainties is None else ', with uncertainties'}>"
         )
+
+    def _repr_html_(self) -> str:
+        table = self.to_table()._repr_html_() if self.shape == () else ""
+        return f"<p>{html.escape(repr(self))}</p>{table}"
 
 
 class _Differentiable(Protocol):
@@ -396,10 +403,10 @@ def ensemble_derivatives(
     first = models[0]
     require_alike(first, models[1:])
     values = first.labels.to_array(labels)
-    several = first.labels.to_quantities(values[None])  # one star, too, comes as a stack
-    members = [model.derivative_spectra(several, domain=domain, names=names, like=like) for model in models]
+    where = first.labels.to_quantities(values)
+    members = [model.derivative_spectra(where, domain=domain, names=names, like=like) for model in models]
     slopes = {name: np.stack([member[name] for member in members]) for name in members[0]}
-    ensemble = DerivativeSpectra(
+    return DerivativeSpectra(
         first.grid,
         np.mean([member.flux for member in members], axis=0),
         {name: array.mean(0) for name, array in slopes.items()},
@@ -408,4 +415,3 @@ def ensemble_derivatives(
         members[0].domain,
         {"models": [model.name for model in models]},
     )
-    return ensemble.star(0)

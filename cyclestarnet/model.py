@@ -469,11 +469,10 @@ class CalibratedModel(ModelParts):
 
         Returns
         -------
-        `~astropy.table.QTable` or `~cyclestarnet.derivatives.DerivativeSpectra`
-            Of one star a table: ``wavelength`` and a column per label, n_pixels
-            rows. Of many stars, derivatives of shape (..., n_pixels) by label,
-            with the spectra. Either way ``[name]`` is a
-            `~astropy.units.Quantity` in 1 / (unit of the label).
+        `~cyclestarnet.derivatives.DerivativeSpectra`
+            Derivatives of shape (..., n_pixels) by label, with the spectra: ``[name]`` is a
+            `~astropy.units.Quantity` in 1 / (unit of the label), and ``["wavelength"]`` goes with it. ``to_table()``
+            makes a table of one star's.
 
         Raises
         ------
@@ -495,10 +494,9 @@ class CalibratedModel(ModelParts):
         signs = {"observed": 1, "synthetic": -1} if domain == "difference" else {domain: 1}
         split_latent = encode_split_latent(self, like, domain=domain)
         predictors = [(sign, predictor_of(self, part, split_latent)) for part, sign in signs.items()]
-        derivatives = predictor_derivatives(
+        return predictor_derivatives(
             predictors, values, names, label_set=self.labels, grid=self.grid, domain=domain, meta={"model": self.name}
         )
-        return derivatives.to_table() if derivatives.shape == () else derivatives
 
     # -- inverse -----------------------------------------------------------------
     def _read(self, spectrum: Spectrum | str | Path) -> Spectrum:

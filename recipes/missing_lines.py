@@ -100,7 +100,7 @@ def mock(options):
         "missing_score", ("", "value"), rows, "Catalogue of the full-size training, 30 % of the features masked"
     )
     giant = domains.label_set.to_quantities(domains.giant[None])
-    both = [model.derivative_spectra(giant, domain=domain).star(0) for domain in ("synthetic", "observed")]
+    both = [model.derivative_spectra(giant, domain=domain) for domain in ("synthetic", "observed")]
     for name, window in (("missing_recovery", (15_880, 15_985)), ("missing_recovery_cn", (15_225, 15_330))):
         axes = plot_recovery(*both, domains.derivatives(), window=window * u.AA, features=run.mask.masked)
         save(axes[0].figure, name)

@@ -131,7 +131,7 @@ def test_the_flux_is_that_of_the_prediction(double):
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_one_star_has_a_table(double, domain):
-    table = double.derivative_spectra(STAR, domain=domain)
+    table = double.derivative_spectra(STAR, domain=domain).to_table()
     assert table.colnames == ["wavelength", "teff", "logg", "mg_h"]
     assert (len(table), table.meta) == (415, {"model": "tiny", "domain": domain})
     np.testing.assert_array_equal(table["wavelength"].value, double.grid.wavelength.value)
@@ -321,11 +321,21 @@ def test_uncertainties_are_bands(plot, pair):
     assert (at_pixel.min(), at_pixel.max()) == pytest.approx(observed["f_h"].value[5] + np.array([-0.1, 0.1]))
 
 
-def test_features_are_shaded(plot, pair):
+@pytest.mark.parametrize("kind", [list, iter])
+def test_features_are_shaded_in_all_panels(plot, pair, kind):
     features = find_features(pair[0], strong=-0.3, least=1)
-    axes = plot(*pair, features=features)
-    spans = [patch.get_x() for patch in axes[3].patches]
-    assert spans == [pair[0].wavelength.value[feature.start] for feature in features]
+    for axis in plot(*pair, features=kind(features)):
+        spans = [patch.get_x() for patch in axis.patches]
+        assert spans == [pair[0].wavelength.value[feature.start] for feature in features]
+
+
+def test_what_a_model_returns_is_plotted(plot, double):
+    both = [double.derivative_spectra(STAR, domain=domain) for domain in ("synthetic", "observed")]
+    axes = plot(*both)
+    np.testing.assert_array_equal(
+        curve(axes[1], "[Mg/H]")[1], double.derivative_spectrum(STAR, "mg_h", domain="synthetic").value
+    )
+    assert "<table" in both[0]._repr_html_()
 
 
 @pytest.mark.parametrize(

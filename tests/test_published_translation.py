@@ -542,7 +542,7 @@ def test_temperatures_in_units_of_1000_kelvin(model, files, tmp_path):
 
 
 def test_derivatives_against_finite_differences(model, files):
-    table = model.derivative_spectra(star(model), domain="synthetic")
+    table = model.derivative_spectra(star(model), domain="synthetic").to_table()
     assert table.colnames == ["wavelength", *PAYNE_LABELS]
     assert table["teff"].unit == 1 / u.K
     step = np.zeros(25)

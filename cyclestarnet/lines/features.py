@@ -502,8 +502,8 @@ def k_giant(label_set: LabelSet, prior: Gaussian) -> np.ndarray:
 def _derivatives(model, labels):
     """Derivatives of a model's synthetic spectra with respect to its elements, at one star."""
     values = k_giant(model.labels, model.prior) if labels is None else model.labels.to_array(labels)
-    stack = model.labels.to_quantities(values[None])
-    return model.derivative_spectra(stack, domain="synthetic", names=elements_of(model.labels)).star(0)
+    star = model.labels.to_quantities(values)
+    return model.derivative_spectra(star, domain="synthetic", names=elements_of(model.labels))
 
 
 def _features_of(source, name, strong, edge):

@@ -78,10 +78,10 @@ def plot_derivatives(
 
     Examples
     --------
-    Lines of manganese in both domains, at the first of some stars (labels are arrays)::
+    Lines of manganese in both domains::
 
-        stars = [model.derivative_spectra(labels, domain=domain).star(0) for domain in ("synthetic", "observed")]
-        axes = plot_derivatives(*stars, window=(15200, 15280))
+        both = [model.derivative_spectra(labels, domain=domain) for domain in ("synthetic", "observed")]
+        axes = plot_derivatives(*both, window=(15200, 15280))
         axes[0].figure.savefig("derivatives.png")
     """
     panels = {"synthetic": synthetic, "observed": observed}
@@ -140,8 +140,8 @@ def plot_recovery(
     --------
     Of a training of a mock study, with the features that its synthetic spectra lacked::
 
-        stars = [model.derivative_spectra(labels, domain=domain).star(0) for domain in ("synthetic", "observed")]
-        plot_recovery(*stars, domains.derivatives(), features=run.mask.masked)
+        both = [model.derivative_spectra(labels, domain=domain) for domain in ("synthetic", "observed")]
+        plot_recovery(*both, domains.derivatives(), features=run.mask.masked)
     """
     panels = {"synthetic": synthetic, "translated": translated}
     panels |= _difference_of(panels) if truth is None else {"truth": truth}
