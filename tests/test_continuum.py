@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from numpy.polynomial import Chebyshev
 
-from cyclestarnet.continuum import ContinuumRecipe
-from cyclestarnet.exceptions import GridError, SpectrumError
+from cyclestarnet.continuum import LARGEST_VARIANCE, ContinuumRecipe
+from cyclestarnet.exceptions import GridError
 from cyclestarnet.grid import WavelengthGrid
 
 N = 300
@@ -81,18 +81,39 @@ def test_chip_without_data_has_a_continuum_of_one(recipe, star):
     np.testing.assert_array_equal(recipe(flux, ivar)[160:], 1)
 
 
-def test_too_few_good_continuum_pixels(recipe, star):
-    flux, ivar = star
-    ivar[np.flatnonzero(recipe.pixels[:160])[4:]] = 0
-    with pytest.raises(SpectrumError, match=r"Only 4 good continuum pixels between .* needs 5 or more"):
-        recipe(flux, ivar)
+@pytest.mark.parametrize("weight", [0.0, 1e-20, 1e-6])
+def test_continuum_never_runs_away(grid, rng, weight):
+    """Half of the continuum pixels of a chip are bad; the continuum is right within its error, or not known."""
+    recipe = ContinuumRecipe(grid, np.arange(300) % 4 == 0)
+    ivar = np.full(300, 1e4)
+    ivar[80:160:4] *= weight
+    truth = 1 + 0.05 * np.linspace(-1, 1, 300) ** 2
+    flux = rng.normal(truth, np.where(ivar > 0, 0.01, 0.0), (500, 300))
+    continuum, degrees = recipe.fit(flux, np.broadcast_to(ivar, flux.shape))
+    known = np.isfinite(continuum)
+    assert (known == known[0]).all()
+    assert known[:, :80].all()
+    assert not known[:, 150:160].any()
+    assert np.all(degrees == 4)
+    np.testing.assert_array_less(continuum.std(0)[known[0]], 0.01 * np.sqrt(LARGEST_VARIANCE) * 1.1)
 
 
-def test_weights_that_count_for_nothing_are_no_good_pixels(recipe, star):
+def test_degree_is_lowered_where_little_is_left(grid, rng):
+    recipe = ContinuumRecipe(grid, np.arange(300) % 4 == 0)
+    ivar = np.full(300, 1e4)
+    ivar[12:160:4] = 0
+    flux = rng.normal(1.0, 0.01, (500, 300))
+    continuum, degrees = recipe.fit(flux, np.broadcast_to(ivar, flux.shape))
+    np.testing.assert_array_equal(degrees, [[0, 4]] * 500)
+    np.testing.assert_allclose(continuum[:, :160].std(0), 0.01 / np.sqrt(3), rtol=0.1)
+
+
+def test_two_pixels_are_no_continuum(recipe, star):
     flux, ivar = star
-    ivar[np.flatnonzero(recipe.pixels[:160])[4:]] *= 1e-20
-    with pytest.raises(SpectrumError, match=r"Only 4 good"):
-        recipe(flux, ivar)
+    ivar[np.flatnonzero(recipe.pixels[:160])[2:]] = 0
+    continuum, degrees = recipe.fit(flux, ivar)
+    np.testing.assert_array_equal(degrees, [-1, 4])
+    np.testing.assert_array_equal(np.isnan(continuum), np.arange(300) < 160)
 
 
 def test_input_is_unchanged(recipe, star):
