@@ -323,15 +323,19 @@ class CalibratedModel(ModelParts):
             )
         return spectrum
 
-    def to_observed(self, spectrum: Spectrum, *, like: Spectrum | None = None) -> Spectrum:
+    def to_observed(
+        self, spectrum: Spectrum, *, like: Spectrum | None = None, normalise: bool | None = None
+    ) -> Spectrum:
         """Translate a synthetic spectrum to the observed domain (S1, synth→obs).
 
         Parameters
         ----------
         spectrum : `~specutils.Spectrum`
-            Normalised synthetic flux, shape (n_pixels,); an uncertainty is not needed.
+            Synthetic flux, shape (n_pixels,); an uncertainty is not needed.
         like : `~specutils.Spectrum`, optional
             As in `predict`.
+        normalise : bool, optional
+            As in `fit`.
 
         Returns
         -------
@@ -342,7 +346,7 @@ class CalibratedModel(ModelParts):
         Raises
         ------
         SpectrumError, GridError
-            If the spectrum cannot be used; see `~cyclestarnet.spectra.to_pixels`.
+            If the spectrum cannot be used; see `~cyclestarnet.pipeline.ModelParts.pixels_of`.
 
         Examples
         --------
@@ -352,17 +356,19 @@ class CalibratedModel(ModelParts):
         >>> model.to_observed(star).meta["domain"]
         'observed'
         """
-        flux, used = seen_flux(self, spectrum, domain="synthetic")
+        flux, used = seen_flux(self, spectrum, domain="synthetic", normalise=normalise)
         translated = self.translator.synth_to_obs(flux[None], encode_split_latent(self, like))
         return spectrum_of(self, translated[0], "observed", used=used, source=spectrum)
 
-    def to_synthetic(self, spectrum: Spectrum) -> Spectrum:
+    def to_synthetic(self, spectrum: Spectrum, *, normalise: bool | None = None) -> Spectrum:
         """Translate an observed spectrum to the synthetic domain (S1, obs→synth).
 
         Parameters
         ----------
         spectrum : `~specutils.Spectrum`
             Observed flux with uncertainty, as for `fit`.
+        normalise : bool, optional
+            As in `fit`.
 
         Returns
         -------
@@ -373,7 +379,7 @@ class CalibratedModel(ModelParts):
         Raises
         ------
         SpectrumError, GridError
-            If the spectrum cannot be used; see `~cyclestarnet.spectra.to_pixels`.
+            If the spectrum cannot be used; see `~cyclestarnet.pipeline.ModelParts.pixels_of`.
 
         Examples
         --------
@@ -381,11 +387,11 @@ class CalibratedModel(ModelParts):
         >>> CalibratedModel.from_pretrained().to_synthetic(datasets.k_giant()).flux.shape
         (7167,)
         """
-        flux, used = seen_flux(self, spectrum)
+        flux, used = seen_flux(self, spectrum, normalise=normalise)
         translated = self.translator.obs_to_synth(flux[None])
         return spectrum_of(self, translated[0], "synthetic", used=used, source=spectrum)
 
-    def reconstruct(self, spectrum: Spectrum, *, domain: str = "observed") -> Spectrum:
+    def reconstruct(self, spectrum: Spectrum, *, domain: str = "observed", normalise: bool | None = None) -> Spectrum:
         """Pass a spectrum through the autoencoder of its own domain.
 
         Parameters
@@ -394,6 +400,8 @@ class CalibratedModel(ModelParts):
             As `to_synthetic` or `to_observed` takes it.
         domain : {"observed", "synthetic"}, optional
             Domain of ``spectrum``.
+        normalise : bool, optional
+            As in `fit`.
 
         Returns
         -------
@@ -404,7 +412,7 @@ class CalibratedModel(ModelParts):
         Raises
         ------
         SpectrumError, GridError
-            If the spectrum cannot be used; see `~cyclestarnet.spectra.to_pixels`.
+            If the spectrum cannot be used; see `~cyclestarnet.pipeline.ModelParts.pixels_of`.
 
         Examples
         --------
@@ -412,7 +420,7 @@ class CalibratedModel(ModelParts):
         >>> CalibratedModel.from_pretrained().reconstruct(datasets.k_giant()).meta["domain"]
         'observed'
         """
-        (flux, used), translator = seen_flux(self, spectrum, domain=domain), self.translator
+        (flux, used), translator = seen_flux(self, spectrum, domain=domain, normalise=normalise), self.translator
         reconstruct = translator.reconstruct_obs if domain == "observed" else translator.reconstruct_synth
         return spectrum_of(self, reconstruct(flux[None])[0], domain, used=used, source=spectrum)
 
@@ -515,8 +523,8 @@ class CalibratedModel(ModelParts):
         Parameters
         ----------
         spectrum : `~specutils.Spectrum` or path-like
-            Rest frame, vacuum, with an uncertainty; a file is read as by `fit_many`. Dimensionless flux is taken
-            as normalised; flux with a unit is normalised by the model's recipe.
+            Rest frame, vacuum, with an uncertainty; a file is read as by `fit_many`. Whatever the unit of the
+            flux, and whoever normalised it, the model's recipe normalises it; see ``normalise``.
         **options
             Fields of `~cyclestarnet.pipeline.FitOptions`.
 
@@ -527,7 +535,7 @@ class CalibratedModel(ModelParts):
         Raises
         ------
         SpectrumError, GridError
-            If the spectrum cannot be used; see `~cyclestarnet.spectra.to_pixels`.
+            If the spectrum cannot be used; see `~cyclestarnet.pipeline.ModelParts.pixels_of`.
         LabelError
             If ``start``, ``fixed``, ``bounds`` or ``tied`` name unknown labels or have wrong units.
         ValueError

@@ -203,6 +203,7 @@ def _contents(parts: ModelParts) -> tuple[dict[str, np.ndarray], dict[str, Any]]
             "scatter_inflation": dict(noise.scatter_inflation),
         },
         "limits": asdict(parts.limits),
+        "normalises": parts.normalises,
         "provenance": dict(parts.provenance),
     }
     return arrays, meta
@@ -245,6 +246,7 @@ def _parts(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> ModelParts:
         if shortcuts
         else None,
         provenance=meta["provenance"],
+        normalises=meta.get("normalises", True),
     )
 
 

@@ -105,6 +105,7 @@ def read_published_parts(
             typical_split_latent=np.zeros((sizes.split_filters, sizes.latent_length)) if network.has_split else None,
         ),
         limits=FlagLimits(reduced_chi2_total=POOR_FIT),
+        normalises=False,  # its training spectra had other continuum pixels
         provenance={
             "made from": "the public files of Cycle-StarNet (O'Briain et al. 2021)",
             "preset": preset,

@@ -404,7 +404,7 @@ class FitResult:
         Returns
         -------
         `~astropy.table.QTable`
-            Labels with units, their errors as ``<label>_err``, χ², flags; the columns of
+            Labels with units, their errors as ``<label>_err``, χ², flags, how the flux was normalised; the columns of
             `~cyclestarnet.CalibratedModel.fit_many`.
 
         Examples
@@ -428,6 +428,7 @@ class FitResult:
             "flag_names": [",".join(self.flags.names)],
             "prior_dominated": [",".join(self.prior_dominated)],
             "upper_limits": [",".join(self.upper_limits)],
+            "continuum": [self.meta.get("continuum", "")],
             "message": [self.message],
         }
         return QTable(columns, meta=origin(self.meta, self.options))

@@ -32,6 +32,8 @@ except ImportError:  # specutils 1 knows the class by its old name only
 
 __all__ = ["Pixels", "PortableSpectrum", "Spectrum", "check_frame", "star_name", "to_pixels", "to_spectrum"]
 
+# Between which the median of a normalised flux is, whatever the stars and the recipe
+NORMALISED = (0.1, 10.0)
 # Single-precision wavelengths of the same grid differ by 6e-8; a hundredth of an APOGEE pixel is 1.4e-7.
 SAME_WAVELENGTH = 1e-7
 # A step this many times the local one is a gap. Two dropped pixels make a gap, a change of sampling does not.
@@ -64,14 +66,16 @@ class Pixels:
     ivar : array_like, shape (n_pixels,)
         Inverse variance of ``flux``; 0 = the pixel is ignored.
     continuum : array_like, shape (n_pixels,), optional
-        What the flux was divided by, in the unit of the flux that came in.
-        None if the spectrum came normalised.
+        What the flux was divided by, in the unit of the flux that came in; NaN where it is not known.
+        None if the flux was taken as normalised.
     raw : array_like, shape (n_pixels,), optional
         Normalised flux as the spectrum has it, also at ignored pixels; NaN where it has none, as between the
         pixels of a spectrum that was resampled. Default: ``flux``.
     n_lost : int, optional
         Good pixels of the spectrum on the chips of the model of which resampling could make nothing: those between
         gaps or bad pixels that cover less than half of any pixel of the model. Default: 0.
+    degrees : tuple of int, optional
+        Degree of the continuum of each chip, as `~cyclestarnet.ContinuumRecipe.fit` gives it. Default: none.
 
     Raises
     ------
@@ -90,6 +94,7 @@ class Pixels:
     continuum: np.ndarray | None = None
     raw: np.ndarray | None = None
     n_lost: int = 0
+    degrees: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.raw is None:
@@ -102,7 +107,8 @@ class Pixels:
         for name in ("flux", "ivar", "continuum", "raw"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, floats_of(getattr(self, name)))
-        shapes = {name: np.shape(a) for name, a in vars(self).items() if name != "n_lost" and a is not None}
+        arrays = {name: getattr(self, name) for name in ("flux", "ivar", "continuum", "raw")}
+        shapes = {name: np.shape(array) for name, array in arrays.items() if array is not None}
         if len(set(shapes.values())) != 1 or self.flux.ndim != 1:
             raise SpectrumError(
                 f"flux, ivar, continuum and raw must be (n_pixels,) arrays of one length, but are {shapes}"
@@ -115,6 +121,14 @@ class Pixels:
         """Error of the flux, 1 σ; infinite where the pixel is ignored."""
         with np.errstate(divide="ignore"):
             return self.ivar**-0.5
+
+    @property
+    def normalisation(self) -> str:
+        """How the flux was normalised, in words: ``"as given"``, or by a recipe with polynomials of such degrees."""
+        if self.continuum is None:
+            return "as given"
+        degrees = ["none" if degree < 0 else str(degree) for degree in self.degrees]
+        return f"recipe, degree {degrees[0]}" if len(set(degrees)) == 1 else f"recipe, degrees {', '.join(degrees)}"
 
     @property
     def n_good(self) -> int:
@@ -142,15 +156,17 @@ def to_pixels(spectrum: Spectrum, grid: WavelengthGrid, *, recipe: ContinuumReci
     grid : `~cyclestarnet.WavelengthGrid`
         Pixels of the model.
     recipe : `~cyclestarnet.ContinuumRecipe`, optional
-        Divides a flux with a physical unit by its continuum. A dimensionless
-        flux is taken as normalised and the recipe is not used.
+        Divides the flux by its continuum, whatever its unit, also if it came
+        normalised: only what went through the same recipe can be compared. Of
+        a flux that did, it leaves what it was, but for a second order of its
+        slopes. Default: the flux is taken as normalised, and must be dimensionless.
 
     Returns
     -------
     `Pixels`
         Arrays of shape (n_pixels,), float64. Pixels without data have
         ``flux`` 1 and ``ivar`` 0, and so have pixels whose continuum is not
-        positive.
+        known, or not positive.
 
     Raises
     ------
@@ -162,14 +178,14 @@ def to_pixels(spectrum: Spectrum, grid: WavelengthGrid, *, recipe: ContinuumReci
         ``radial_velocity``), or does not overlap with the grid.
     SpectrumError
         If the flux has several rows or no flux unit, the uncertainty is absent
-        or impossible at an unmasked pixel, no pixel is left, or the flux has a
+        or impossible at an unmasked pixel, no pixel or no continuum is left, or the flux has a
         physical unit and ``recipe`` is None.
 
     Warns
     -----
     CycleStarNetWarning
         If more than 1 % of the good pixels, and more than 10, are lost, as ``n_lost`` of the
-        result counts them.
+        result counts them, or more than 1 % have no continuum.
 
     See Also
     --------
@@ -237,7 +253,7 @@ def to_pixels(spectrum: Spectrum, grid: WavelengthGrid, *, recipe: ContinuumReci
             f"flux has the unit '{spectrum.flux.unit}' and there is no continuum recipe to normalise it; "
             "pass recipe=ContinuumRecipe(...) or divide by the continuum first, so that the flux is dimensionless"
         )
-    if physical and recipe.grid != grid:
+    if recipe is not None and recipe.grid != grid:
         raise GridError("recipe must be made for the grid of the model, but its grid is another one")
     if wavelength[0] > wavelength[-1]:
         wavelength, flux, variance, raw = (array[::-1] for array in (wavelength, flux, variance, raw))
@@ -264,16 +280,33 @@ def to_pixels(spectrum: Spectrum, grid: WavelengthGrid, *, recipe: ContinuumReci
 
     _warn_of_lost(n_lost, ivar)
 
-    continuum = None
-    if physical:
-        continuum = recipe(flux, ivar)
-        usable = (continuum > 0) & np.isfinite(continuum)
-        if not np.any(usable & (ivar > 0)):
-            raise SpectrumError("the continuum is nowhere positive: is the sky subtracted twice, or is there no star?")
-        scale = np.where(usable, continuum, 1.0)
-        flux, ivar = flux / scale, np.where(usable, ivar * scale**2, 0.0)
-        raw = np.where(usable, raw / scale, np.nan)
-    return Pixels(np.where(ivar > 0, flux, 1.0), ivar, continuum, raw, n_lost)
+    if recipe is not None:
+        return _normalised(flux, ivar, raw, recipe, n_lost)
+    return Pixels(np.where(ivar > 0, flux, 1.0), ivar, None, raw, n_lost)
+
+
+def _normalised(flux: np.ndarray, ivar: np.ndarray, raw: np.ndarray, recipe: ContinuumRecipe, n_lost: int) -> Pixels:
+    """Pixels of which the flux is divided by its continuum; without one, they are bad."""
+    continuum, degrees = recipe.fit(flux, ivar)
+    usable, good = continuum > 0, ivar > 0
+    if not np.any(usable & good):
+        raise SpectrumError(
+            "no chip has good continuum pixels enough"
+            if np.isnan(continuum[good]).all()
+            else "the continuum is nowhere positive: is the sky subtracted twice, or is there no star?"
+        )
+    n_without = np.count_nonzero(good & np.isnan(continuum))
+    if n_without > max(FEW_LOST, LARGEST_LOSS * np.count_nonzero(good)):
+        warnings.warn(
+            f"{n_without} of {np.count_nonzero(good)} good pixels are ignored, because bad pixels leave too few "
+            "continuum pixels around them to know their continuum",
+            CycleStarNetWarning,
+            stacklevel=3,
+        )
+    scale = np.where(usable, continuum, 1.0)
+    flux, ivar = flux / scale, np.where(usable, ivar * scale**2, 0.0)
+    raw = np.where(usable, raw / scale, np.nan)
+    return Pixels(np.where(ivar > 0, flux, 1.0), ivar, continuum, raw, n_lost, tuple(degrees.tolist()))
 
 
 def to_spectrum(

@@ -5,9 +5,9 @@
 
     python recipes/flags.py --work WORK --model FILE --dwarf apStar-dr17-2M19485057+5005279.fits
 
-``WORK`` holds what the stage ``observed`` of ``apogee_giants.py`` has made: observed-like stars that
-training has not seen. They are fitted as they are, which gives the false alarms, and the first of them
-with each of the `alterations`. ``--dwarf`` is a real star that a model of giants must not accept.
+``WORK`` holds what ``apogee_giants_data.py`` has made: ``known.h5`` has observed-like stars that
+training has not seen, in its split "test". They are fitted as they are, which gives the false alarms, and the first
+of them with each of the `alterations`. ``--dwarf`` is a real star that a model of giants must not accept.
 One process fits about five stars in a second; set ``OPENBLAS_NUM_THREADS=1``.
 """
 
@@ -78,8 +78,8 @@ MEANINGS = {
     "CONTINUUM": (
         "Medians over 200 pixels lie above or below the model (``meta['continuum_misfit']``): the continuum is "
         "suspect. Observed space only.",
-        "If ``LOCAL_MISFIT`` is set, too, ``ignore`` that region first, because the encoder spreads it. Else normalise "
-        "with the model's recipe: pass flux with its unit.",
+        "If ``LOCAL_MISFIT`` is set, too, ``ignore`` that region first, because the encoder spreads it. Else look at "
+        "the continuum: outliers on continuum pixels, bad pixels that nobody masked, ``normalise=False``.",
     ),
 }
 
@@ -109,7 +109,7 @@ def alterations(model):
         "every other pixel masked": lambda f, i: (f, np.where(np.arange(len(i)) % 2, i, 0.0)),
         "chips swapped": lambda f, i: (swapped(f), swapped(i)),
         "continuum slope of ±5 % over a chip": lambda f, i: (f * (1 + 0.05 * place), i),
-        "continuum wave of ±4 %, one per chip": lambda f, i: (f * (1 + 0.04 * np.sin(np.pi * place)), i),
+        "continuum wave of ±4 %, three per chip": lambda f, i: (f * (1 + 0.04 * np.sin(3 * np.pi * place)), i),
         "continuum 3 % too low": lambda f, i: (f / 0.97, i),
         "noise of S/N 15": lambda f, i: noisy(f, i, 15.0),
         "no lines at all": lambda f, i: (np.where(i > 0, noisy(np.ones_like(f), i, 100.0)[0], 1.0), i),
@@ -191,7 +191,7 @@ def tables(model, alarms, catches):
 def main(argv=None):
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder with observed.h5")
+    parser.add_argument("--work", type=Path, required=True, help="folder with known.h5")
     parser.add_argument("--model", type=Path, help="file of a model; default: the embedded one")
     parser.add_argument("--dwarf", type=Path, help="apStar file of a real dwarf")
     parser.add_argument("--stars", type=int, default=400, help="that must not be flagged")
@@ -199,7 +199,7 @@ def main(argv=None):
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     model = CalibratedModel.from_pretrained() if options.model is None else CalibratedModel.load(options.model)
-    flux, ivar = read_stars(options.work / "observed.h5", max(options.stars, options.altered))
+    flux, ivar = read_stars(options.work / "known.h5", max(options.stars, options.altered))
     alarms, catches = measure(model, flux, ivar, options.altered, options.dwarf)
     write_rst(TABLE, *tables(model, alarms, catches))
 

@@ -123,6 +123,7 @@ def tiny_model(line_family, tiny_settings, tiny_emulator):
         ),
         limits=FlagLimits(reduced_chi2_total=2.0, prior_distance=3.0),
         provenance={"made by": "tests/conftest.py"},
+        normalises=False,
     )
 
 

@@ -98,6 +98,7 @@ def true_model():
         emulator=linear_emulator(),
         translator=translator,
         recipe=ContinuumRecipe(GRID, quiet, degree=1),
+        normalises=False,
         noise=NoiseModel(scatter={space: np.full(N, 0.001) for space in ("observed", "emulator")}),
         population=Population(
             prior=GaussianPrior(MEAN, np.diag(SIGMA**2)),

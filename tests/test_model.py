@@ -617,8 +617,8 @@ def test_physical_flux_is_normalised_by_the_recipe(model, star, continuum, fract
     by_hand = to_spectrum(star.flux.value / recipe, model.grid, ivar=(SIGMA / recipe) ** -2)
     expected, fit = model.fit(by_hand), model.fit(physical(model, star.flux.value, continuum))
     assert_same_labels(expected, fit, fraction)
-    assert fit.meta["normalised_here"]
-    assert not expected.meta["normalised_here"]
+    assert fit.meta["continuum"] == "recipe, degree 2"
+    assert expected.meta["continuum"] == "as given"
 
 
 # -- flags --------------------------------------------------------------------------------------------------

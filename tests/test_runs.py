@@ -13,7 +13,7 @@ import pytest
 import torch
 from astropy.table import QTable, Table
 
-from cyclestarnet import CalibratedModel, LabelSet
+from cyclestarnet import CalibratedModel, ContinuumRecipe, LabelSet, WavelengthGrid
 from cyclestarnet.cli import main
 from cyclestarnet.exceptions import FileFormatError, GridError, LabelError, ModelFileError
 from cyclestarnet.io import TrainingSet
@@ -378,8 +378,24 @@ def test_an_emulator_of_other_settings_in_the_folder_is_refused(trained, tmp_pat
 def test_continuum_pixels_come_from_a_table(folder, column):
     pixels = np.r_[5:200:20, 210:410:20]
     Table({column: pixels if column == "pixel" else WAVELENGTH[pixels] + 0.01}).write(folder / "continuum.ecsv")
+    grid = WavelengthGrid(WAVELENGTH * u.AA, ((0, 200), (200, 415)))
+    recipe = ContinuumRecipe(grid, np.isin(np.arange(415), pixels))
+    with h5py.File(folder / "observed.h5", "r+") as file:
+        flux, ivar = (
+            file["spectra train"][()].astype(float),
+            file["spectra_msk train"][()] / file["spectra_err train"][()] ** 2.0,
+        )
+        for _ in range(3):  # these pixels hold lines, so that it takes several times
+            flux /= recipe(flux, ivar)
+        file["spectra train"][...] = flux
     run = prepared(folder, synthetic=WITH_EMULATOR + "labels = {}", model='continuum = "continuum.ecsv"')
     np.testing.assert_array_equal(np.flatnonzero(run.domains.recipe.pixels), pixels)
+
+
+def test_observed_spectra_of_another_continuum_are_refused(folder):
+    Table({"pixel": np.r_[5:200:20, 210:410:20]}).write(folder / "continuum.ecsv")
+    with pytest.raises(ConfigError, match=r"\[observed\] path in .*: .* was not normalised by the continuum recipe"):
+        prepared(folder, synthetic=WITH_EMULATOR + "labels = {}", model='continuum = "continuum.ecsv"')
 
 
 def test_continuum_pixels_that_leave_a_chip_empty_are_refused(folder):

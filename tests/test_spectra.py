@@ -253,10 +253,53 @@ def test_physical_flux_without_recipe_is_refused(grid, data):
         to_pixels(make(*data, grid.wavelength, unit=u.Jy), grid)
 
 
-def test_dimensionless_flux_is_not_normalised_again(grid, recipe, data):
-    pixels = to_pixels(make(*data, grid.wavelength), grid, recipe=recipe)
+@pytest.mark.parametrize(("factor", "unit"), [(1, u.one), (963, u.one), (100, u.percent), (1e-17, FLAM), (963, u.adu)])
+def test_recipe_is_applied_whatever_the_unit(grid, recipe, data, factor, unit):
+    """Pseudo-continua of others are as good as counts: what comes out is ours."""
+    flux, sigma = data
+    tilt = factor * np.linspace(0.98, 1.03, N)
+    pixels = to_pixels(make(tilt * flux, tilt * sigma, grid.wavelength, unit=unit), grid, recipe=recipe)
+    expected = recipe(tilt * flux, (tilt * sigma) ** -2) / tilt
+    np.testing.assert_allclose(pixels.flux, flux / expected, rtol=1e-9)
+    np.testing.assert_allclose(pixels.ivar, (expected / sigma) ** 2, rtol=1e-9)
+    assert pixels.degrees == (4, 4)
+
+
+@pytest.fixture
+def star(recipe):
+    """Lines between continuum pixels, and noise."""
+    rng = np.random.default_rng(8)
+    return rng.normal(np.where(recipe.pixels, 1.0, 1 - rng.uniform(0, 0.3, N)), 0.01), np.full(N, 0.01)
+
+
+def test_recipe_leaves_what_it_normalised(grid, recipe, star):
+    tilt = np.linspace(900, 1000, N)
+    once = to_pixels(make(tilt * star[0], tilt * star[1], grid.wavelength), grid, recipe=recipe)
+    again = to_pixels(make(once.flux, once.sigma, grid.wavelength), grid, recipe=recipe)
+    np.testing.assert_allclose(again.flux, once.flux, atol=3e-4)
+
+
+def test_without_recipe_flux_is_taken_as_it_is(grid, data):
+    pixels = to_pixels(make(*data, grid.wavelength), grid)
     assert pixels.continuum is None
+    assert pixels.degrees == ()
     np.testing.assert_array_equal(pixels.flux, data[0])
+
+
+def test_pixels_without_continuum_are_ignored_and_named(grid, recipe, star):
+    """Continuum pixels at one end of a chip are bad: a polynomial would run away there."""
+    mask = recipe.pixels & (np.arange(N) < 60)
+    with pytest.warns(CycleStarNetWarning, match=r"\d+ of \d+ good pixels are ignored, because .* continuum"):
+        pixels = to_pixels(make(*star, grid.wavelength, mask=mask), grid, recipe=recipe)
+    good = pixels.ivar > 0
+    assert not good[:20].any()
+    assert good[100:].all()
+    assert np.abs(pixels.flux - star[0])[good].max() < 0.05
+
+
+def test_spectrum_without_continuum_pixels_is_refused(grid, recipe, data):
+    with pytest.raises(SpectrumError, match=r"no chip has good continuum pixels enough"):
+        to_pixels(make(*data, grid.wavelength, mask=recipe.pixels), grid, recipe=recipe)
 
 
 def test_percent_is_dimensionless(grid, data):

@@ -103,6 +103,8 @@ def test_results_come_back_from_a_file(request, tmp_path, what):
     assert repr(again) == repr(value)
 
 
+# Whether that fit converges depends on the weights, which other processors train otherwise.
+@pytest.mark.filterwarnings("ignore::cyclestarnet.exceptions.FitWarning")
 def test_a_fitted_split_latent_comes_back(tiny_model, star, tmp_path):
     from cyclestarnet.networks.clouds import SplitLatentCloud
 

@@ -17,6 +17,7 @@ from tiny import TINY_NETWORK, LineFamily
 
 from cyclestarnet import (
     CalibratedModel,
+    ContinuumRecipe,
     EmulatorSettings,
     GridError,
     LabelError,
@@ -172,6 +173,23 @@ def test_spectra_and_tables_are_their_arrays_whatever_their_units(domains_of, da
     given = domains_of(synthetic=synthetic, labels=labels, observed=observed, errors=None, mask=None, wavelength=None)
     assert_same_spectra(given, domains_of(), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(given.grid.wavelength.value, WAVELENGTH.value, rtol=1e-12)
+
+
+def test_recipe_normalises_both_domains_and_what_the_model_fits(model, data):
+    """Domains of two continua, and counts, become those of one."""
+    clean = data["synthetic"].min(0) > 0.99
+    recipe = ContinuumRecipe(model.grid, clean, degree=1)
+    tilt = np.r_[np.linspace(0.9, 1.1, 200), np.linspace(1.2, 0.8, 215)].astype("f4")
+    counts = {name: 500 * tilt * data[name] for name in ("observed", "errors")}
+    trained = toy(data | counts | {"synthetic": (2 - tilt) * data["synthetic"]}, recipe=recipe)
+    plain = toy(data, recipe=recipe)
+    assert trained.normalises
+    assert not model.normalises
+    np.testing.assert_array_equal(trained.recipe.pixels, recipe.pixels)
+    middle = plain.labels.to_quantities(plain.prior.mean)
+    for domain in ("observed", "synthetic"):
+        both = [m.predict(middle, domain=domain).flux.value for m in (trained, plain)]
+        np.testing.assert_allclose(*both, atol=0.02)
 
 
 def test_a_masked_array_has_its_mask_with_it(domains_of, data):

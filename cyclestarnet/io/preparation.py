@@ -39,7 +39,7 @@ from cyclestarnet.io.training_set import BLOCK_ROWS, Selection, arrays_of_row
 from cyclestarnet.journal import Journal
 from cyclestarnet.processes import run_in_processes
 from cyclestarnet.progress import tqdm
-from cyclestarnet.spectra import Pixels, Spectrum, to_pixels
+from cyclestarnet.spectra import Spectrum, to_pixels
 
 __all__ = ["StarCuts", "prepare_training_set", "summarise_preparation"]
 
@@ -226,9 +226,8 @@ class _RowMaker:
                 spectrum = star.read()
                 _note_names(outcome, spectrum, path)
                 snr = spectrum.meta.get("snr")
-                row = arrays_of_row(
-                    _normalised(spectrum, self.grid, self.recipe), snr if isinstance(snr, Real) and snr > 0 else None
-                )
+                pixels = to_pixels(spectrum, self.grid, recipe=self.recipe)
+                row = arrays_of_row(pixels, snr if isinstance(snr, Real) and snr > 0 else None)
         except Exception as error:  # a file can be damaged in ways that no list of exceptions covers
             kinds = {GridError: OFF_THE_GRID, SpectrumError: UNUSABLE, np.linalg.LinAlgError: UNUSABLE}
             outcome.reason = next((r for kind, r in kinds.items() if isinstance(error, kind)), CANNOT_BE_READ)
@@ -250,20 +249,6 @@ def _note_names(outcome, spectrum, path):
     named = None if outcome.star or path is None else _NAME_IN_FILE.search(os.path.basename(path))
     if named:  # headers of some releases do not name the star
         outcome.star = outcome.apogee_id = named.group()
-
-
-def _normalised(spectrum: Spectrum, grid: WavelengthGrid, recipe: ContinuumRecipe) -> Pixels:
-    """A spectrum on the grid and divided by our continuum, also if it came with another one."""
-    pixels = to_pixels(spectrum, grid, recipe=recipe)
-    if pixels.continuum is not None:
-        return pixels
-    continuum = recipe(pixels.flux, pixels.ivar)
-    usable = continuum > 0
-    if not np.any(usable & (pixels.ivar > 0)):
-        raise SpectrumError("the continuum is nowhere positive")
-    scale = np.where(usable, continuum, 1.0)
-    ivar = np.where(usable, pixels.ivar * scale**2, 0.0)
-    return Pixels(np.where(ivar > 0, pixels.flux / scale, 1.0), ivar, continuum)
 
 
 def _sources(spectra: Any, reader: Callable[[str], Spectrum]) -> list[StarSource]:

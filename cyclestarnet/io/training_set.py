@@ -439,7 +439,8 @@ def write_training_set(
     split : str, optional
         Part of the file to write: ``"train"`` (default), ``"val"`` or ``"test"``.
     recipe : `~cyclestarnet.ContinuumRecipe`, optional
-        Normalises flux with a physical unit. Default: such spectra are skipped.
+        Normalises all spectra, whatever their unit, and whoever normalised them before. Default: flux is taken as
+        normalised, and spectra with a physical unit are skipped.
     labels : array_like, shape (n, n_labels), optional
         Values of the labels of each spectrum that goes in, in the labels' own
         units (teff in K); NaN or masked where one is not known. Default: none are written.

@@ -14,7 +14,7 @@ from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.labels import LabelSet
 from cyclestarnet.lines.protocols import Model
 from cyclestarnet.progress import tqdm
-from cyclestarnet.spectra import Spectrum, to_pixels
+from cyclestarnet.spectra import Spectrum
 
 __all__ = ["FluxDifferences", "model_differences", "require_rows", "star_differences"]
 
@@ -262,7 +262,7 @@ def star_differences(
         part = slice(start, start + ROWS)
         synthetic = model.predict(model.labels.to_quantities(values[part]), domain="synthetic").flux.value
         for k, (row, expected) in enumerate(zip(rows[part], synthetic, strict=True), start):
-            pixels = to_pixels(spectra[int(row)], model.grid, recipe=model.recipe)
+            pixels = model.pixels_of(spectra[int(row)])
             good = pixels.ivar > 0
             flux[k] = np.where(good, pixels.flux - expected, np.nan)
             error[k] = np.where(good, pixels.ivar, 1.0) ** -0.5

@@ -35,12 +35,13 @@ from cyclestarnet.pipeline.report import make_result
 from cyclestarnet.pipeline.setup import FitSetup
 from cyclestarnet.pipeline.stars import Stars
 from cyclestarnet.results import FitFlag, FitResult
-from cyclestarnet.spectra import Pixels, Spectrum, to_pixels
+from cyclestarnet.spectra import Pixels, Spectrum
 
 __all__ = ["fit_numbered", "fit_one", "fit_stars", "make_objective", "prepare_stars"]
 
 SOLVERS = {"lbfgs": lbfgs, "lm": levenberg_marquardt}
 AIR_SHIFT = (-92.0, -72.0)  # km/s: where lines appear if air wavelengths are taken for vacuum
+STILL = 2.0  # km/s, half a pixel: continuum pixels of faster stars have moved
 SLOW = 50.0  # km/s: edges of chips that slower stars move are hardly a dozen pixels
 # What a fit warns of, and what to do
 ADVICE = {
@@ -51,7 +52,7 @@ ADVICE = {
     FitFlag.AT_BOUND: "a label is held back by a bound (result.meta['at_bound']), and would go beyond; widen `bounds`, "
     "or take its value for a limit",
     FitFlag.VELOCITY: "the lines are shifted, and the spectrum is not at rest; fit with motion='velocity', or shift it",
-    FitFlag.CONTINUUM: "wide stretches lie above or below the model; normalise the spectrum again, or `ignore` them",
+    FitFlag.CONTINUUM: "wide stretches lie above or below the model; look at the continuum, or `ignore` them",
 }
 ROUGH_ERROR = 0.01  # of a translated spectrum, before its own residuals tell
 
@@ -90,12 +91,15 @@ def prepare_stars(
     good, places = [], []
     for spectrum in spectra:
         try:
-            pixels = _without(to_pixels(spectrum, parts.grid, recipe=parts.recipe), setup.ignore)
+            pixels = _without(parts.pixels_of(spectrum, normalise=setup.options.normalise), setup.ignore)
             used = parts.noise.used_pixels(pixels.flux, pixels.sigma)
             n_used = np.count_nonzero(used)
             if n_used <= len(setup.parameters):
                 raise SpectrumError(f"{n_used} good pixels are left, too few for {len(setup.parameters)} parameters")
             velocity = _velocity(pixels, search, fitted=setup.fits_velocity)
+            if setup.fits_velocity and pixels.continuum is not None and abs(velocity) > STILL:
+                moved = parts.pixels_of(spectrum, normalise=setup.options.normalise, velocity=velocity)
+                pixels = _without(moved, setup.ignore)
         except (CycleStarNetError, TypeError, ValueError) as error:
             places.append(error)
             continue

@@ -437,7 +437,7 @@ def failed_row(labels: LabelSet, name: str, error: Exception | str) -> QTable:
     columns |= {
         "reduced_chi2": [np.nan], "reduced_chi2_total": [np.nan], "dof": [0], "snr": [np.nan], "success": [False],
         "flags": [FitFlag.FAILED.value], "flag_names": ["FAILED"],
-        "prior_dominated": [""], "upper_limits": [""],
+        "prior_dominated": [""], "upper_limits": [""], "continuum": [""],
         "message": [str(error) if ours else f"{type(error).__name__}: {error}"],
     }  # fmt: skip
     return QTable(columns)

@@ -76,6 +76,10 @@ class FitOptions:
         training stars. The labels' errors then include that it is not known. Its coordinates are
         no labels: ``result.split_latent`` has their ``values`` and ``errors``, in σ of training
         stars. Other spaces have no split latent, and refuse another choice than ``"own"``.
+    normalise : bool, optional
+        Whether the model's continuum recipe is applied to the spectrum, whatever the unit of its flux, and whoever
+        normalised it before: other continua give other labels. Default: yes, if the training spectra went through
+        that recipe (``model.normalises``). False: the flux is taken as it is.
     ignore : array of bool of shape (n_pixels,), (low, high), `~specutils.SpectralRegion`, or list of these, optional
         Pixels of the model, or ranges of vacuum wavelength (Angstrom, if they have no unit), that are not used.
         Default: none.
@@ -117,6 +121,7 @@ class FitOptions:
     motion: str | Sequence[str] = ()
     prior: Any = "training"
     split_latent: str = "own"
+    normalise: bool | None = None
     ignore: Any = None
     inflation: float = 1.0
     model_scatter: bool = True
@@ -130,6 +135,8 @@ class FitOptions:
             raise ValueError(
                 f"inflation must be a positive factor on the errors of the data, but is {self.inflation!r}"
             )
+        if not isinstance(self.normalise, bool | None):
+            raise TypeError(f"normalise must be True, False or None, but is {self.normalise!r}")
         if not isinstance(self.model_scatter, bool):
             raise TypeError(f"model_scatter must be True or False, but is {self.model_scatter!r}")
         if self.split_latent != "own" and self.space != "observed":

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import astropy.units as u
 import numpy as np
 
 from cyclestarnet.continuum import ContinuumRecipe
-from cyclestarnet.exceptions import GridError, LabelError
+from cyclestarnet.exceptions import GridError, LabelError, SpectrumError
 from cyclestarnet.fitting.priors import GaussianPrior
 from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.labels import LabelSet
@@ -17,6 +18,7 @@ from cyclestarnet.networks.emulator import Emulator
 from cyclestarnet.networks.predictor import Translator
 from cyclestarnet.networks.shortcuts import Shortcuts
 from cyclestarnet.noise import NoiseModel
+from cyclestarnet.spectra import NORMALISED, Pixels, Spectrum, to_pixels
 
 __all__ = ["FlagLimits", "ModelParts", "Population"]
 
@@ -95,7 +97,7 @@ class ModelParts:
     grid : `~cyclestarnet.WavelengthGrid`
         Pixels of the model.
     recipe : `~cyclestarnet.ContinuumRecipe`
-        How the training spectra were normalised, and data are.
+        Normalises spectra; see ``normalises``.
     emulator : `~cyclestarnet.networks.Emulator`
         Labels → synthetic flux.
     translator : `~cyclestarnet.networks.Translator`
@@ -110,6 +112,9 @@ class ModelParts:
         First guesses and expected derivatives, which make fits quick. Default: none.
     provenance : mapping, optional
         What the model was made of, and its measured figures, by name.
+    normalises : bool, optional
+        Whether the training spectra went through ``recipe``, so that all others have to (default). False: they were
+        normalised in a way that is not known here, and ``recipe`` only stands in for it, for flux with a unit.
 
     Raises
     ------
@@ -137,6 +142,7 @@ class ModelParts:
     limits: FlagLimits = FlagLimits()
     shortcuts: Shortcuts | None = None
     provenance: Mapping = field(default_factory=dict)
+    normalises: bool = True
 
     def __post_init__(self) -> None:
         sizes = {
@@ -149,6 +155,50 @@ class ModelParts:
             raise GridError(f"the parts of a model must have the same number of pixels, but have {sizes}")
         if len(self.labels) != self.emulator.n_labels:
             raise LabelError(f"{len(self.labels)} labels, but the emulator takes {self.emulator.n_labels}")
+
+    def pixels_of(self, spectrum: Spectrum, *, normalise: bool | None = None, velocity: float = 0.0) -> Pixels:
+        """Put a spectrum on the model's pixels, normalised as the training spectra were.
+
+        Parameters
+        ----------
+        spectrum : `~specutils.Spectrum`
+            As `~cyclestarnet.CalibratedModel.fit` takes it.
+        normalise : bool, optional
+            Whether ``recipe`` is applied, whatever the unit of the flux and whoever normalised it before. Default:
+            as ``normalises`` says; a flux with a unit always is.
+        velocity : float, optional
+            Radial velocity of the star in km/s: its continuum pixels have moved by as much. Default: 0.
+
+        Returns
+        -------
+        `~cyclestarnet.spectra.Pixels`
+            Its ``continuum`` is None if the flux was taken as normalised.
+
+        Raises
+        ------
+        TypeError, GridError, SpectrumError
+            As `~cyclestarnet.spectra.to_pixels`, and if a flux that is to be taken as normalised cannot be so: its
+            median is below 0.1 or above 10.
+
+        Examples
+        --------
+        >>> from cyclestarnet import CalibratedModel, datasets
+        >>> pixels = CalibratedModel.from_pretrained().pixels_of(datasets.k_giant())
+        >>> pixels.flux.shape, pixels.degrees
+        ((7167,), (4, 4, 4))
+        """
+        if normalise is None:
+            flux = getattr(spectrum, "flux", None)
+            normalise = self.normalises or (flux is not None and not flux.unit.is_equivalent(u.dimensionless_unscaled))
+        recipe = self.recipe if normalise else None
+        pixels = to_pixels(spectrum, self.grid, recipe=recipe.moved(velocity) if recipe and velocity else recipe)
+        level = np.median(pixels.flux[pixels.ivar > 0])
+        if not (normalise or NORMALISED[0] < level < NORMALISED[1]):
+            raise SpectrumError(
+                f"flux is to be taken as normalised, about 1 in the continuum, but its median is {level:.3g}; "
+                "let the model normalise it (normalise=True), or divide it by its continuum"
+            )
+        return pixels
 
     @property
     def translation(self) -> str:

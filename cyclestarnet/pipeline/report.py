@@ -103,7 +103,7 @@ def make_result(
         "n_jacobians": int(optimum.n_jacobians[row]),
         "condition": float(optimum.condition[row]),
         "n_lost": stars.pixels[row].n_lost,
-        "normalised_here": stars.pixels[row].continuum is not None,
+        "continuum": stars.pixels[row].normalisation,
         "error_scale": float(optimum.error_scale[row]),
         "at_bound": [name for name, hit in zip(setup.label_set, at_bound, strict=True) if hit],
         **facts,

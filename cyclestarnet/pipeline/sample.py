@@ -26,7 +26,7 @@ from cyclestarnet.spectra import Spectrum
 __all__ = ["sample_one"]
 
 # options that a chain depends on
-IDENTITY = ("space", "prior", "split_latent", "ignore", "inflation", "model_scatter", "motion")
+IDENTITY = ("space", "prior", "split_latent", "normalise", "ignore", "inflation", "model_scatter", "motion")
 
 
 def sample_one(

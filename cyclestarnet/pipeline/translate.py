@@ -8,7 +8,7 @@ from astropy.nddata import StdDevUncertainty
 from cyclestarnet.networks.predictor import EmulatorPredictor, ObservedPredictor
 from cyclestarnet.pipeline.options import check_choice
 from cyclestarnet.pipeline.parts import ModelParts
-from cyclestarnet.spectra import Spectrum, star_name, to_pixels, to_spectrum
+from cyclestarnet.spectra import Spectrum, star_name, to_spectrum
 
 __all__ = ["DOMAINS", "encode_split_latent", "predictor_of", "seen_flux", "spectrum_of"]
 
@@ -55,7 +55,9 @@ def predictor_of(
     return ObservedPredictor(parts.emulator, parts.translator, typical if split_latent is None else split_latent)
 
 
-def seen_flux(parts: ModelParts, spectrum: Spectrum, *, domain: str = "observed") -> tuple[np.ndarray, np.ndarray]:
+def seen_flux(
+    parts: ModelParts, spectrum: Spectrum, *, domain: str = "observed", normalise: bool | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Put a spectrum on the model's pixels, as the encoders see it.
 
     Parameters
@@ -66,6 +68,8 @@ def seen_flux(parts: ModelParts, spectrum: Spectrum, *, domain: str = "observed"
         A synthetic one need not have an uncertainty.
     domain : {"observed", "synthetic"}, optional
         Of the spectrum.
+    normalise : bool, optional
+        As `~cyclestarnet.pipeline.ModelParts.pixels_of` takes it.
 
     Returns
     -------
@@ -77,7 +81,7 @@ def seen_flux(parts: ModelParts, spectrum: Spectrum, *, domain: str = "observed"
     Raises
     ------
     SpectrumError, GridError
-        If the spectrum cannot be used; see `~cyclestarnet.spectra.to_pixels`.
+        If the spectrum cannot be used; see `~cyclestarnet.pipeline.ModelParts.pixels_of`.
 
     Examples
     --------
@@ -95,7 +99,7 @@ def seen_flux(parts: ModelParts, spectrum: Spectrum, *, domain: str = "observed"
         spectrum = type(spectrum)(
             flux=spectrum.flux, spectral_axis=spectrum.spectral_axis, mask=spectrum.mask, uncertainty=sigma
         )
-    pixels = to_pixels(spectrum, parts.grid, recipe=parts.recipe)
+    pixels = parts.pixels_of(spectrum, normalise=normalise)
     used = parts.noise.used_pixels(pixels.flux, pixels.sigma)
     return parts.noise.filled_flux(pixels.raw, used), used
 

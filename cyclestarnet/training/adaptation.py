@@ -31,7 +31,6 @@ from cyclestarnet.model_file import digest_of
 from cyclestarnet.networks.emulator import EmulatorSettings
 from cyclestarnet.spectra import SAME_WAVELENGTH, Spectrum
 from cyclestarnet.training.arrays import (
-    check_observed,
     digest,
     held_out_rows,
     observed_table,
@@ -42,6 +41,7 @@ from cyclestarnet.training.before_after import AdaptationReport, compare_models
 from cyclestarnet.training.config import LogConfig, ModelConfig, Plan, RunConfig
 from cyclestarnet.training.datasets import ObservedSource, ObservedSpectra, SyntheticSpectra
 from cyclestarnet.training.domains import Domains, Stars
+from cyclestarnet.training.normalisation import check_observed
 from cyclestarnet.training.runs import check_machine, finish, kept_folder, ready
 from cyclestarnet.training.settings import TrainingSettings
 from cyclestarnet.training.streams import StreamedSpectra
@@ -146,10 +146,10 @@ def adapt(
     model : `~cyclestarnet.CalibratedModel`
         The model to begin with. It is not changed.
     observed : path-like, or array, Quantity or `~specutils.Spectrum`, shape (n, n_pixels)
-        50 or more observed spectra: normalised by the model's recipe, at
-        rest, on the pixels of ``model.grid``. A path is that of an HDF5 file,
+        50 or more observed spectra, at rest, on the pixels of ``model.grid``;
+        the model's recipe normalises them. A path is that of an HDF5 file,
         as ``cyclestarnet prepare`` or `~cyclestarnet.io.write_training_set`
-        makes it; its split ``val`` is held out, if it has one.
+        makes it with that recipe; its split ``val`` is held out, if it has one.
     errors : array or Quantity, shape (n, n_pixels), optional
         Standard deviation of ``observed``. Needed of arrays without an uncertainty.
     mask : array of bool, shape (n, n_pixels) or (n_pixels,), optional
@@ -187,7 +187,7 @@ def adapt(
     Raises
     ------
     SpectrumError
-        If spectra have impossible shapes or units, are not normalised,
+        If spectra have impossible shapes or units, a file was not normalised by the model's recipe,
         without errors, or too few.
     GridError
         If they are not on the pixels of the model.
@@ -228,7 +228,7 @@ def adapt(
     training = adaptation_settings(base, seed=seed) if settings is None else settings
     _check_settings(base, training)
     given = _given(base, observed, errors, mask, held_out, seed)
-    check_observed(given.stars.table, training)
+    check_observed(given.stars.table, training, recipe=base.recipe if base.normalises else None)
     with kept_folder(folder) as path, locked(path, "trains in"):
         plan = Plan(
             run=RunConfig(folder=path, name=f"{base.name}-adapted" if name is None else name, seed=seed, device=device),
@@ -309,7 +309,8 @@ def _given(
             identity = hashlib.file_digest(file, "sha256").hexdigest()
     else:
         try:
-            table = observed_table(observed, errors, grid=model.grid, mask=mask)
+            recipe = model.recipe if model.normalises else None
+            table = observed_table(observed, errors, grid=model.grid, mask=mask, recipe=recipe)
         except GridError as error:
             raise GridError(f"{error}. {_way_out(model.grid)}") from None
         about = "arrays"
@@ -382,7 +383,7 @@ def _domains(model: CalibratedModel, given: _Given, settings: TrainingSettings, 
         observed,
         given.stars,
         given.held_out,
-        model.recipe,
+        model.recipe if model.normalises else None,
         provenance={
             "adapted from": f"{model.name}, digest {identity}",
             "synthetic domain": f"emulator of {model.name}, {N_POOL} rows of labels drawn from its prior",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import astropy.units as u
@@ -30,11 +30,10 @@ from cyclestarnet.training.datasets import ObservedSpectra, StoredSynthetic
 from cyclestarnet.training.domains import Domains, Stars, grid_with_chips
 from cyclestarnet.training.emulators import trained_emulator
 from cyclestarnet.training.inputs import emulator_error, least_held_out
-from cyclestarnet.training.settings import TrainingSettings
+from cyclestarnet.training.normalisation import LOOKED_AT, check_level, check_observed, normalised_rows
 from cyclestarnet.training.tables import ArrayTable, SpectrumTable
 
 __all__ = [
-    "check_observed",
     "digest",
     "domains_of_arrays",
     "held_out_rows",
@@ -44,8 +43,6 @@ __all__ = [
 ]
 
 LEAST_TRAINED = 8  # observed stars, of whose latents a model keeps the distribution
-NORMALISED = (0.1, 10.0)  # between which the median of a normalised flux is, whatever the stars and the recipe
-LOOKED_AT = 64  # spectra, by which the others are judged
 LARGEST_GRID = 20_000  # spectra that an emulator is trained on at most, as in the file of a training
 GIVEN = "spectra.json"  # in the folder of a run: what its checkpoint was trained on
 
@@ -107,7 +104,12 @@ def domains_of_arrays(
     values, label_set = _labels(labels, len(first.flux))
     _check_synthetic(first, label_set)
     sigma, bad = _errors_and_mask(second, errors, mask)
-    table = ArrayTable(second.flux, sigma, bad)
+    if recipe is None:
+        check_level("synthetic", first.flux[:LOOKED_AT])
+        table = ArrayTable(second.flux, sigma, bad)
+    else:
+        first = replace(first, flux=normalised_rows(recipe, first.flux)[0])
+        table = ArrayTable(*normalised_rows(recipe, second.flux, sigma, bad))
     check_observed(table, plan.training)
     held_rows = held_out_rows(len(second.flux), held_out, plan.run.seed)
     rows = np.setdiff1d(np.arange(len(second.flux)), held_rows)
@@ -115,7 +117,7 @@ def domains_of_arrays(
     plan.network_settings(grid.n_pixels)  # what does not fit shall be known before hours of work on the emulator
 
     source = ObservedSpectra.from_table(table, plan.training, rows=rows)
-    pixels = grid.wavelength.value
+    pixels = grid.wavelength.value if recipe is None else np.r_[grid.wavelength.value, recipe.pixels, recipe.degree]
     given = {
         "synthetic": digest(first.flux, values, pixels),
         "observed": digest(second.flux, sigma, bad, pixels),
@@ -185,6 +187,7 @@ def observed_table(
     *,
     grid: WavelengthGrid,
     mask: ArrayLike | None = None,
+    recipe: ContinuumRecipe | None = None,
 ) -> ArrayTable:
     """Check the shapes, units and wavelengths of observed spectra in memory, and make a table of them.
 
@@ -194,6 +197,8 @@ def observed_table(
         As `~cyclestarnet.train` takes them.
     grid : `~cyclestarnet.WavelengthGrid`
         The pixels that they must be on.
+    recipe : `~cyclestarnet.ContinuumRecipe`, optional
+        Normalises them. Default: they are.
 
     Returns
     -------
@@ -218,35 +223,9 @@ def observed_table(
     stack = _stack("observed", observed)
     _grid(grid, {"observed": stack})
     sigma, bad = _errors_and_mask(stack, errors, mask)
-    return ArrayTable(stack.flux, sigma, bad)
-
-
-def check_observed(table: SpectrumTable, settings: TrainingSettings) -> None:
-    """Check by the first spectra of a table that flux is normalised, and that errors are those of such flux.
-
-    Parameters
-    ----------
-    table : `~cyclestarnet.training.tables.SpectrumTable`
-        Of observed spectra.
-    settings : `~cyclestarnet.TrainingSettings`
-        Up to which error pixels count.
-
-    Raises
-    ------
-    SpectrumError
-        If they are not.
-
-    Examples
-    --------
-    ::
-
-        check_observed(TrainingSet("observed.h5"), TrainingSettings())
-    """
-    flux, sigma, bad = table.read(0, min(LOOKED_AT, table.n_spectra))
-    assert sigma is not None  # observed spectra have them
-    assert bad is not None
-    _check_normalised("observed", np.where(bad, np.nan, flux))
-    _check_errors(np.where(bad, np.nan, sigma), settings)
+    return ArrayTable(
+        *((stack.flux, sigma, bad) if recipe is None else normalised_rows(recipe, stack.flux, sigma, bad))
+    )
 
 
 # -- spectra -------------------------------------------------------------------------------
@@ -356,27 +335,6 @@ def _check_synthetic(synthetic: _Stack, labels: LabelSet) -> None:
         raise SpectrumError("synthetic has masked pixels, but must be complete: networks and emulator see all of them")
     if len(flux) <= 2 * len(labels):
         raise SpectrumError(f"synthetic has {len(flux)} spectra, too few for {len(labels)} labels")
-    _check_normalised("synthetic", flux[:64])
-
-
-def _check_normalised(name: str, flux: np.ndarray) -> None:
-    fine = flux[np.isfinite(flux)]
-    if len(fine) and not NORMALISED[0] < (middle := np.median(fine)) < NORMALISED[1]:
-        raise SpectrumError(
-            f"{name} must be normalised flux, about 1 in the continuum, but its median is {middle:.3g}; divide both "
-            "domains by their continuum first, with one ContinuumRecipe"
-        )
-
-
-def _check_errors(sigma: np.ndarray, settings: TrainingSettings) -> None:
-    fine = sigma[np.isfinite(sigma) & (sigma > 0)]
-    if not len(fine):
-        raise SpectrumError("errors must be positive standard deviations, but no unmasked pixel has one")
-    if (middle := np.median(fine)) > settings.sigma_max:
-        raise SpectrumError(
-            f"errors must be those of the normalised flux, but their median is {middle:.3g}, above sigma_max = "
-            f"{settings.sigma_max:g} of the settings; divide them by the continuum, too, or raise sigma_max"
-        )
 
 
 def _check_numbers(n_trained: int, n_held: int, least: int) -> None:

@@ -100,9 +100,9 @@ def assemble_model(
         That of the training (``settings.noise``): which pixels count, and with what error. A
         ``label_error`` that it has stays, and its trend.
     recipe : `~cyclestarnet.ContinuumRecipe`, optional
-        The one that normalised the spectra. Default: one through
-        `quiet_pixels` of synthetic spectra; it is used for spectra with
-        physical units only.
+        The one that normalised the spectra, and will normalise all that the model fits. Default: that is not known,
+        and dimensionless spectra are fitted as they are; for those with a unit, one through
+        `quiet_pixels` of synthetic spectra stands in.
     prior : `~cyclestarnet.GaussianPrior`, optional
         The label prior, if it is known. Default: `label_prior` of the pool.
     provenance : dict, optional
@@ -144,6 +144,7 @@ def assemble_model(
     pool = floats_of(label_pool)
     labels.check_range(pool)
     prior = label_prior(pool, labels) if prior is None else prior
+    normalises = recipe is not None
     if recipe is None:
         rows = np.linspace(0, len(pool) - 1, min(len(pool), 500)).astype(int)
         recipe = ContinuumRecipe(grid, quiet_pixels(EmulatorPredictor(emulator).flux(pool[rows]), grid))
@@ -168,6 +169,7 @@ def assemble_model(
         limits=FlagLimits(prior_distance=1.1 * float(np.quantile(np.sqrt(prior.distance2(pool) / len(labels)), 0.999))),
         shortcuts=learn_shortcuts(emulator, translator, prior, labels.lower, labels.upper, typical),
         provenance=dict(provenance or {}),
+        normalises=normalises,
     )
     return learn_errors(model, validation, fit=fit or fit_residuals, progress=progress)
 

@@ -242,9 +242,11 @@ class ModelConfig:
     n_cloud : int
         Stars that tell which spectra are familiar, at most.
     continuum : "apogee", file or None
-        Continuum pixels that normalised the spectra: this package's for
-        APOGEE, or a table with a column "wavelength" or "pixel". None: quiet
-        pixels of the synthetic spectra. Used for spectra in physical units.
+        Continuum pixels that normalised the spectra, and will normalise all
+        that the model fits: this package's for APOGEE, or a table with a
+        column "wavelength" or "pixel". None: they are not known, and spectra
+        that are fitted must be normalised in the same way; for those in
+        physical units, quiet pixels of the synthetic spectra stand in.
     degree : int
         Of the continuum polynomial.
     half : bool

@@ -33,6 +33,7 @@ from cyclestarnet.training.datasets import ObservedSpectra, StoredSynthetic, Syn
 from cyclestarnet.training.domains import Domains, KnownStars, Stars, grid_with_chips
 from cyclestarnet.training.emulators import load_emulator, trained_emulator
 from cyclestarnet.training.evaluation import LEAST_KNOWN
+from cyclestarnet.training.normalisation import check_observed
 from cyclestarnet.training.streams import StreamedSpectra, StreamedSynthetic
 from cyclestarnet.training.toml import ConfigError
 from cyclestarnet.training.trainer import LEAST_HELD_OUT, Anchors
@@ -89,6 +90,8 @@ def read_domains(config: Config, *, progress: bool = True) -> Domains:
             )
     config.network_settings(grid.n_pixels)  # what does not fit shall be known before hours of work on the emulator
     recipe = _recipe(config, grid)
+    with blamed(config, "observed", "path"):
+        check_observed(stars.table, settings, recipe=recipe)
     source = StreamedSpectra if own.memory == "streamed" else ObservedSpectra.from_table
     observed = source(stars.table, settings, rows=stars.rows)
     synthetic, emulator, labels, pool, about = _synthetic_domain(config, grid, n_file, pixels, progress)

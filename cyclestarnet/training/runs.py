@@ -247,16 +247,16 @@ def train(
     Parameters
     ----------
     synthetic : array, Quantity or `~specutils.Spectrum`, shape (n_synthetic, n_pixels)
-        Normalised, dimensionless flux of synthetic spectra, about 1 in the
-        continuum. All values must be finite.
+        Dimensionless flux of synthetic spectra, about 1 in the continuum
+        unless ``recipe`` is given. All values must be finite.
     labels : dict of `~astropy.units.Quantity`, or `~astropy.table.QTable`
         Labels of the synthetic spectra by name, each of shape
         (n_synthetic,). Those in dex (``logg``, abundances) may be plain
         numbers. Their ranges become the range of the model, and their
         distribution its label prior.
     observed : array, Quantity or `~specutils.Spectrum`, shape (n_observed, n_pixels)
-        Normalised, dimensionless flux of observed spectra: at rest, on the
-        same vacuum wavelengths as ``synthetic``, and normalised in the same way.
+        Dimensionless flux of observed spectra: at rest, on the same vacuum
+        wavelengths as ``synthetic``, and normalised in the same way unless ``recipe`` is given.
     errors : array or Quantity, shape (n_observed, n_pixels), optional
         Standard deviation of ``observed``. Needed unless ``observed`` is a
         `~specutils.Spectrum` with an uncertainty. Pixels whose flux or error
@@ -270,9 +270,10 @@ def train(
         Vacuum wavelengths of the pixels, rising. Where they leap, a detector
         ends. Needed unless ``synthetic`` or ``observed`` is a `~specutils.Spectrum`.
     recipe : `~cyclestarnet.ContinuumRecipe`, optional
-        The one that normalised the spectra; the model uses it for spectra
-        with a physical unit. Default: one through quiet pixels of the
-        synthetic spectra.
+        Normalises the spectra of both domains, and all that the model will
+        fit. Default: the spectra are normalised alike, in a way that only you
+        know, and so must be those that you fit; one through quiet pixels of
+        the synthetic spectra stands in for it, for spectra with a physical unit.
     name : str, optional
         Name of the model. Default: ``"model"``.
     settings : `~cyclestarnet.TrainingSettings` or {"paper", "repository"}, optional
@@ -579,6 +580,8 @@ def finish(run: Run, *, progress: bool = True) -> Path:
         provenance=_provenance(run, iteration),
         progress=progress,
     )
+    if base is not None:  # where the training spectra did not go through its recipe, assembly has made one
+        model = replace(model, recipe=base.recipe)
     if domains.known is not None:
         model = learn_label_error(model, domains.known.spectra(domains.grid), domains.known.truth, progress=progress)
     model.save(config.model_path, half=config.model.half)
