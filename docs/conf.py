@@ -28,13 +28,22 @@ nb_execution_mode = "force"
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 
+# Figures of the gallery are made from the code that the page shows.
+plot_include_source = True
+plot_html_show_source_link = plot_html_show_formats = False
+plot_formats = [("png", 110)]
+
 # tables/ holds parts that other pages include.
 exclude_patterns = [*exclude_patterns, "tables/*"]
 
 html_title = project
 html_static_path = ["_static"]
 html_last_updated_fmt = ""
-html_theme_options = html_theme_options | {"show_nav_level": 1, "navigation_depth": 3}
+html_theme_options = html_theme_options | {
+    "show_nav_level": 1,
+    "navigation_depth": 3,
+    "navbar_persistent": ["search-button"],  # a field would take a second row of the screen of a laptop
+}
 
 numpydoc_xref_param_type = False
 automodapi_inheritance_diagram = False

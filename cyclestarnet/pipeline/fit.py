@@ -165,7 +165,7 @@ def _together(parts):
 
 
 def make_objective(parts: ModelParts, stars: Stars, setup: FitSetup) -> Objective:
-    """Make the posterior of the stars' parameters, with the data that it compares with (translated for Eq. 10).
+    """Make the posterior of the stars' parameters, with the data that it compares with.
 
     Parameters
     ----------
