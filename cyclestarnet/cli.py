@@ -316,7 +316,9 @@ def _parser():
     sub.add_argument(
         "files", nargs="+", help="apStar, aspcapStar, apVisit or mwmStar files, a pattern in quotes, or an HDF5 file"
     )
-    sub.add_argument("-o", "--output", type=Path, help="table to write: .ecsv, .fits or .parquet (default: print)")
+    sub.add_argument(
+        "-o", "--output", type=Path, help="table to write: .ecsv, .fits, .parquet or .csv (default: print)"
+    )
     sub.add_argument("--overwrite", action="store_true", help="replace an existing table")
     sub.add_argument("--model", default="apogee-giants", help="embedded model or .safetensors file")
     sub.add_argument("--space", choices=["observed", "synthetic", "emulator"], default="observed")

@@ -17,6 +17,7 @@ __all__ = [
     "SpectrumError",
     "TrainingError",
     "TrainingWarning",
+    "UnknownLabelError",
 ]
 
 
@@ -45,6 +46,19 @@ class LabelError(CycleStarNetError, ValueError):
         ...
     cyclestarnet.exceptions.LabelError: Unknown label 'Teff'; did you mean 'teff'?
     """
+
+
+class UnknownLabelError(LabelError, KeyError):
+    """There is no label of this name among values by name.
+
+    Examples
+    --------
+    >>> from cyclestarnet.exceptions import UnknownLabelError
+    >>> issubclass(UnknownLabelError, KeyError)
+    True
+    """
+
+    __str__ = Exception.__str__  # a KeyError would put its message in quotes
 
 
 class GridError(CycleStarNetError, ValueError):

@@ -8,7 +8,7 @@ Labels are known by name, never by position. Names follow the APOGEE survey:
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +18,9 @@ from astropy.table import Column, Row, Table
 from numpy.typing import ArrayLike
 
 from cyclestarnet.blanks import floats_of, mask_of, place_of
-from cyclestarnet.exceptions import LabelError
+from cyclestarnet.exceptions import LabelError, UnknownLabelError
 
-__all__ = ["LabelSet", "difference_unit", "kelvin_scale", "unit_of_label"]
+__all__ = ["LabelSet", "LabelValues", "difference_unit", "kelvin_scale", "unit_of_label"]
 
 _UNITS = {
     "teff": u.K,
@@ -113,6 +113,41 @@ def kelvin_scale(names: Sequence[str], values: ArrayLike) -> np.ndarray:
         if np.fmax.reduce(floats_of(values)[..., k], axis=None) < 100:
             scale[k] = 1000
     return scale
+
+
+class LabelValues(dict):
+    """Values of labels by name; a name that is none is answered with the one that is meant.
+
+    Examples
+    --------
+    >>> from cyclestarnet.labels import LabelValues
+    >>> LabelValues(teff=4500, logg=2.5)["Teff"]
+    Traceback (most recent call last):
+        ...
+    cyclestarnet.exceptions.UnknownLabelError: no label 'Teff'; did you mean 'teff'? There are: teff, logg
+    """
+
+    def __missing__(self, name: str) -> Any:
+        near = _nearest(name, self)
+        meant = f"did you mean '{near}'? There" if near else "there"
+        raise UnknownLabelError(f"no label '{name}'; {meant} are: {', '.join(self)}")
+
+
+# How people write labels that have other names here
+_SPELLINGS = {
+    "temperature": "teff", "t_eff": "teff", "log_g": "logg", "log g": "logg", "gravity": "logg", "feh": "fe_h",
+    "metallicity": "m_h", "m/h": "m_h", "alpha": "alpha_m", "vt": "vmicro", "vturb": "vmicro", "vsini": "vbroad",
+    "rv": "velocity",
+}  # fmt: skip
+
+
+def _nearest(name: Any, known: Iterable[str]) -> str | None:
+    """The known name that is meant by another one, or None."""
+    known, name = list(known), str(name).strip("[] ").lower()
+    if _SPELLINGS.get(name) in known:
+        return _SPELLINGS[name]
+    near = difflib.get_close_matches(name.replace("/", "_"), known, n=1, cutoff=0.5)
+    return near[0] if near else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,11 +260,11 @@ class LabelSet:
             return self.names.index(name)
         except ValueError:
             known = (*self.names, *self.combinations)
-            near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
+            near = _nearest(name, known)
             if name in self.combinations:
                 hint = f"it is a combination of {sorted(self.combinations[name])}: name one of those"
             else:
-                hint = f"did you mean '{near[0]}'?" if near else f"known labels: {', '.join(known)}"
+                hint = f"did you mean '{near}'?" if near else f"known labels: {', '.join(known)}"
             raise LabelError(f"Unknown label '{name}'; {hint}") from None
 
     # -- values ------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,6 +31,7 @@ from cyclestarnet.pipeline.options import (
     ManyOptions,
     SampleOptions,
     check_choice,
+    one_only,
     sorted_options,
     takes,
 )
@@ -517,7 +519,7 @@ class CalibratedModel(ModelParts):
         return stars[0].read()
 
     @takes(FitOptions)
-    def fit(self, spectrum: Spectrum | str | Path, **options: Any) -> FitResult:
+    def fit(self, spectrum: Spectrum | str | Path, *more: Any, **options: Any) -> FitResult:
         """Find the labels that maximise the posterior (S1, Section 4.1.3 to 4.1.5).
 
         Parameters
@@ -558,11 +560,12 @@ class CalibratedModel(ModelParts):
         >>> result.success, result.flags.names
         (True, [])
         """
+        one_only("fit", more)
         (chosen,) = sorted_options(options, FitOptions)
         return signed(fit_one(self, self._read(spectrum), FitOptions(**chosen)), self._digest)
 
     @takes(SampleOptions, FitOptions)
-    def sample(self, spectrum: Spectrum | str | Path, **options: Any) -> Posterior:
+    def sample(self, spectrum: Spectrum | str | Path, *more: Any, **options: Any) -> Posterior:
         """Sample the posterior with emcee, started from the optimum and its covariance.
 
         If ``start`` is a result, options of a fit that are not given are those of that fit; unless it
@@ -601,12 +604,15 @@ class CalibratedModel(ModelParts):
             posterior = model.sample(spectrum, start=result, seed=1, backend="chain.h5")
             posterior.interval("teff")
         """
+        one_only("sample", more)
         sampling, chosen = sorted_options(options, SampleOptions, FitOptions)
         posterior = sample_one(self, self._read(spectrum), SampleOptions(**sampling), chosen, digest=self._digest)
         return signed(posterior, self._digest)
 
     @takes(ManyOptions, FitOptions, method="lm")
-    def fit_many(self, spectra: Iterable[Spectrum | str | Path] | Spectrum | str | Path, **options: Any) -> QTable:
+    def fit_many(
+        self, spectra: Iterable[Spectrum | str | Path] | Spectrum | str | Path, *more: Any, **options: Any
+    ) -> QTable:
         """Fit many stars; a bad one is flagged and never stops the rest.
 
         Stars are read ahead while others are fitted, and rows are written as
@@ -644,6 +650,7 @@ class CalibratedModel(ModelParts):
         >>> table["success"][0]
         np.True_
         """
+        one_only("fit_many", more)
         given, chosen = sorted_options(options, ManyOptions, FitOptions)
         many, fitting = ManyOptions(**given), FitOptions(**{"method": "lm"} | chosen)
         setup = SurveySetup.of(self, fitting)
@@ -665,5 +672,7 @@ class CalibratedModel(ModelParts):
         return f"<CalibratedModel {self.name}: {len(self.labels)} labels, {self.grid!r}>"
 
     def _repr_html_(self) -> str:
-        facts = "".join(f"<tr><td>{key}</td><td>{value}</td></tr>" for key, value in self.provenance.items())
-        return f"<p><b>CalibratedModel</b> {self.name}</p>{self.labels._repr_html_()}<table>{facts}</table>"
+        rows = [[html.escape(str(text)) for text in fact] for fact in self.provenance.items()]
+        facts = "".join(f"<tr><td>{key}</td><td>{value}</td></tr>" for key, value in rows)
+        name = html.escape(self.name)
+        return f"<p><b>CalibratedModel</b> {name}</p>{self.labels._repr_html_()}<table>{facts}</table>"

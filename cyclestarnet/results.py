@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import html
 import os
 import warnings
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from astropy.nddata import StdDevUncertainty
 from astropy.table import QTable, Table
 
 from cyclestarnet.exceptions import LabelError
-from cyclestarnet.labels import LabelSet, difference_unit
+from cyclestarnet.labels import LabelSet, LabelValues, difference_unit
 from cyclestarnet.spectra import PortableSpectrum, Spectrum
 from cyclestarnet.storage import origin, read_object, storable, write_object
 
@@ -75,14 +76,8 @@ def _combined(labels: LabelSet, values, covariance):
     transform = np.vstack([np.eye(len(labels)), labels.combination_matrix])
     errors = np.sqrt(np.einsum("ki,ij,kj->k", transform, covariance, transform).clip(0))
     names = (*labels.names, *labels.combinations)
-    return labels.to_quantities(values), {n: e * difference_unit(n) for n, e in zip(names, errors, strict=True)}
-
-
-def _label(result, name):
-    labels = result.labels
-    if name not in labels:
-        raise LabelError(f"The result has no label '{name}'; it has: {', '.join(labels)}")
-    return labels[name]
+    uncertainties = {n: e * difference_unit(n) for n, e in zip(names, errors, strict=True)}
+    return LabelValues(labels.to_quantities(values)), LabelValues(uncertainties)
 
 
 def spectrum_header(told: Mapping[str, str]) -> fits.Header:
@@ -292,7 +287,7 @@ class FitResult:
         )
 
     def __getitem__(self, name: str) -> u.Quantity:
-        return _label(self, name)
+        return self.labels[name]
 
     def __getstate__(self) -> dict:
         state = vars(self)
@@ -494,7 +489,7 @@ class FitResult:
         return "\n".join([f"<FitResult {self._headline()}>", *lines])
 
     def _repr_html_(self):
-        return f"<p><b>FitResult</b> {self._headline()}</p>{self.summary()._repr_html_()}"
+        return f"<p><b>FitResult</b> {html.escape(self._headline())}</p>{self.summary()._repr_html_()}"
 
 
 def _digits(error):
@@ -577,7 +572,7 @@ class Posterior:
         return len(self.samples)
 
     def __getitem__(self, name: str) -> u.Quantity:
-        return _label(self, name)
+        return self.labels[name]
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the samples, and all else, to one FITS file, in one step; `read` brings them back to the last bit.
@@ -639,7 +634,8 @@ class Posterior:
     @property
     def labels(self):
         """Median of each label."""
-        return {n: np.percentile(self._column(n).value, 50) * self._column(n).unit for n in self._names}
+        columns = {name: self._column(name) for name in self._names}
+        return LabelValues({n: np.percentile(c.value, 50) * c.unit for n, c in columns.items()})
 
     @property
     def uncertainties(self):
@@ -648,7 +644,7 @@ class Posterior:
         for name in self._names:
             low, high = np.percentile(self._column(name).value, [16, 84])
             out[name] = 0.5 * (high - low) * difference_unit(name)
-        return out
+        return LabelValues(out)
 
     def interval(self, name, level=0.68):
         """Central interval that holds a label with a given probability.
@@ -771,7 +767,7 @@ class Posterior:
                 warnings.simplefilter("ignore", FutureWarning)  # it announces changes of its own, once a day
                 import arviz
         except ImportError as error:
-            raise ImportError("to_arviz needs arviz: pip install cyclestarnet[sampling]") from error
+            raise ImportError('to_arviz needs arviz: pip install "cyclestarnet[sampling]"') from error
         draws = {name: self.chain(name) for name in self._names}
         log_posterior = np.asarray(self.samples["log_posterior"]).reshape(-1, self.n_walkers).T
         data = arviz.from_dict({name: q.value for name, q in draws.items()}, sample_stats={"lp": log_posterior})
@@ -823,4 +819,4 @@ class Posterior:
         return "\n".join([f"<Posterior {self.headline}>", *self.summary().pformat(max_lines=-1, max_width=-1)])
 
     def _repr_html_(self):
-        return f"<p><b>Posterior</b> {self.headline}</p>{self.summary()._repr_html_()}"
+        return f"<p><b>Posterior</b> {html.escape(self.headline)}</p>{self.summary()._repr_html_()}"

@@ -387,7 +387,11 @@ def test_a_figure_has_two_panels_per_label(rng, pyplot):
     ranks = Ranks({name: rng.integers(0, 200, 100) for name in names}, n_stars=100)
     axes = plot_ranks(ranks)
     assert axes == axes[0].figure.axes
-    assert [ax.get_title(loc="left") for ax in axes[::2]] == [f"{name}, 100 stars" for name in names]
+    assert [ax.get_title(loc="left") for ax in axes[::2]] == [
+        "Teff, 100 stars",
+        "log g, 100 stars",
+        "[Mg/H], 100 stars",
+    ]
 
 
 def test_a_figure_shows_ranks_and_their_distribution(pyplot):

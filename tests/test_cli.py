@@ -87,7 +87,7 @@ def test_fit_passes_the_method_on(star_file, monkeypatch, capsys, method):
 
 def test_fit_refuses_a_suffix_before_it_fits(star_file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("cyclestarnet.pipeline.fit.fit_stars", _never)
-    assert main(["fit", str(star_file), "-o", str(tmp_path / "labels.csv")]) == 2
+    assert main(["fit", str(star_file), "-o", str(tmp_path / "labels.txt")]) == 2
     assert ".ecsv, .fits, .parquet" in capsys.readouterr().err
 
 

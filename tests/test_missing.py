@@ -883,3 +883,11 @@ def test_of_no_line_there_is_no_precision(score):
     assert np.isnan(precision)
     assert recall == 0
     assert score_missing_lines(by_hand().at(0), mask()).at(1)[1] == 0
+
+
+def test_a_catalogue_may_be_written_as_csv(tmp_path):
+    lines = by_hand()
+    lines.write(tmp_path / "lines.csv")
+    found = QTable.read(tmp_path / "lines.csv")
+    assert found["peak"].tolist() == lines.table["peak"].tolist()
+    assert found["elements"].tolist() == lines.table["elements"].tolist()

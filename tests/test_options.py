@@ -94,3 +94,23 @@ def test_words_of_options_stand_in_place_of_the_catch_all():
     lines = inspect.getdoc(function).splitlines()
     assert lines.index("first : int") < lines.index("seed : int, optional") < lines.index("Returns")
     assert "    Fields of something." not in lines
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("n_steps", "max_steps"), ("nsteps", "max_steps"), ("n_walker", "n_walkers"), ("random_state", "seed"),
+     ("guess", "start"), ("fix", "fixed"), ("mask", "ignore")],
+)  # fmt: skip
+def test_what_an_option_is_called_elsewhere_is_known(given, meant):
+    with pytest.raises(TypeError, match=rf"unknown options \['{given}'\]; did you mean '{meant}'\?"):
+        CalibratedModel.sample(None, None, **{given: 5})
+
+
+@pytest.mark.parametrize("method", ["fit", "sample", "fit_many"])
+def test_arrays_in_place_of_a_spectrum_are_answered_with_how_to_make_one(method):
+    arrays = np.ones((3, 5))
+    with pytest.raises(
+        TypeError, match=rf"{method} takes .* got 2 more \(ndarray, ndarray\)\. Arrays become a spectrum"
+    ):
+        getattr(CalibratedModel, method)(None, *arrays)
+    assert list(inspect.signature(getattr(CalibratedModel, method)).parameters)[2] in ("space", "seed", "output")

@@ -24,7 +24,7 @@ from cyclestarnet.plotting import (
     plot_recovery,
     plot_recovery_error,
 )
-from cyclestarnet.plotting.axes import ELEMENTS, element_style
+from cyclestarnet.plotting.axes import ELEMENTS, element_style, label_text
 
 INDEX = np.arange(50)
 # Two chips of 20 and 30 pixels of 1 Å, from 15000 and from 15120 Å.
@@ -377,3 +377,17 @@ def test_own_axes_are_used_for_panels():
     assert plot_recovery(SYNTHETIC, TRANSLATED, axes=mine) == list(mine)
     assert plot_missing_lines(LINES, axes=mine[:2]) == list(mine[:2])
     assert len(pyplot.get_fignums()) == 1
+
+
+def test_a_catalogue_draws_itself():
+    (ax,) = LINES.plot(window=(15010, 15135), labels=False)
+    np.testing.assert_array_equal(curve(ax, "Fe"), curve(plot_missing_lines(LINES, window=(15010, 15135))[0], "Fe"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("teff", "Teff [K]"), ("logg", "log g"), ("m_h", "[M/H]"), ("alpha_m", "[α/M]"), ("mg_fe", "[Mg/Fe]"),
+     ("vmicro", "vmicro [km/s]"), ("c12_c13", "¹²C/¹³C"), ("age", "age")],
+)  # fmt: skip
+def test_labels_are_written_as_people_do(name, text):
+    assert label_text(name, unit=True) == text

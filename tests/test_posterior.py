@@ -137,7 +137,7 @@ def test_arviz_gets_the_log_posterior_of_the_same_draws(posterior):
 )
 def test_missing_package_is_named_with_its_extra(posterior, monkeypatch, module, extra, use):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=rf"needs? {module}: pip install cyclestarnet\[{extra}\]"):
+    with pytest.raises(ImportError, match=rf'needs? {module}: pip install "cyclestarnet\[{extra}\]"'):
         use(posterior)
 
 
@@ -157,13 +157,13 @@ def figure(posterior):
 
 def test_corner_plot_has_a_panel_per_pair(figure):
     assert len(figure.axes) == 9
-    assert [ax.get_xlabel() for ax in figure.axes[6:]] == ["teff [K]", "logg [dex(cm / s2)]", "m_h [dex]"]
+    assert [ax.get_xlabel() for ax in figure.axes[6:]] == ["Teff [K]", "log g", "[M/H]"]
 
 
 def test_corner_plot_tells_median_and_interval(figure, posterior):
     low, high = (edge.value for edge in posterior.interval("logg"))
     middle = posterior.labels["logg"].value
-    assert figure.axes[4].get_title() == f"logg = ${middle:.2f}^{{+{high - middle:.2f}}}_{{-{middle - low:.2f}}}$"
+    assert figure.axes[4].get_title() == f"log g = ${middle:.2f}^{{+{high - middle:.2f}}}_{{-{middle - low:.2f}}}$"
 
 
 def test_corner_plot_of_an_unknown_label_is_refused(figure, posterior):

@@ -1,6 +1,7 @@
 """The embedded model and the real K giant: what a user meets first."""
 
 import warnings
+from dataclasses import replace
 from importlib import resources
 
 import astropy.units as u
@@ -143,6 +144,9 @@ def test_results_show_themselves(fits, pretrained):
     assert "teff" in repr(result)
     assert "<table" in result._repr_html_()
     assert "Not real spectra" in pretrained._repr_html_()
+    shown = replace(pretrained, name="<q>x", provenance={"<q>y": "<q>z"})._repr_html_()
+    assert "<q>" not in shown
+    assert "&lt;q&gt;z" in shown
 
 
 def test_plot_has_a_flux_and_a_residual_panel_per_chip(fits, monkeypatch):

@@ -376,5 +376,5 @@ def test_absent_tracks_say_how_to_get_them():
 
 def test_absent_minimint_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "minimint", None)
-    with pytest.raises(ImportError, match=r"pip install cyclestarnet\[isochrones\]"):
+    with pytest.raises(ImportError, match=r'pip install "cyclestarnet\[isochrones\]"'):
         mist_isochrones(1 * u.Gyr, 0.0)

@@ -7,7 +7,7 @@ import astropy.units as u
 import numpy as np
 import pytest
 
-from cyclestarnet import FitFlag, FitResult, LabelSet
+from cyclestarnet import FitFlag, FitResult, LabelError, LabelSet
 
 COVARIANCE = np.array([[900.0, 0.3, 0.0], [0.3, 0.0016, 0.0006], [0.0, 0.0006, 0.0025]])
 
@@ -91,3 +91,25 @@ def test_labels_without_data_are_named(result):
 
 def test_results_without_figures_name_nothing(result):
     assert (result.prior_dominated, result.upper_limits) == ((), ())
+
+
+@pytest.mark.parametrize("said", ["Teff", "T_eff", "temperature", "tefff"])
+def test_a_label_that_is_none_is_answered_with_the_one_that_is_meant(result, said):
+    for values in (result.labels, result.uncertainties, result):
+        with pytest.raises(LabelError, match=f"no label '{said}'; did you mean 'teff'[?] There are: teff, fe_h, mg_h"):
+            values[said]
+    with pytest.raises(KeyError, match="no label 'flux'; there are: "):  # what a dict raises
+        result.labels["flux"]
+    assert result.labels.get(said) is None
+
+
+@pytest.mark.parametrize(("said", "meant"), [("[Fe/H]", "fe_h"), ("feh", "fe_h"), ("Mg_H", "mg_h"), ("M/H", "m_h")])
+def test_abundances_are_known_by_what_people_write(result, said, meant):
+    with pytest.raises(LabelError, match=f"did you mean '{meant}'"):
+        result.labels[said]
+
+
+def test_names_are_text_in_html_too(result):
+    html = replace(result, meta=result.meta | {"object": "<b>&", "model": "<q>", "prior": "<u>"})._repr_html_()
+    assert not any(tag in html for tag in ("<b>&", "<q>", "<u>"))
+    assert "&lt;b&gt;&amp;: fit in the observed space with &lt;q&gt;" in html

@@ -39,7 +39,7 @@ ABOVE_MODEL = {
 }  # fmt: skip
 ANYTHING = {"cli", "__main__", "__init__"}
 # A result draws itself: the one arrow that runs up, late, from a method that is called `plot`.
-DRAWS = {("results", "plotting"), ("derivatives", "plotting")}
+DRAWS = {("results", "plotting"), ("lines", "plotting")}
 
 
 def modules():

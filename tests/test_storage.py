@@ -230,7 +230,7 @@ def test_spectra_go_through_the_writers_of_specutils(result, tmp_path, name, opt
 # -- what other calls take ---------------------------------------------------------------------
 def test_a_result_answers_by_name(result):
     assert result["teff"] == result.labels["teff"]
-    with pytest.raises(LabelError, match="no label 'Teff'; it has: teff, logg"):
+    with pytest.raises(LabelError, match="no label 'Teff'; did you mean 'teff'\\? There are: teff, logg"):
         result["Teff"]
 
 

@@ -9,14 +9,16 @@ import h5py
 import numpy as np
 import pytest
 from astropy.nddata import StdDevUncertainty
+from astropy.table import vstack
 from deaths import CountEvents, DieAtEvent, lives
 from survey_fakes import Fit, failed_row, make_star, read_star, save_stars
 
-from cyclestarnet import WavelengthGrid
+from cyclestarnet import LabelSet, WavelengthGrid
 from cyclestarnet.exceptions import FileFormatError, GridError, SpectrumError
 from cyclestarnet.io import Selection, TrainingSet, write_training_set
 from cyclestarnet.io.stars import star_sources
 from cyclestarnet.pipeline import ManyOptions, read_results, write_results
+from cyclestarnet.pipeline.many import failed_row as no_fit
 from cyclestarnet.pipeline.many import fit_survey
 from cyclestarnet.spectra import Spectrum
 
@@ -426,8 +428,8 @@ def test_letters_that_fits_lacks_are_escaped(tmp_path):
 
 
 def test_unknown_suffix_stops_before_the_first_star(paths, tmp_path):
-    with pytest.raises(ValueError, match=r"\.ecsv, \.fits, \.parquet"):
-        survey(paths, fit=None, output=tmp_path / "t.csv")
+    with pytest.raises(ValueError, match=r"\.ecsv, \.fits, \.parquet, \.csv"):
+        survey(paths, fit=None, output=tmp_path / "t.txt")
 
 
 def test_parquet_without_pyarrow_names_the_extra(paths, tmp_path, monkeypatch):
@@ -620,3 +622,22 @@ def test_run_killed_again_and_again_ends_as_one_that_was_not(paths, tmp_path):
         left.append(output.with_name("t.ecsv.partial").stat().st_size if any(tmp_path.glob("*.partial")) else 0)
     assert len(set(left)) > 3, left  # it grew from life to life
     assert_same(survey(paths), read_results(tmp_path / "t.ecsv"))
+
+
+def test_a_csv_comes_back_with_units(tmp_path):
+    labels = LabelSet(["teff", "logg", "vmicro", "fe_h"], [3500, 0, 0, -2], [6000, 4, 3, 1], {"m_h": {"fe_h": 1}})
+    names = ["007", "nan", 'a, "b"', ""]
+    table = vstack([no_fit(labels, name, "two\nlines") for name in names], metadata_conflicts="silent")
+    table["teff"][:2] = [4500.123456789012, 1 / 3] * u.K
+    table["logg"][1], table["success"][1], table["flags"][1] = 0.1 * u.dex(u.cm / u.s**2), True, 5
+    table["seconds"] = np.linspace(0, 1, 4)
+    write_results(table, tmp_path / "t.csv")
+    table["message"] = "two lines"
+    assert_same(table, read_results(tmp_path / "t.csv"), leave_out=())
+    header = (tmp_path / "t.csv").read_text().splitlines()[0]
+    assert header.startswith("object,teff,teff_err,logg,logg_err,")
+
+
+def test_a_survey_may_be_written_as_csv(paths, values, tmp_path):
+    survey(paths, output=tmp_path / "t.csv")
+    np.testing.assert_array_equal(read_results(tmp_path / "t.csv")["teff"].to_value(u.K), 4000 * values)

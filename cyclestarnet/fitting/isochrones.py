@@ -199,7 +199,7 @@ class IsochronePrior:
 def mist_isochrones(ages: Quantity, metallicities: ArrayLike, *, folder: str | PathLike[str] | None = None) -> QTable:
     """Return points of MIST isochrones, with the numbers of stars that they stand for, for an `IsochronePrior`.
 
-    Needs the package minimint (``pip install cyclestarnet[isochrones]``) and
+    Needs the package minimint (``pip install "cyclestarnet[isochrones]"``) and
     the MIST tracks, which ``minimint.download_and_prepare()`` brings once (more
     than 10 GB). Initial masses are spaced so that points are at most 50 K and
     0.05 dex in log g apart, where the tracks have no jump. Stars run up to the
@@ -252,7 +252,7 @@ def mist_isochrones(ages: Quantity, metallicities: ArrayLike, *, folder: str | P
     try:
         import minimint
     except ImportError as error:
-        raise ImportError("MIST isochrones need minimint: pip install cyclestarnet[isochrones]") from error
+        raise ImportError('MIST isochrones need minimint: pip install "cyclestarnet[isochrones]"') from error
 
     unit = getattr(ages, "unit", None)
     if unit is None or not unit.is_equivalent(u.yr):

@@ -179,7 +179,7 @@ def _sampler(density: _BoundedDensity, n_walkers: int, k: int) -> Any:
     try:
         import emcee
     except ImportError as error:
-        raise ImportError("sampling needs emcee: pip install cyclestarnet[sampling]") from error
+        raise ImportError('sampling needs emcee: pip install "cyclestarnet[sampling]"') from error
 
     # Autocorrelation times (= densities per independent sample) with 2 (k + 1) walkers on Gaussians of correlations
     # 0.9^|i - j|, k = 8 and 20: stretch 97 and 317 steps, differential evolution 28 and 70, this mixture 30 and 77. The

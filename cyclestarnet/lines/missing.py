@@ -19,6 +19,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import astropy.units as u
 import numpy as np
@@ -34,6 +36,9 @@ from cyclestarnet.lines.dips import dip_centre, false_discovery, find_dips, nois
 from cyclestarnet.lines.elements import elements_of, label_of, symbol_of
 from cyclestarnet.lines.protocols import Model
 from cyclestarnet.spectra import Spectrum
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["MissingLines", "find_missing_lines", "with_elements"]
 
@@ -136,18 +141,42 @@ class MissingLines:
         --------
         To look at::
 
-            plot_missing_lines(lines.strongest(30))
+            lines.strongest(30).plot()
         """
         chosen = np.sort(np.argsort(-self.table["significance"])[:n])
         return replace(self, table=self.table[chosen])
 
+    def plot(self, **options: Any) -> list[Axes]:
+        """Plot the lines in the difference of observed and synthetic flux.
+
+        Parameters
+        ----------
+        **options
+            ``window``, ``labels``, ``truth`` and ``axes`` of `cyclestarnet.plotting.plot_missing_lines`.
+
+        Returns
+        -------
+        list of `~matplotlib.axes.Axes`
+            One per panel, from blue to red.
+
+        Examples
+        --------
+        ::
+
+            lines.strongest(100).plot(window=(15900, 16000))
+        """
+        from cyclestarnet.plotting.lines import plot_missing_lines
+
+        return plot_missing_lines(self, **options)
+
     def write(self, path: str | PathLike) -> None:
-        """Write the table to an ECSV file, atomically; `astropy.table.QTable.read` reads it.
+        """Write the table to a file, atomically; `astropy.table.QTable.read` reads it.
 
         Parameters
         ----------
         path : path-like
-            An existing file is replaced.
+            ``.csv`` for a table without units and without the columns that hold several values a line; any other
+            name for ECSV. An existing file is replaced.
 
         Examples
         --------
@@ -157,9 +186,10 @@ class MissingLines:
             table = QTable.read("lines.ecsv")
         """
         # columns of arrays can be read back from one row on
-        columns = [name for name, column in self.table.items() if len(self) or column.ndim == 1]
-        table = self.table[columns]
-        write_atomically(path, lambda temporary: table.write(temporary, format="ascii.ecsv", overwrite=True))
+        plain = Path(path).suffix == ".csv"
+        columns = [name for name, column in self.table.items() if column.ndim == 1 or (len(self) and not plain)]
+        table, kind = self.table[columns], "ascii.csv" if plain else "ascii.ecsv"
+        write_atomically(path, lambda temporary: table.write(temporary, format=kind, overwrite=True))
 
     def __repr__(self):
         believed = int((self.table["fdr"] <= 0.05).sum())

@@ -11,7 +11,8 @@ from pathlib import Path
 import astropy.units as u
 import numpy as np
 from astropy.io import fits
-from astropy.table import QTable
+from astropy.io.ascii import convert_numpy
+from astropy.table import QTable, Table
 from astropy.utils.exceptions import AstropyUserWarning
 
 from cyclestarnet.exceptions import FileFormatError
@@ -21,7 +22,8 @@ from cyclestarnet.reading.tables import read_table
 
 __all__ = ["check_suffix", "read_results", "write_results"]
 
-_FORMATS = {".ecsv": "ascii.ecsv", ".fits": "fits", ".parquet": "parquet"}
+_FORMATS = {".ecsv": "ascii.ecsv", ".fits": "fits", ".parquet": "parquet", ".csv": "ascii.csv"}
+_TEXTS, _TRUTHS = ("object", "flag_names", "prior_dominated", "upper_limits", "message"), ("success",)
 
 
 def write_results(table: QTable, path: str | os.PathLike) -> None:
@@ -32,8 +34,9 @@ def write_results(table: QTable, path: str | os.PathLike) -> None:
     table : `~astropy.table.QTable`
         A row per star, as `~cyclestarnet.CalibratedModel.fit_many` returns it.
     path : path-like
-        ``.ecsv``, ``.fits`` or ``.parquet``. FITS knows ASCII only: other
-        letters are written as ``\\u03c3``. An existing file is replaced.
+        ``.ecsv``, ``.fits``, ``.parquet`` or ``.csv``. FITS knows ASCII only: other
+        letters are written as ``\\u03c3``. CSV has neither units nor ``meta``, and texts in one line.
+        An existing file is replaced.
 
     Raises
     ------
@@ -60,6 +63,8 @@ def write_results(table: QTable, path: str | os.PathLike) -> None:
         for name, column in table.items():
             if column.dtype.kind == "U":
                 table[name] = np.char.encode(column, "ascii", "backslashreplace").astype(str)
+    if file_format == "ascii.csv":
+        table = Table({name: _plain(column) for name, column in table.items()})
     with warnings.catch_warnings():
         # Of dex: it does come back, in astropy.
         warnings.filterwarnings("ignore", "The unit .* could not be saved in native FITS format", AstropyUserWarning)
@@ -82,6 +87,13 @@ def _write_table(table: QTable, path: Path, file_format: str) -> None:
         parquet.write_table(parquet.read_table(path), path, write_page_checksum=True)
 
 
+def _plain(column):
+    """A column without its unit, and texts in one line."""
+    if column.dtype.kind == "U":
+        return [" ".join(text.splitlines()) for text in column]
+    return getattr(column, "value", column)
+
+
 def _ascii(text):
     return text.encode("ascii", "backslashreplace").decode()
 
@@ -95,12 +107,12 @@ def read_results(path: str | os.PathLike) -> QTable:
     Parameters
     ----------
     path : path-like
-        ``.ecsv``, ``.fits`` or ``.parquet``.
+        ``.ecsv``, ``.fits``, ``.parquet`` or ``.csv``.
 
     Returns
     -------
     `~astropy.table.QTable`
-        A row per star, with units, without masks.
+        A row per star, with units, without masks. Units of a CSV are those of labels of these names.
 
     Raises
     ------
@@ -119,8 +131,12 @@ def read_results(path: str | os.PathLike) -> QTable:
         read_results("labels.ecsv")["teff"]
     """
     file_format = check_suffix(path)
-    table = read_table(path, **({"mask_invalid": False} if file_format == "fits" else {}))
+    table = read_table(path, **_reading(file_format))
     _check_results(table, path)
+    if file_format == "ascii.csv":
+        for name in (name for name in table.colnames if f"{name}_err" in table.colnames):
+            table[name] = np.asarray(table[name], dtype=float) * unit_of_label(name)
+            table[f"{name}_err"] = np.asarray(table[f"{name}_err"], dtype=float) * difference_unit(name)
     table.convert_bytestring_to_unicode()
     meta = {key.lower() if file_format == "fits" else key: value for key, value in table.meta.items()}
     table.meta = {key: value for key, value in meta.items() if key not in ("checksum", "datasum")}  # the file's own
@@ -128,6 +144,14 @@ def read_results(path: str | os.PathLike) -> QTable:
         if column.dtype.kind == "U" and hasattr(column, "mask"):
             table[name] = np.asarray(column.filled(""))
     return table
+
+
+def _reading(file_format):
+    """Options of astropy's readers with which a table comes back as it was."""
+    if file_format == "ascii.csv":
+        kinds = dict.fromkeys(_TEXTS, str) | dict.fromkeys(_TRUTHS, bool)
+        return {"fill_values": [], "converters": {name: [convert_numpy(kind)] for name, kind in kinds.items()}}
+    return {"mask_invalid": False} if file_format == "fits" else {}
 
 
 def _check_results(table: QTable, path: str | os.PathLike) -> None:
@@ -157,7 +181,7 @@ def check_suffix(path: str | os.PathLike) -> str:
     Raises
     ------
     ValueError
-        If the suffix is none of ``.ecsv``, ``.fits`` and ``.parquet``.
+        If the suffix is none of ``.ecsv``, ``.fits``, ``.parquet`` and ``.csv``.
     ImportError
         If it is ``.parquet`` and pyarrow is not installed.
 
@@ -171,5 +195,5 @@ def check_suffix(path: str | os.PathLike) -> str:
     if suffix not in _FORMATS:
         raise ValueError(f"the suffix of {os.fspath(path)!r} must be one of {', '.join(_FORMATS)}")
     if suffix == ".parquet" and find_spec("pyarrow") is None:
-        raise ImportError("parquet needs pyarrow: pip install 'cyclestarnet[survey]', or write .fits or .ecsv")
+        raise ImportError('parquet needs pyarrow: pip install "cyclestarnet[survey]", or write .fits or .ecsv')
     return _FORMATS[suffix]

@@ -24,11 +24,19 @@ from cyclestarnet.storage import storable
 if TYPE_CHECKING:
     from dask.distributed import Client
 
-__all__ = ["FitOptions", "ManyOptions", "SampleOptions", "check_choice", "sorted_options", "takes"]
+__all__ = ["FitOptions", "ManyOptions", "SampleOptions", "check_choice", "one_only", "sorted_options", "takes"]
 
 SPACES = ("observed", "synthetic", "emulator")
 METHODS = ("lbfgs", "lm")
 SPLIT_LATENTS = ("own", "typical", "fitted")
+# What options are called elsewhere
+USUAL_NAMES = {
+    "n_steps": "max_steps", "nsteps": "max_steps", "steps": "max_steps", "n_samples": "max_steps", "niter": "max_steps",
+    "walkers": "n_walkers", "random_state": "seed", "filename": "output", "path": "output", "clobber": "overwrite",
+    "n_jobs": "workers", "processes": "workers", "threads": "workers", "pool": "workers",
+    "initial": "start", "guess": "start", "p0": "start", "x0": "start", "limits": "bounds", "mask": "ignore",
+    "radial_velocity": "motion", "rv": "motion", "optimizer": "method",
+}  # fmt: skip
 MOTION = {"velocity": (-1000.0, 1000.0, 0.0), "broadening": (0.0, 60.0, 3.0)}  # km/s: bounds, and start
 
 
@@ -237,9 +245,9 @@ class ManyOptions:
     Parameters
     ----------
     output : path-like, optional
-        Table to write: ``.ecsv``, ``.fits`` or ``.parquet`` (needs pyarrow). Rows are kept beside it
-        in ``<output>.partial`` as they come: the same call made again after a kill fits the stars
-        that are left. Default: the table is only returned.
+        Table to write: ``.ecsv``, ``.fits``, ``.parquet`` (needs pyarrow) or ``.csv`` (without units).
+        Rows are kept beside it in ``<output>.partial`` as they come: the same call made again after a
+        kill fits the stars that are left. Default: the table is only returned.
     overwrite : bool, optional
         Replace an existing output.
     selection : `~cyclestarnet.io.Selection`, optional
@@ -339,10 +347,41 @@ def sorted_options(given: Mapping[str, Any], *kinds: type) -> list[dict[str, Any
     known = sorted(set().union(*names))
     unknown = sorted(set(given) - set(known))
     if unknown:
-        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.7)
+        usual = USUAL_NAMES.get(unknown[0])
+        near = [usual] if usual in known else difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.7)
         meant = f"did you mean {near[0]!r}? There" if near else "there"
         raise TypeError(f"unknown options {unknown}; {meant} are: {', '.join(known)}")
     return [{name: value for name, value in given.items() if name in own} for own in names]
+
+
+def one_only(name: str, more: Sequence[Any]) -> None:
+    """Raise if a function of one spectrum was called with more, such as arrays.
+
+    Parameters
+    ----------
+    name : str
+        Of the function, for the message.
+    more : sequence
+        What came after the first argument.
+
+    Raises
+    ------
+    TypeError
+        If there is anything; the message shows how arrays become a spectrum.
+
+    Examples
+    --------
+    >>> from cyclestarnet.pipeline.options import one_only
+    >>> one_only("fit", ())
+    """
+    if more:
+        kinds = ", ".join(type(one).__name__ for one in more[:3])
+        raise TypeError(
+            f"{name} takes what holds the spectra, and options by name, but got {len(more)} more ({kinds}). "
+            "Arrays become a spectrum by Spectrum(flux=flux * u.one, spectral_axis=wavelength * u.AA, "
+            "uncertainty=StdDevUncertainty(error)), with astropy.units as u, Spectrum of specutils and "
+            "StdDevUncertainty of astropy.nddata"
+        )
 
 
 def takes(*kinds: type, **defaults: Any):
@@ -379,7 +418,8 @@ def takes(*kinds: type, **defaults: Any):
                 added.append(inspect.Parameter(own.name, inspect.Parameter.KEYWORD_ONLY, default=default))
             section = re.search(r"^Parameters\n-+\n(.*?)(?=\n\w[^\n]*\n-+\n)", inspect.getdoc(kind), re.M | re.S)
             text.append(section.group(1).rstrip())
-        kept = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        hidden = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        kept = [p for p in signature.parameters.values() if p.kind not in hidden]
         function.__signature__ = signature.replace(parameters=[*kept, *added])
         if function.__doc__:
             entry = re.compile(r"^( *)\*\*options\n(?:\1 +.*\n)*", re.M)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from astropy.table import Table
 
-from cyclestarnet.plotting.axes import DOMAIN_STYLES, NEUTRAL, new_axes, pyplot, tidy, with_gaps
+from cyclestarnet.plotting.axes import DOMAIN_STYLES, NEUTRAL, label_text, new_axes, pyplot, tidy, with_gaps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -120,7 +120,7 @@ def _label_panel(ax, report, standings):
     ax.axhline(0, color=NEUTRAL, lw=0.8, ls=":")
     for when, standing in standings.items():
         ax.plot(places, report.shift(standing), "o", color=COLORS[when], label=when)
-    ax.set_xticks(places, report.labels.names, rotation=60, ha="right")
+    ax.set_xticks(places, [label_text(name) for name in report.labels.names], rotation=60, ha="right")
     ax.set_ylabel("median − prior (σ of the prior)")
 
 

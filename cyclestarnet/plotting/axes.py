@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from cyclestarnet.exceptions import GridError
 from cyclestarnet.grid import WavelengthGrid, Window, range_of
+from cyclestarnet.labels import unit_of_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "element_style",
+    "label_text",
     "mark_guess",
     "new_axes",
     "new_figure",
@@ -209,6 +211,36 @@ def element_style(element: str) -> tuple[str, str, str]:
     k = ELEMENTS.index(element) if element in ELEMENTS else sum(map(ord, element))
     linestyle, marker = ELEMENT_MARKS[k // len(ELEMENT_COLORS) % len(ELEMENT_MARKS)]
     return ELEMENT_COLORS[k % len(ELEMENT_COLORS)], linestyle, marker
+
+
+def label_text(name: str, *, unit: bool = False) -> str:
+    """Write a label as people do.
+
+    Parameters
+    ----------
+    name : str
+        Of the label.
+    unit : bool, optional
+        Whether to add its unit, as at an axis; dex goes without saying. Default: no.
+
+    Returns
+    -------
+    str
+        The name itself, if nobody writes it otherwise.
+
+    Examples
+    --------
+    >>> from cyclestarnet.plotting.axes import label_text
+    >>> [label_text(name, unit=True) for name in ("teff", "logg", "m_h", "alpha_m", "mg_h", "vmicro")]
+    ['Teff [K]', 'log g', '[M/H]', '[α/M]', '[Mg/H]', 'vmicro [km/s]']
+    """
+    above, _, below = name.partition("_")
+    text = {"teff": "Teff", "logg": "log g", "c12_c13": "¹²C/¹³C"}.get(name, name)
+    if below in ("h", "m", "fe"):
+        above, below = ("α" if part == "alpha" else part.capitalize() for part in (above, below))
+        text = f"[{above}/{below}]"
+    shown = unit_of_label(name).to_string().replace(" ", "")
+    return text if not unit or not shown or shown.startswith("dex") else f"{text} [{shown}]"
 
 
 def pixels_of(grid: WavelengthGrid, window: Window | None) -> tuple[float, float, np.ndarray]:

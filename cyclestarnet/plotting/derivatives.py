@@ -19,6 +19,7 @@ from cyclestarnet.plotting.axes import (
     NEUTRAL,
     SHADE,
     element_style,
+    label_text,
     new_axes,
     pixels_of,
     with_gaps,
@@ -209,11 +210,8 @@ def _derivative_panel(ax, derivatives, names, x, show):
     """Derivatives by some labels, each in the style of its element, with bands of their uncertainties."""
     grid = derivatives.grid
     for name in names:
-        slope, label, element = derivatives[name].value, name, name
-        if name.endswith("_h"):
-            element = symbol_of(name)
-            label = f"[{element}/H]"
-        color, linestyle, _ = element_style(element)
+        slope, label = derivatives[name].value, label_text(name)
+        color, linestyle, _ = element_style(symbol_of(name) if name.endswith("_h") else name)
         ax.plot(x, with_gaps(grid, slope, show), color=color, ls=linestyle, lw=1, label=label)
         if derivatives.uncertainties:
             error = derivatives.uncertainties[name].value

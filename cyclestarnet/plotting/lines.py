@@ -24,6 +24,7 @@ from cyclestarnet.plotting.axes import (
     OTHERS,
     SHADE,
     element_style,
+    label_text,
     mark_guess,
     new_axes,
     one_axes,
@@ -100,7 +101,9 @@ def plot_error_map(
         label=f"K giant: {giant[0]:.0f} K, log g {giant[1]}",
     )  # fmt: skip
     low, high = np.minimum(giant, [edge[0] for edge in edges]), np.maximum(giant, [edge[-1] for edge in edges])
-    ax.set(xlim=(high[0], low[0]), ylim=(high[1], low[1]), xlabel="effective temperature [K]", ylabel="log g [dex]")
+    ax.set(
+        xlim=(high[0], low[0]), ylim=(high[1], low[1]), xlabel=label_text("teff", unit=True), ylabel=label_text("logg")
+    )
     ax.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
     return ax
 

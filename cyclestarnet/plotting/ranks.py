@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.stats import binom
 
-from cyclestarnet.plotting.axes import DOMAIN_STYLES, NEUTRAL, SHADE, new_axes, tidy
+from cyclestarnet.plotting.axes import DOMAIN_STYLES, NEUTRAL, SHADE, label_text, new_axes, tidy
 from cyclestarnet.training.ranks import N_RANKS, Ranks, ecdf_band, ecdf_difference, uniformity
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def plot_ranks(ranks: Ranks, *, axes: Sequence[Axes] | None = None) -> list[Axes
     for left, right, (name, found) in zip(axes[::2], axes[1::2], ranks.by_label.items(), strict=True):
         _histogram(left, found)
         _difference(right, found)
-        left.set_title(f"{name}, {len(found)} stars", loc="left", fontsize=10, fontweight="bold")
+        left.set_title(f"{label_text(name)}, {len(found)} stars", loc="left", fontsize=10, fontweight="bold")
         for ax in (left, right):
             ax.set_xlim(0, 1)
             tidy(ax)

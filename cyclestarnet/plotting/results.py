@@ -11,7 +11,7 @@ import numpy as np
 
 from cyclestarnet.exceptions import GridError
 from cyclestarnet.grid import Window, range_of
-from cyclestarnet.plotting.axes import new_axes, new_figure
+from cyclestarnet.plotting.axes import label_text, new_axes, new_figure
 from cyclestarnet.results import FitResult, Posterior
 
 if TYPE_CHECKING:
@@ -103,7 +103,8 @@ def _fit_title(result):
     """The star, its labels with errors, and how well the model fits."""
     labels, errors = result.labels, result.uncertainties
     shown = [(n, 0 if n == "teff" else 2) for n in ("teff", "logg", "m_h", "alpha_m") if n in labels]
-    text = ", ".join(f"{n} = {labels[n].value:.{digits}f} ± {errors[n].value:.{digits}f}" for n, digits in shown)
+    told = {n: f"{labels[n].value:.{digits}f} ± {errors[n].value:.{digits}f}" for n, digits in shown}
+    text = ", ".join(f"{label_text(n)} = {value}" + " K" * (n == "teff") for n, value in told.items())
     return f"{result.meta.get('object', '')}  {text}  (χ²/dof {result.reduced_chi2:.2f})"
 
 
@@ -144,13 +145,13 @@ def plot_posterior(posterior: Posterior, names: Sequence[str]) -> list[Axes]:
             warnings.simplefilter("ignore", FutureWarning)  # it imports ArviZ, which announces changes of its own
             import corner
     except ImportError as error:
-        raise ImportError("corner plots need corner: pip install cyclestarnet[matplotlib]") from error
+        raise ImportError('corner plots need corner: pip install "cyclestarnet[matplotlib]"') from error
     columns = {name: posterior.chain(name).ravel() for name in names}
     n = len(columns)
     figure = new_figure((2.1 * n + 1.3, 2.1 * n + 1.3))
     corner.corner(
         np.column_stack([column.value for column in columns.values()]),
-        labels=[f"{name} [{column.unit}]" if str(column.unit) else name for name, column in columns.items()],
+        labels=[label_text(name, unit=True) for name in columns],
         quantiles=(0.16, 0.5, 0.84),
         levels=(0.39, 0.68, 0.95),
         smooth=0.8,  # pixels
@@ -164,6 +165,6 @@ def plot_posterior(posterior: Posterior, names: Sequence[str]) -> list[Axes]:
         middle = posterior.labels[name].value
         digits = 4 if low == high else int(np.clip(1 - np.floor(np.log10(high - low)), 0, 4))
         up, down = (f"{abs(edge - middle):.{digits}f}" for edge in (high, low))
-        title = f"{name} = ${middle:.{digits}f}^{{+{up}}}_{{-{down}}}$"
+        title = f"{label_text(name)} = ${middle:.{digits}f}^{{+{up}}}_{{-{down}}}$"
         axes[k * (n + 1)].set_title(title, fontsize=11)
     return axes
