@@ -9,7 +9,7 @@ The mock studies themselves are run by ``cyclestarnet mock-lines`` from the file
     python recipes/missing_lines.py table --study STUDY.toml ...    S1, Table 1, from one or more studies
     python recipes/missing_lines.py real  --work WORK --inputs INPUTS [--null MODEL]
 
-``WORK`` and ``INPUTS`` are those of ``apogee_giants.py``; ``--null`` is the model
+``WORK`` and ``INPUTS`` are those of ``apogee_giants_data.py``; ``--null`` is the model
 of a study's training with nothing masked.
 """
 
@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
+from datetime import date
 from pathlib import Path
 
 import astropy.units as u
@@ -52,6 +54,8 @@ log = logging.getLogger("missing_lines")
 DOCS = Path(__file__).parents[1] / "docs"
 FDR = 0.05
 N_STRONGEST, N_REAL_STARS = 30, 1_500
+SURE = 0.8  # probability above which an element is not a guess
+GIANT = np.array([[4600.0, 2.4, -0.1, 0.05]])  # teff, logg, m_h, alpha_m: where the truth is looked up
 # What is known to be wrong with the line list of the synthetic grid (its README), and H-band lines of real giants.
 KNOWN = (
     (15236.2, "missing in the list"),
@@ -203,8 +207,17 @@ def real(options):
     top = with_elements(top, star_differences(model, stars, ignore=top.pixels | believed.pixels))
     line_list = read_line_list(options.inputs / "data" / "moog_grid" / "lines_grid.dat.gz", medium="vacuum")
     matched = match_lines(top.table, line_list)
+    matched["truth"] = true_elements(options.inputs, matched["wavelength"].value, model.grid)
+    order = np.argsort(-matched["significance"])
+    right = np.array([row["element"] == row["truth"] for row in matched])
+    inside = np.array([row["truth"] in row["elements"].split() for row in matched])
+    sure = np.asarray(matched["probability"]) > SURE
+    log.info(
+        "element right: %d of %d; of those with a probability above %.1f, %d of %d; in the 95 %% set: %d",
+        right.sum(), len(right), SURE, (right & sure).sum(), sure.sum(), inside.sum(),
+    )  # fmt: skip
     rows = []
-    for row in matched[np.argsort(-matched["significance"])]:
+    for row in matched[order]:
         rows.append(
             (
                 f"{row['wavelength'].value:.2f} ± {row['wavelength_err'].value:.2f}",
@@ -215,11 +228,27 @@ def real(options):
                 f"{row['fdr']:.3f}",
                 f"{row['element']} {row['probability']:.2f}",
                 row["elements"] if len(row["elements"].split()) < 5 else f"{len(row['elements'].split())} elements",
+                row["truth"],
                 "" if np.ma.is_masked(row["species"]) else f"{row['species']} {row['line_wavelength'].value:.2f}",
             )
         )
-    header = ("wavelength [Å]", "depth", "in MOOG", "kind", "FWHM [Å]", "FDR", "element", "95 % set", "in the list")
-    write_table("missing_real", header, rows, "The strongest of the embedded model")
+    header = (
+        "wavelength [Å]",
+        "depth",
+        "in MOOG",
+        "kind",
+        "FWHM [Å]",
+        "FDR",
+        "element",
+        "95 % set",
+        "truth",
+        "in the list",
+    )
+    title = (
+        f"The strongest of {model.name}, and the element that is steepest there in the simulated stars: "
+        f"right for {right.sum()} of {len(right)}, in the set for {inside.sum()}; {date.today()}"
+    )
+    write_table("missing_real", header, rows, title)
     checks = []
     for wavelength, text in KNOWN:
         k = int(np.argmin(np.abs(lines.table["wavelength"].value - wavelength)))
@@ -255,6 +284,23 @@ def real(options):
     save(plot_missing_lines(top)[0].figure, "missing_h_band")
 
 
+def true_elements(inputs, wavelengths, grid):
+    """Which element makes the flux of the simulated stars fall most steeply at some wavelengths."""
+    sys.path.insert(0, str(inputs / "tools"))
+    import make_observed_domain as generator
+
+    elements, names = generator.Elements(), list(generator.LABEL20_NAMES)
+    giant = elements.usual(GIANT)
+    columns = [k for k, name in enumerate(names) if name.endswith("_h")]
+    slopes = []
+    for k in columns:
+        step = 0.05 * (np.arange(len(names)) == k)
+        low, high = (elements.response(giant + way * step)[0, : grid.n_pixels] for way in (-1, 1))
+        slopes.append((high - low) / 0.1)
+    pixel = np.abs(grid.wavelength.value[:, None] - wavelengths).argmin(0)
+    return [names[columns[k]].removesuffix("_h").capitalize() for k in np.argmin(np.array(slopes)[:, pixel], axis=0)]
+
+
 def write_table(name, header, lines, title):
     """Write one list-table."""
     write_rst(DOCS / "tables" / f"{name}.rst", list_table(title, (header, *lines)))
@@ -271,7 +317,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["mock", "ways", "table", "real"])
     parser.add_argument("--study", type=Path, nargs="+", default=[], help="files of mock studies")
-    parser.add_argument("--work", type=Path, help="folder of the intermediate files of apogee_giants.py")
+    parser.add_argument("--work", type=Path, help="folder of apogee_giants_data.py")
     parser.add_argument("--inputs", type=Path, help="folder with data/ and tools/")
     parser.add_argument("--null", type=Path, nargs="*", default=[], help="models of trainings with nothing masked")
     options = parser.parse_args(argv)
