@@ -136,7 +136,13 @@ class Pixels:
         return int(np.count_nonzero(self.ivar))
 
 
-def to_pixels(spectrum: Spectrum, grid: WavelengthGrid, *, recipe: ContinuumRecipe | None = None) -> Pixels:
+def to_pixels(
+    spectrum: Spectrum,
+    grid: WavelengthGrid,
+    *,
+    recipe: ContinuumRecipe | None = None,
+    ignore: ArrayLike | None = None,
+) -> Pixels:
     r"""Put a spectrum on the pixels of a model.
 
     Wavelengths that agree with the grid's (to 1 part in 10 million) are taken
@@ -160,6 +166,8 @@ def to_pixels(spectrum: Spectrum, grid: WavelengthGrid, *, recipe: ContinuumReci
         normalised: only what went through the same recipe can be compared. Of
         a flux that did, it leaves what it was, but for a second order of its
         slopes. Default: the flux is taken as normalised, and must be dimensionless.
+    ignore : array_like of bool, shape (n_pixels,), optional
+        Pixels of the model to ignore; the continuum does not see them either. Default: none.
 
     Returns
     -------
@@ -271,11 +279,13 @@ def to_pixels(spectrum: Spectrum, grid: WavelengthGrid, *, recipe: ContinuumReci
     else:
         flux, variance, n_lost = _resample(wavelength, flux, variance, grid)
         raw = np.where(variance < np.inf, flux, np.nan)
+    if ignore is not None:
+        variance, raw = np.where(ignore, np.inf, variance), np.where(ignore, np.nan, raw)
     ivar = 1 / variance  # infinite variance, that of ignored pixels, turns into 0
     if not np.any(ivar):
         raise SpectrumError(
             f"spectrum has no good pixel between {low:.1f} and {high:.1f} Angstrom: "
-            "none is covered, or all there are masked or not finite"
+            "none is covered, or all there are masked, ignored or not finite"
         )
 
     _warn_of_lost(n_lost, ivar)

@@ -297,6 +297,16 @@ def test_pixels_without_continuum_are_ignored_and_named(grid, recipe, star):
     assert np.abs(pixels.flux - star[0])[good].max() < 0.05
 
 
+def test_continuum_does_not_see_what_is_ignored(grid, recipe, star):
+    flux, sigma = star
+    emission = np.abs(np.arange(N) - 150) < 12
+    spoilt = to_pixels(make(flux + emission, sigma, grid.wavelength), grid, recipe=recipe, ignore=emission)
+    masked = to_pixels(make(flux, sigma, grid.wavelength, mask=emission), grid, recipe=recipe)
+    np.testing.assert_array_equal(spoilt.flux, masked.flux)
+    np.testing.assert_array_equal(spoilt.ivar, masked.ivar)
+    assert np.isnan(spoilt.raw[emission]).all()
+
+
 def test_spectrum_without_continuum_pixels_is_refused(grid, recipe, data):
     with pytest.raises(SpectrumError, match=r"no chip has good continuum pixels enough"):
         to_pixels(make(*data, grid.wavelength, mask=recipe.pixels), grid, recipe=recipe)

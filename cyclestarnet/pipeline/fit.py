@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -35,7 +34,7 @@ from cyclestarnet.pipeline.report import make_result
 from cyclestarnet.pipeline.setup import FitSetup
 from cyclestarnet.pipeline.stars import Stars
 from cyclestarnet.results import FitFlag, FitResult
-from cyclestarnet.spectra import Pixels, Spectrum
+from cyclestarnet.spectra import Spectrum
 
 __all__ = ["fit_numbered", "fit_one", "fit_stars", "make_objective", "prepare_stars"]
 
@@ -91,15 +90,15 @@ def prepare_stars(
     good, places = [], []
     for spectrum in spectra:
         try:
-            pixels = _without(parts.pixels_of(spectrum, normalise=setup.options.normalise), setup.ignore)
+            chosen = {"normalise": setup.options.normalise, "ignore": setup.ignore}
+            pixels = parts.pixels_of(spectrum, **chosen)
             used = parts.noise.used_pixels(pixels.flux, pixels.sigma)
             n_used = np.count_nonzero(used)
             if n_used <= len(setup.parameters):
                 raise SpectrumError(f"{n_used} good pixels are left, too few for {len(setup.parameters)} parameters")
             velocity = _velocity(pixels, search, fitted=setup.fits_velocity)
             if setup.fits_velocity and pixels.continuum is not None and abs(velocity) > STILL:
-                moved = parts.pixels_of(spectrum, normalise=setup.options.normalise, velocity=velocity)
-                pixels = _without(moved, setup.ignore)
+                pixels = parts.pixels_of(spectrum, velocity=velocity, **chosen)
         except (CycleStarNetError, TypeError, ValueError) as error:
             places.append(error)
             continue
@@ -123,12 +122,6 @@ def _encoded(parts, rows):
     latent, split = parts.translator.encode_obs(filled, together=_together(parts)) if rows else (empty, None)
     flux = np.array([p.flux for p in pixels]) if rows else empty
     return Stars(list(spectra), list(pixels), flux, np.array(variance), filled, np.array(velocity), latent, split)
-
-
-def _without(pixels: Pixels, ignore: np.ndarray) -> Pixels:
-    """Pixels of which some are ignored, too: nothing sees what they hold."""
-    held = {"flux": 1.0, "ivar": 0.0, "raw": np.nan}
-    return replace(pixels, **{name: np.where(ignore, value, getattr(pixels, name)) for name, value in held.items()})
 
 
 def _reach(grid):

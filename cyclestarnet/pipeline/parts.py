@@ -156,7 +156,14 @@ class ModelParts:
         if len(self.labels) != self.emulator.n_labels:
             raise LabelError(f"{len(self.labels)} labels, but the emulator takes {self.emulator.n_labels}")
 
-    def pixels_of(self, spectrum: Spectrum, *, normalise: bool | None = None, velocity: float = 0.0) -> Pixels:
+    def pixels_of(
+        self,
+        spectrum: Spectrum,
+        *,
+        normalise: bool | None = None,
+        ignore: np.ndarray | None = None,
+        velocity: float = 0.0,
+    ) -> Pixels:
         """Put a spectrum on the model's pixels, normalised as the training spectra were.
 
         Parameters
@@ -166,6 +173,8 @@ class ModelParts:
         normalise : bool, optional
             Whether ``recipe`` is applied, whatever the unit of the flux and whoever normalised it before. Default:
             as ``normalises`` says; a flux with a unit always is.
+        ignore : array of bool, shape (n_pixels,), optional
+            Pixels to ignore. Default: none.
         velocity : float, optional
             Radial velocity of the star in km/s: its continuum pixels have moved by as much. Default: 0.
 
@@ -191,7 +200,9 @@ class ModelParts:
             flux = getattr(spectrum, "flux", None)
             normalise = self.normalises or (flux is not None and not flux.unit.is_equivalent(u.dimensionless_unscaled))
         recipe = self.recipe if normalise else None
-        pixels = to_pixels(spectrum, self.grid, recipe=recipe.moved(velocity) if recipe and velocity else recipe)
+        if recipe is not None and velocity:
+            recipe = recipe.moved(velocity)
+        pixels = to_pixels(spectrum, self.grid, recipe=recipe, ignore=ignore)
         level = np.median(pixels.flux[pixels.ivar > 0])
         if not (normalise or NORMALISED[0] < level < NORMALISED[1]):
             raise SpectrumError(
