@@ -172,7 +172,11 @@ def _contents(parts: ModelParts) -> tuple[dict[str, np.ndarray], dict[str, Any]]
         "selftest.labels": parts.prior.mean,
     }
     arrays |= {f"scatter.{space}": np.asarray(scatter, np.float32) for space, scatter in noise.scatter.items()}
-    optional = {"typical_split_latent": population.typical_split_latent, "label_error": noise.label_error}
+    optional = {
+        "typical_split_latent": population.typical_split_latent,
+        "label_range": population.label_range,
+        "label_error": noise.label_error,
+    }
     arrays |= {name: array for name, array in optional.items() if array is not None}
     trend = noise.label_error_trend
     if trend is not None:
@@ -240,6 +244,7 @@ def _parts(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> ModelParts:
             shared_latents=LatentCloud(**_named("shared_latents", arrays), **meta["shared_latents"]),
             split_latents=SplitLatentCloud(**_floats(split_latents)) if split_latents else None,
             typical_split_latent=arrays.get("typical_split_latent"),
+            label_range=arrays.get("label_range"),
         ),
         limits=FlagLimits(**meta["limits"]),
         shortcuts=Shortcuts(**_floats(shortcuts) | {"slopes": shortcuts["slopes"].astype(np.float32)})

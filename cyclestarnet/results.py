@@ -47,7 +47,7 @@ class FitFlag(enum.Flag):
     AT_BOUND = enum.auto()
     """A free label is held back by a bound: without it, it would go beyond by more than twice its error."""
     OUTSIDE_TRAINING = enum.auto()
-    """The labels lie outside the cloud of the training labels: the answer is an extrapolation."""
+    """The labels lie outside the cloud or the range of the training labels: the answer is an extrapolation."""
     POOR_FIT = enum.auto()
     """χ² is larger than the model's own error explains."""
     UNFAMILIAR = enum.auto()

@@ -1,5 +1,6 @@
 """Flags that mean something: each alteration of a good star raises its own, and the good star none."""
 
+from dataclasses import replace
 from functools import cache
 
 import astropy.units as u
@@ -125,6 +126,16 @@ def test_labels_far_from_the_prior_are_an_extrapolation(tiny_model, tiny_star, p
     teff, fixed = far.pop("teff") * u.K, {name: value * difference_unit(name) for name, value in far.items()}
     fit = tiny_model.fit(tiny_star, method="lm", fixed=fixed, bounds={"teff": (teff - 5 * u.K, teff + 5 * u.K)})
     assert (FitFlag.OUTSIDE_TRAINING in fit.flags) is outside
+
+
+@pytest.mark.parametrize(("highest", "named"), [(4600.0, ["teff"]), (4800.0, [])])
+def test_a_single_label_beyond_the_range_of_the_training_is_named(tiny_model, tiny_star, highest, named):
+    """The star has 4700 K, near the mean of the prior: only the range can tell."""
+    known = np.array([[0.0, -10.0, -10.0], [highest, 10.0, 10.0]])
+    model = replace(tiny_model, population=replace(tiny_model.population, label_range=known))
+    fit = model.fit(tiny_star, method="lm")
+    assert fit.meta["outside_training"] == named
+    assert (FitFlag.OUTSIDE_TRAINING in fit.flags) is bool(named)
 
 
 # -- names -------------------------------------------------------------------------------------------

@@ -38,6 +38,9 @@ class Population:
         ``split_latent="fitted"``. Default: not known.
     typical_split_latent : array, shape (split_filters, latent_length), optional
         Split latent to use where no observed spectrum gives one. None if the network has no split branch.
+    label_range : array, shape (2, n_labels), optional
+        Lowest and highest values of the labels that the training knew, with some margin: the fit of a star with a
+        label beyond is an extrapolation. Default: not known.
 
     Examples
     --------
@@ -51,6 +54,7 @@ class Population:
     shared_latents: LatentCloud
     split_latents: SplitLatentCloud | None = None
     typical_split_latent: np.ndarray | None = None
+    label_range: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

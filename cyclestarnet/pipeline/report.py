@@ -143,11 +143,16 @@ def _facts(parts, stars, row, as_trained, residual, total_ivar) -> dict[str, Any
     """What flags rest on; ``as_trained`` are the labels that the training prior would have left."""
     pixels = stars.pixels[row]
     misfit, worst_pixel = local_misfit(residual, total_ivar)
+    outside = np.zeros(len(as_trained), dtype=bool)
+    if parts.population.label_range is not None:
+        lowest, highest = parts.population.label_range
+        outside = (as_trained < lowest) | (as_trained > highest)
     return {
         "snr": float(np.median((pixels.flux * np.sqrt(pixels.ivar))[pixels.ivar > 0])),
         "velocity": stars.velocity[row] * u.km / u.s,
         "latent_distance": float(parts.population.shared_latents.distance(stars.shared_latent[row][None])[0]),
         "prior_distance": float(np.sqrt(parts.prior.distance2(as_trained) / len(as_trained))),
+        "outside_training": [name for name, beyond in zip(parts.labels, outside, strict=True) if beyond],
         "local_misfit": misfit,
         "worst_wavelength": parts.grid.wavelength[worst_pixel],
         "continuum_misfit": continuum_misfit(residual, total_ivar, parts.grid.chips),
@@ -159,7 +164,7 @@ def _flags(parts, space, facts, good, *, success, held_back, reduced_chi2_total,
     reasons = {
         FitFlag.NOT_CONVERGED: not success,
         FitFlag.AT_BOUND: held_back,
-        FitFlag.OUTSIDE_TRAINING: facts["prior_distance"] > limits.prior_distance,
+        FitFlag.OUTSIDE_TRAINING: facts["prior_distance"] > limits.prior_distance or bool(facts["outside_training"]),
         FitFlag.POOR_FIT: observed and reduced_chi2_total > limits.reduced_chi2_total,
         FitFlag.UNFAMILIAR: facts["latent_distance"] > parts.population.shared_latents.threshold,
         FitFlag.FEW_PIXELS: good.sum() < 0.5 * parts.grid.n_pixels,

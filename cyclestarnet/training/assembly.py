@@ -41,6 +41,7 @@ __all__ = [
     "filled_flux",
     "fit_residuals",
     "label_prior",
+    "label_range",
     "learn_errors",
     "misfits",
     "model_scatter",
@@ -165,6 +166,7 @@ def assemble_model(
             ),
             split_latents=None if split_latents is None else SplitLatentCloud.from_latents(split_latents),
             typical_split_latent=typical,
+            label_range=label_range(pool, labels),
         ),
         limits=FlagLimits(prior_distance=1.1 * float(np.quantile(np.sqrt(prior.distance2(pool) / len(labels)), 0.999))),
         shortcuts=learn_shortcuts(emulator, translator, prior, labels.lower, labels.upper, typical),
@@ -219,6 +221,35 @@ def filled_flux(spectra: Spectrum, noise: NoiseModel) -> np.ndarray:
     flux = floats_of(spectra.flux.value)
     mask = None if spectra.mask is None else np.broadcast_to(bools_of(spectra.mask), flux.shape)
     return noise.filled_flux(flux, noise.used_pixels(flux, sigma, mask))
+
+
+def label_range(pool: np.ndarray, labels: LabelSet) -> np.ndarray:
+    """Lowest and highest values of the labels of a pool, but for single stars, and some margin.
+
+    Parameters
+    ----------
+    pool : array, shape (n_pool, n_labels)
+        Labels of the synthetic training spectra.
+    labels : `~cyclestarnet.LabelSet`
+        Names and valid range.
+
+    Returns
+    -------
+    array, shape (2, n_labels)
+        The range of all but 1 in 1,000 stars at either end, widened by 5 % of itself and by 2 % of the valid range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet import LabelSet
+    >>> from cyclestarnet.training.assembly import label_range
+    >>> label_range(np.linspace(4000, 5000, 1001)[:, None], LabelSet(["teff"], [3500], [6000])).round()
+    array([[3901.],
+           [5099.]])
+    """
+    low, high = np.quantile(pool, [0.001, 0.999], axis=0)
+    margin = 0.05 * (high - low) + 0.02 * (labels.upper - labels.lower)
+    return np.stack([low - margin, high + margin])
 
 
 def label_prior(pool: np.ndarray, labels: LabelSet) -> GaussianPrior:

@@ -580,8 +580,11 @@ def finish(run: Run, *, progress: bool = True) -> Path:
         provenance=_provenance(run, iteration),
         progress=progress,
     )
-    if base is not None:  # where the training spectra did not go through its recipe, assembly has made one
-        model = replace(model, recipe=base.recipe)
+    if base is not None:
+        # Where the training spectra did not go through its recipe, assembly has made one; and the pool is drawn
+        # from its prior, a Gaussian, which reaches farther than the labels that it knew.
+        population = replace(model.population, label_range=base.population.label_range)
+        model = replace(model, recipe=base.recipe, population=population)
     if domains.known is not None:
         model = learn_label_error(model, domains.known.spectra(domains.grid), domains.known.truth, progress=progress)
     model.save(config.model_path, half=config.model.half)
