@@ -519,7 +519,7 @@ class Posterior:
         ``log_posterior``. The walkers' first draws come first, then their
         second ones, and so on.
     acceptance_fraction : float
-        Mean of all walkers; 0.2 to 0.5 is healthy.
+        Mean of all walkers; 0.2 or more is healthy.
     autocorrelation_time : array, shape (n_free,)
         In steps, of the parameters that were sampled; NaN if the chain is too
         short to tell.
@@ -529,7 +529,8 @@ class Posterior:
     free : tuple of str
         Labels that were sampled.
     n_steps : int
-        Steps of each walker, burn-in included.
+        Steps of each walker until the chain was long enough, or until ``max_steps``; burn-in included. Two
+        autocorrelation times of them are left out of the samples.
     options : `~cyclestarnet.pipeline.FitOptions`
         What was sampled, as options of a fit.
     meta : dict

@@ -206,6 +206,15 @@ def test_one_by_one_no_bit_depends_on_the_company(tiny_model, line_family, rng):
         np.testing.assert_array_equal(predictor.flux(labels, stars)[k], predictor.flux(labels[k][None], stars[[k]])[0])
 
 
+@pytest.mark.parametrize("translation", ["paper", "residual"])
+def test_many_at_once_are_those_one_by_one_to_single_precision(tiny_model, line_family, rng, translation):
+    """Batches go through products of matrices, single rows through the layers of torch."""
+    labels, split, translator = line_family.draw(7, rng), rng.normal(size=(2, 10)), tiny_model.translator
+    translator = Translator(translator.network, translator.flux_mean, translator.flux_std, translation)
+    single, batch = (ObservedPredictor(tiny_model.emulator, translator, split, together=n) for n in (1, 3))
+    np.testing.assert_allclose(batch.flux(labels), single.flux(labels), rtol=0, atol=3e-6)
+
+
 # -- motion ----------------------------------------------------------------------------------------
 def test_motion_is_that_of_the_kinematics(emulator, kinematics, line_family, rng):
     labels, velocity, broadening = line_family.draw(3, rng), np.array([30.0, -5, 0]), np.array([4.0, 8, 2])

@@ -23,11 +23,11 @@ class Chain:
         Logarithm of the density at each sample, up to a constant.
     acceptance_fraction : float
         Part of the proposals that were accepted, the mean over all walkers;
-        0.2 to 0.5 is healthy.
+        0.2 or more is healthy.
     autocorrelation_time : array, shape (k,)
         In steps, of each parameter; NaN if the chain is too short to tell.
     converged : bool
-        Whether the chain is longer than 50 autocorrelation times, these
+        Whether the chain is longer than 50 autocorrelation times, the longest of them
         changed by less than 5 % since the check before, and every walker moved.
     n_steps : int
         Steps of each walker, burn-in included.
@@ -91,7 +91,7 @@ class Chain:
         >>> from cyclestarnet.fitting.sampling import sample_posterior
         >>> chain = sample_posterior(
         ...     lambda x: -0.5 * x[:, 0] ** 2, [-9], [9], [0], [[1.0]],
-        ...     rng=np.random.default_rng(1), max_steps=1000, progress=False,
+        ...     rng=np.random.default_rng(1), max_steps=1000,
         ... )
         >>> time = chain.autocorrelation_time_of(chain.samples[:, 0] ** 2)
         >>> chain.thin <= time < chain.n_steps / 50
@@ -117,13 +117,18 @@ class ChainState:
         Of the `numpy.random.RandomState` that the sampler uses, as its method ``get_state`` gives it.
     n_nan : int
         Positions so far at which the density was NaN or +inf.
+    centre, covariance : array, shape (k,), (k, k)
+        Gaussian approximation from which new positions are proposed.
+    share : float
+        Part of the steps that do so.
 
     Examples
     --------
     >>> import numpy as np
     >>> from cyclestarnet.fitting.chains import ChainState
     >>> random_state = np.random.RandomState(1).get_state()
-    >>> ChainState(np.zeros((30, 8, 3)), np.zeros((30, 8)), np.zeros(8), random_state, 0).n_steps
+    >>> chain = np.zeros((30, 8, 3)), np.zeros((30, 8)), np.zeros(8), random_state, 0
+    >>> ChainState(*chain, centre=np.zeros(3), covariance=np.eye(3), share=0.7).n_steps
     30
     """
 
@@ -132,6 +137,9 @@ class ChainState:
     accepted: np.ndarray
     random_state: tuple
     n_nan: int
+    centre: np.ndarray
+    covariance: np.ndarray
+    share: float
 
     @property
     def n_steps(self) -> int:
@@ -164,7 +172,7 @@ class ChainStore(Protocol):
     >>> for max_steps in (20, 50):
     ...     chain = sample_posterior(
     ...         lambda x: -0.5 * x[:, 0] ** 2, [-9], [9], [0], [[1.0]],
-    ...         rng=rng, max_steps=max_steps, store=store, progress=False,
+    ...         rng=rng, max_steps=max_steps, store=store,
     ...     )
     ...     print(store.load().n_steps)
     20
@@ -205,7 +213,7 @@ class ChainStore(Protocol):
         --------
         ::
 
-            store.save(ChainState(positions, log_posterior, accepted, random_state, n_nan=0))
+            store.save(ChainState(positions, log_posterior, accepted, random_state, 0, centre, covariance, 0.7))
         """
         ...
 

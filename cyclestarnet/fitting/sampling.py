@@ -3,20 +3,58 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from cyclestarnet.fitting.approximation import Approximation
 from cyclestarnet.fitting.chains import Chain, ChainState, ChainStore, autocorrelation_time
 
-__all__ = ["sample_posterior"]
+__all__ = ["Progress", "sample_posterior"]
 
 log = logging.getLogger(__name__)
 
 LONG_ENOUGH = 50  # autocorrelation times, beyond which their estimate can be trusted (emcee's rule, after Sokal)
-STABLE = 0.05  # relative change of that estimate since the check before
+STABLE = 0.05  # relative change of the longest of them since the check before
+SHARES = (0.3, 0.75)  # least and largest part of the steps that propose anew from the approximation
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a sampling is, and how far it will probably go.
+
+    Parameters
+    ----------
+    n_steps : int
+        Steps done; 0 before the first one.
+    expected_steps : int
+        Steps at which the chain will probably be long enough; not more than it may have.
+    seconds_per_step : float
+        As measured, of the clock on the wall.
+    autocorrelation_time : float
+        In steps, the longest of all parameters; before the first check, a guess from the positions at
+        which the walkers start.
+
+    Examples
+    --------
+    >>> from cyclestarnet.fitting.sampling import Progress
+    >>> Progress(n_steps=40, expected_steps=150, seconds_per_step=0.2, autocorrelation_time=3.0).seconds_left
+    22.0
+    """
+
+    n_steps: int
+    expected_steps: int
+    seconds_per_step: float
+    autocorrelation_time: float
+
+    @property
+    def seconds_left(self) -> float:
+        """Time until the expected end."""
+        return max(self.expected_steps - self.n_steps, 0) * self.seconds_per_step
 
 
 def sample_posterior(
@@ -29,41 +67,49 @@ def sample_posterior(
     rng: np.random.Generator,
     n_walkers: int | None = None,
     max_steps: int = 10_000,
-    check_every: int = 100,
+    check_every: int = 20,
     store: ChainStore | None = None,
-    progress: bool = True,
+    watch: Callable[[Progress], object] | None = None,
 ) -> Chain:
     """Sample a posterior within bounds until the chain is 50 autocorrelation times long.
 
-    Walkers start at draws of the Laplace approximation, and move by
-    differential evolution, one step in five by stretches.
+    Walkers start at draws of the Laplace approximation. A step moves all of
+    them in one of three ways, chosen by chance with probabilities that never
+    change: to new draws of the approximation, which forget where they come from
+    where it is good; by differential evolution; or by stretches, which need no
+    approximation. How often the first is tried, in 0.3 to 0.75 of the steps, is
+    the acceptance that is to be expected from the densities at the start. Of
+    the others, one in five is a stretch.
 
     Parameters
     ----------
     log_posterior : callable
         Takes positions (m, k), gives their log density (m,) up to a constant.
-        It is asked only inside the bounds, half of the walkers at once.
+        It is asked only inside the bounds, all walkers at once or half of them.
         NaN and +inf count as −inf.
     lower, upper : array_like, shape (k,)
         Finite bounds.
     centre, covariance : array_like, shape (k,), (k, k)
-        Optimum and Laplace covariance. Draws beyond a bound are reflected.
+        Optimum and Laplace covariance, as `~cyclestarnet.fitting.approximation.approximate` finds them. They decide
+        how long it takes, not what is found: whatever they are, samples are those of the posterior.
     rng : `numpy.random.Generator`
         Decides where walkers start and how they move. Not used if a chain is
-        continued: its store has the random state.
+        continued: its store has the random state, and centre and covariance, too.
     n_walkers : int, optional
         At least 2 (k + 1), the default: the differences of half of the walkers must span the space.
     max_steps : int, optional
         Length of the chain, with what ``store`` holds already, at which
-        sampling ends in any case. 20 labels take about 5000 steps.
+        sampling ends in any case. Of posteriors that are close to Gaussian, 100 to 300 steps are enough;
+        others take thousands.
     check_every : int, optional
-        Steps between checks of convergence, each of which is followed by a visit to ``store``.
+        Steps between checks of convergence, each of which is followed by a visit to ``store``. In
+        chains longer than ten times that, checks come after every tenth of the length.
     store : `~cyclestarnet.fitting.chains.ChainStore`, optional
         Keeps the chain at every check and at the end, also if that is an
         interrupt. What it holds at the beginning is continued, and ends as
         the same chain as one that was never interrupted, bit by bit.
-    progress : bool, optional
-        Whether to show a bar.
+    watch : callable, optional
+        Told the `Progress` before the first step, if the chain is a new one, and after each.
 
     Returns
     -------
@@ -81,6 +127,7 @@ def sample_posterior(
     ----------
     .. [1] Foreman-Mackey et al. 2013, PASP 125, 306 (emcee).
     .. [2] Nelson et al. 2014, ApJS 210, 11 (differential evolution).
+    .. [3] Tierney 1994, Annals of Statistics 22, 1701, Section 2.3 (independence chains, and mixtures of moves).
 
     Examples
     --------
@@ -88,7 +135,7 @@ def sample_posterior(
     >>> from cyclestarnet.fitting.sampling import sample_posterior
     >>> chain = sample_posterior(
     ...     lambda x: -0.5 * (x[:, 0] - 3) ** 2, [-10], [10], [3], [[1.0]],
-    ...     rng=np.random.default_rng(1), max_steps=2000, progress=False,
+    ...     rng=np.random.default_rng(1), n_walkers=20,
     ... )
     >>> chain.converged
     True
@@ -103,43 +150,47 @@ def sample_posterior(
         raise ValueError(f"n_walkers must be at least {least} for {middle.size} free parameters, but is {n_walkers}")
     if max_steps < 1 or check_every < 1:
         raise ValueError(f"max_steps and check_every must be positive, but are {max_steps} and {check_every}")
-
     density = _BoundedDensity(log_posterior, low, high)
-    sampler = _sampler(density, n_walkers, middle.size)
-    backend = sampler.backend
     kept = None if store is None else store.load()
     if kept is None:
+        near = Approximation(middle, spread, low, high)
+        begin, share, seconds = _start(density, near, n_walkers, rng)
+        sampler = _sampler(density, near, share, n_walkers)
         sampler.random_state = np.random.RandomState(rng.integers(2**32)).get_state()
-        begin = _start(density, middle, spread, n_walkers, rng)
     else:
-        _continue(backend, kept, store)
+        middle, spread, share, seconds = kept.centre, kept.covariance, kept.share, np.nan
+        sampler = _sampler(density, Approximation(middle, spread, low, high), share, n_walkers)
+        _continue(sampler.backend, kept, store)
         density.n_nan = kept.n_nan
-        begin = backend.get_last_sample()  # with the state of the random numbers
+        begin = sampler.backend.get_last_sample()  # with the state of the random numbers
 
-    done = backend.iteration
-    tau, converged = _last_check(backend.chain[:done], check_every)
+    backend = sampler.backend
+    done, watch = backend.iteration, watch or (lambda progress: None)
+    course = _Course(backend.chain[:done], check_every, max_steps, share)
+    if kept is None:
+        watch(course.progress(0, seconds))
     latest: ChainState | None = None  # after the last complete step: an interrupt may come in the middle of the next
     try:
+        clock = time.perf_counter()
         for state in sampler.sample(
             begin,
-            iterations=0 if converged else max(max_steps - done, 0),
-            progress=progress,
-            progress_kwargs={"desc": "sampling"},
+            iterations=0 if course.converged else max(max_steps - done, 0),
             skip_initial_state_check=True,  # of correlations, which these moves do not feel
         ):
             chain, log_prob = backend.get_chain(), backend.get_log_prob()
-            latest = ChainState(chain, log_prob, backend.accepted.copy(), state.random_state, density.n_nan)
-            if len(chain) % check_every == 0:
-                previous, tau = tau, autocorrelation_time(chain)
-                converged = _is_converged(chain, tau, previous)
-                if converged:
-                    break
-                if store is not None:
-                    store.save(latest)
+            latest = ChainState(
+                chain, log_prob, backend.accepted.copy(), state.random_state, density.n_nan, middle, spread, share
+            )
+            checked = course.check(chain)
+            watch(course.progress(len(chain), (time.perf_counter() - clock) / (len(chain) - done)))
+            if course.converged:
+                break
+            if checked and store is not None:
+                store.save(latest)
     finally:
         if store is not None and latest is not None:
             store.save(latest)
-    return _result(backend, converged, density.n_nan)
+    return _result(backend, course.converged, density.n_nan)
 
 
 class _BoundedDensity:
@@ -174,20 +225,26 @@ def _check(lower: np.ndarray, upper: np.ndarray, centre: np.ndarray, covariance:
 
 
 # -- emcee, which has no types: its objects are Any here --------------------------------------
-def _sampler(density: _BoundedDensity, n_walkers: int, k: int) -> Any:
+def _sampler(density: _BoundedDensity, near: Approximation, share: float, n_walkers: int) -> Any:
     """An `emcee.EnsembleSampler` that keeps its chain in memory."""
     try:
         import emcee
     except ImportError as error:
         raise ImportError('sampling needs emcee: pip install "cyclestarnet[sampling]"') from error
 
-    # Autocorrelation times (= densities per independent sample) with 2 (k + 1) walkers on Gaussians of correlations
-    # 0.9^|i - j|, k = 8 and 20: stretch 97 and 317 steps, differential evolution 28 and 70, this mixture 30 and 77. The
-    # mixture brings walkers home that start too far out: 150 steps instead of 1800 for Student's t, k = 20. Snooker
-    # moves are left out because those of emcee up to 3.1.6 do not keep the distribution: the sigma of a Gaussian in two
-    # dimensions came out 37 % too small to 12 % too large, dependent on its unit.
-    moves = [(emcee.moves.DEMove(), 0.8), (emcee.moves.StretchMove(), 0.2)]
-    sampler = emcee.EnsembleSampler(n_walkers, k, density, vectorize=True, moves=moves)
+    def anew(positions: np.ndarray, random: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Draws that know nothing of the positions, and the log ratio of the densities by which either is proposed."""
+        drawn = near.draw(len(positions), random)
+        return drawn, near.log_density(positions) - near.log_density(drawn)
+
+    # Snooker moves are left out because those of emcee up to 3.1.6 do not keep the distribution: the sigma of a
+    # Gaussian in two dimensions came out 37 % too small to 12 % too large, dependent on its unit.
+    moves = [
+        (emcee.moves.MHMove(anew), share),
+        (emcee.moves.DEMove(), 0.8 * (1 - share)),
+        (emcee.moves.StretchMove(), 0.2 * (1 - share)),
+    ]
+    sampler = emcee.EnsembleSampler(n_walkers, len(near.centre), density, vectorize=True, moves=moves)
     sampler.log_prob_fn = density  # emcee wraps it in a function that prints positions at any exception
     return sampler
 
@@ -205,42 +262,68 @@ def _continue(backend: Any, kept: ChainState, store: ChainStore | None) -> None:
 
 
 def _start(
-    density: _BoundedDensity, centre: np.ndarray, covariance: np.ndarray, n_walkers: int, rng: np.random.Generator
-) -> Any:
-    """State of the walkers at draws of the Laplace approximation, where the density is positive."""
+    density: _BoundedDensity, near: Approximation, n_walkers: int, rng: np.random.Generator
+) -> tuple[Any, float, float]:
+    """State of the walkers where the density is positive, the share of new draws, and seconds per step."""
     from emcee import State
 
-    lower, width = density.lower, density.upper - density.lower
-    block = covariance + np.diag((1e-5 * width) ** 2)  # walkers that share a value would never leave it
-    scale = np.sqrt(np.diag(block))
-    variance, axes = np.linalg.eigh(block / np.outer(scale, scale))
-    root = scale[:, None] * axes * np.sqrt(variance.clip(1e-10))
-    positions, value = np.empty((n_walkers, centre.size)), np.full(n_walkers, -np.inf)
-    for shrink in 0.7 ** np.arange(20):
+    drawn = near.draw(n_walkers, rng)
+    positions = near.reflected(drawn)
+    clock = time.perf_counter()
+    value = density(positions)
+    seconds = time.perf_counter() - clock
+    inside = (positions == drawn).all(axis=1)
+    share = float(np.clip(_acceptance(np.where(inside, value, -np.inf) - near.log_density(drawn)), *SHARES))
+    for shrink in 0.7 ** np.arange(1, 21):
         missing = np.isneginf(value)
-        offset = centre - lower + shrink * rng.standard_normal((missing.sum(), centre.size)) @ root.T
-        reflected = lower + width - np.abs(width - offset % (2 * width))
-        positions[missing] = reflected.clip(lower, density.upper)  # rounding
+        if not missing.any():
+            return State(positions, log_prob=value), share, seconds
+        closer = near.centre + shrink * (near.draw(missing.sum(), rng) - near.centre)
+        positions[missing] = near.reflected(closer)
         value[missing] = density(positions[missing])
-        if np.isfinite(value).all():
-            return State(positions, log_prob=value)
     raise ValueError(
         f"log_posterior is −inf or NaN at the starts of {np.isneginf(value).sum()} of {n_walkers} walkers, "
         "even close to centre; give another centre"
     )
 
 
+def _acceptance(log_ratio: np.ndarray) -> float:
+    """Expected acceptance of new draws, of the log ratio of posterior and proposal at independent draws."""
+    if not np.isfinite(log_ratio).any():
+        return 0.0
+    ratio = np.exp(log_ratio - log_ratio.max())
+    return float(np.minimum.outer(ratio, ratio).mean() / ratio.mean())
+
+
 # -- convergence ---------------------------------------------------------------------------
-def _is_converged(chain: np.ndarray, tau: np.ndarray, previous: np.ndarray) -> bool:
-    all_moved = (chain != chain[0]).any(axis=(0, 2)).all()
-    return bool(all_moved and (len(chain) > LONG_ENOUGH * tau).all() and (np.abs(tau - previous) < STABLE * tau).all())
+class _Course:
+    """What checks find of a chain as it grows, and where it will probably end."""
 
+    def __init__(self, chain: np.ndarray, check_every: int, max_steps: int, share: float):
+        self.every, self.max_steps, self.converged = check_every, max_steps, False
+        self.longest = 2 / share**2 - 1  # autocorrelation time if that share of as many proposals is accepted
+        self.measured = np.nan
+        self.next = check_every
+        while self.next <= len(chain):  # of a chain that is continued, what was found before
+            self.check(chain[: self.next])
 
-def _last_check(chain: np.ndarray, check_every: int) -> tuple[np.ndarray, bool]:
-    """What the last check found of a chain (n_steps, n_walkers, k) that is continued."""
-    n = len(chain) - len(chain) % check_every
-    previous, tau = (autocorrelation_time(chain[: max(m, 0)]) for m in (n - check_every, n))
-    return tau, n > 0 and _is_converged(chain[:n], tau, previous)
+    def check(self, chain: np.ndarray) -> bool:
+        """Look whether the chain is long enough, if it is time; return whether it was."""
+        if len(chain) < self.next:
+            return False
+        self.next += max(self.every, len(chain) // 10)
+        previous, self.measured = self.measured, float(autocorrelation_time(chain).max())  # NaN of one is NaN of all
+        if np.isfinite(self.measured):
+            self.longest = self.measured
+        all_moved = (chain != chain[0]).any(axis=(0, 2)).all()
+        stable = abs(self.measured - previous) < STABLE * self.measured
+        self.converged = bool(all_moved and stable and len(chain) > LONG_ENOUGH * self.measured)
+        return True
+
+    def progress(self, n_steps: int, seconds: float) -> Progress:
+        """What is to be told after a number of steps, of which each took some seconds."""
+        expected = n_steps if self.converged else max(int(LONG_ENOUGH * self.longest) + 1, self.next)
+        return Progress(n_steps, min(expected, self.max_steps), seconds, self.longest)
 
 
 def _result(backend: Any, converged: bool, n_nan: int) -> Chain:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar, overload
 
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from cyclestarnet.networks.convolutions import Matrices, RowMaps, run
 from cyclestarnet.networks.emulator import Emulator
 from cyclestarnet.networks.kinematics import Kinematics
 from cyclestarnet.networks.shortcuts import Shortcuts
@@ -304,6 +306,46 @@ class Translator:
         split = None if split_latent is None else self.as_tensor(split_latent)
         return self._flux(lambda x: self.to_observed(x, _repeat(split, len(x))), flux)
 
+    def quickly_to_observed(self, standardised: Tensor, hidden_split: Tensor | None, matrices: Matrices) -> Tensor:
+        """Translate a batch of standardised synthetic spectra by products of matrices, on a processor.
+
+        Two to three times as quick as the layers of `torch.nn`, and equal to rounding.
+
+        Parameters
+        ----------
+        standardised : Tensor, shape (n, n_pixels)
+            Of `standardise`. Six or so at once stay in the processor's cache.
+        hidden_split : Tensor, shape (n, channels, positions), or None
+            What the split decoder makes of the split latents; None for networks without one.
+        matrices : dict
+            Empty at first; keeps the weights in the form that is needed. See
+            `~cyclestarnet.networks.convolutions.run`.
+
+        Returns
+        -------
+        Tensor, shape (n, n_pixels)
+            Standardised.
+
+        Examples
+        --------
+        ::
+
+            hidden = translator.network.decoder_sp(split_latent)
+            observed = translator.quickly_to_observed(translator.standardise(flux), hidden, {})
+        """
+        network, sizes = self.network, self.network.settings
+        stride = math.prod(stride for _, _, stride in sizes.domain + sizes.shared)
+        maps = RowMaps.from_spectra(standardised, stride, self.dtype)
+        for part in (network.encoder_synth, network.encoder_sh, network.decoder_sh):
+            maps = run(part, maps, matrices)
+        hidden = maps
+        if hidden_split is not None:
+            hidden = maps.beside(RowMaps.from_channels(hidden_split, maps.padded, self.dtype))
+        observed = run(network.decoder_obs, hidden, matrices).spectra()
+        if self.is_residual:
+            observed = standardised + observed - run(network.decoder_synth, maps, matrices).spectra()
+        return observed
+
     def to_observed(self, standardised: Tensor, split_latent: Tensor | None) -> Tensor:
         """Translate standardised synthetic spectra, differentiably.
 
@@ -398,6 +440,10 @@ class NetworkPredictor:
     def _forward(self, labels: Tensor, stars: Tensor | None) -> Tensor:
         raise TypeError("subclasses define _forward")
 
+    def _forward_quickly(self, labels: Tensor, stars: Tensor | None) -> Tensor:
+        """What `_forward` gives, to rounding, of rows that need no derivatives."""
+        return self._forward(labels, stars)
+
     def _linearise(self, labels: Tensor, stars: Tensor | None, coarse: bool) -> tuple[Tensor, Tensor]:
         raise TypeError("subclasses define _linearise")
 
@@ -428,8 +474,10 @@ class NetworkPredictor:
 
             flux = predictor.flux(np.array([[4500.0, 2.0], [4600.0, 2.1]]))
         """
+        batched = self.together > 1 and self.device.type == "cpu"
+        forward = self._forward_quickly if batched else self._forward
         with torch.no_grad():
-            flux = torch.cat([self._forward(*part) for part in self._parts(labels, stars, self.together)])
+            flux = torch.cat([forward(*part) for part in self._parts(labels, stars, self.together)])
         return _like(labels, flux.reshape(*labels.shape[:-1], self.n_pixels).double())
 
     def pullback(self, labels: Array, stars: Stars = None) -> tuple[Array, Callable[[Array], Array]]:
@@ -600,7 +648,7 @@ class ObservedPredictor(NetworkPredictor):
         self.translator, self.together, self.shortcuts = translator, together, shortcuts
         self.n_labels, self.n_pixels = emulator.n_labels, emulator.n_pixels
         self.dtype, self.device = translator.dtype, translator.device
-        self._hidden_split = None
+        self._hidden_split, self._matrices = None, Matrices()
         if split_latent is not None:
             split = torch.as_tensor(np.asarray(split_latent), dtype=self.dtype, device=self.device)
             split = split.reshape(-1, *split.shape[-2:])
@@ -624,6 +672,11 @@ class ObservedPredictor(NetworkPredictor):
         if self.translator.is_residual:
             observed = synthetic + observed - network.decoder_synth(shared)[:, 0]
         return self.translator.restore(observed)
+
+    def _forward_quickly(self, labels: Tensor, stars: Tensor | None) -> Tensor:
+        synthetic = self.translator.standardise(self.emulator(labels))
+        hidden = self._hidden(len(labels), stars)
+        return self.translator.restore(self.translator.quickly_to_observed(synthetic, hidden, self._matrices))
 
     def _linearise(self, labels: Tensor, stars: Tensor | None, coarse: bool) -> tuple[Tensor, Tensor]:
         translator = self.translator
@@ -686,6 +739,7 @@ class FreeSplitLatentPredictor(NetworkPredictor):
         self.dtype, self.device = translator.dtype, translator.device
         self.centre, self.directions = translator.as_tensor(centre), translator.as_tensor(directions)
         self.n_labels, self.n_pixels = emulator.n_labels + len(self.directions), emulator.n_pixels
+        self._matrices = Matrices()
 
     def _parted(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Labels, and the split latents (n, split_filters, latent_length) of the coordinates."""
@@ -696,6 +750,12 @@ class FreeSplitLatentPredictor(NetworkPredictor):
         labels, split_latent = self._parted(labels)
         synthetic = self.translator.standardise(self.emulator(labels))
         return self.translator.restore(self.translator.to_observed(synthetic, split_latent))
+
+    def _forward_quickly(self, labels: Tensor, stars: Tensor | None) -> Tensor:
+        labels, split_latent = self._parted(labels)
+        synthetic = self.translator.standardise(self.emulator(labels))
+        hidden = self.translator.network.decoder_sp(split_latent)
+        return self.translator.restore(self.translator.quickly_to_observed(synthetic, hidden, self._matrices))
 
     def _linearise(self, labels: Tensor, stars: Tensor | None, coarse: bool) -> tuple[Tensor, Tensor]:
         labels, split_latent = self._parted(labels)

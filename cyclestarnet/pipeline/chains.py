@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
@@ -30,8 +32,9 @@ class ChainFile:
     ----------
     path : path-like
         Of the file, which need not exist yet.
-    identity : str, optional
-        Of the star, model and options that the chain belongs to. A file with another one is refused.
+    identity : mapping of str to str, number or None, optional
+        What the chain depends on, such as star, model, options and seed. A file in which any of it
+        differs is refused, by its name. What is None here may be anything there.
 
     Examples
     --------
@@ -39,12 +42,12 @@ class ChainFile:
 
         from cyclestarnet.fitting.sampling import sample_posterior
 
-        store = ChainFile("chain.h5", identity="HD 122563, second night")
+        store = ChainFile("chain.h5", identity={"star": "HD 122563", "seed": 1})
         chain = sample_posterior(log_posterior, lower, upper, centre, covariance, rng=rng, store=store)
     """
 
     path: str | PathLike[str]
-    identity: str = ""
+    identity: Mapping[str, str | float | None] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -62,7 +65,7 @@ class ChainFile:
         FileFormatError
             If the file is damaged or not one of ours.
         ValueError
-            If its identity is another one.
+            If it was begun with another identity; the message says what differs.
 
         Examples
         --------
@@ -75,25 +78,31 @@ class ChainFile:
         try:
             with open_hdf5(self.path) as file:
                 attributes = dict(file["mcmc"].attrs)
-                names = ("accepted", "chain", "log_prob")
-                accepted, chain, log_prob = (dataset_of(file, f"mcmc/{name}")[...] for name in names)
+                names = ("accepted", "chain", "log_prob", "centre", "covariance")
+                accepted, chain, log_prob, centre, covariance = (
+                    dataset_of(file, f"mcmc/{name}")[...] for name in names
+                )
             shape = attributes["iteration"], attributes["nwalkers"], attributes["ndim"]
-            if chain.shape != shape or log_prob.shape != shape[:2] or accepted.shape != shape[1:2]:
-                shapes = f"{chain.shape}, {log_prob.shape}, {accepted.shape}"
-                raise ValueError(f"its arrays have shapes {shapes}, not {shape}")
+            right = shape, shape[:2], shape[1:2], shape[2:], 2 * shape[2:]
+            shapes = tuple(array.shape for array in (chain, log_prob, accepted, centre, covariance))
+            if shapes != right:
+                raise ValueError(f"its arrays have shapes {shapes}, not {right}")
             random_state = tuple(attributes[f"random_state_{i}"] for i in range(5))
             np.random.RandomState().set_state(random_state)  # emcee would pass over a damaged one in silence
-            found, n_nan = attributes["identity"], int(attributes["n_nan"])
+            found, n_nan, share = dict(json.loads(attributes["identity"])), attributes["n_nan"], attributes["share"]
+            state = ChainState(chain, log_prob, accepted, random_state, int(n_nan), centre, covariance, float(share))
         except Exception as error:  # what is in it may be anything
             raise FileFormatError(
                 f"{self} is damaged or holds no chain of cyclestarnet ({error}); remove it, or name another backend"
             ) from error
-        if found != self.identity:
+        other = {name: found.get(name) for name, value in self.identity.items() if value not in (None, found.get(name))}
+        if other:
+            differences = "; ".join(f"{name} {value!r}, here {self.identity[name]!r}" for name, value in other.items())
             raise ValueError(
-                f"{self} holds the chain of another star, model or choice of options ({found!r}, but this one is "
-                f"{self.identity!r}); name another backend"
+                f"{self} holds a chain that differs in {' and '.join(other)}, and cannot be continued as this one "
+                f"({differences}); name another backend, or remove it"
             )
-        return ChainState(chain, log_prob, accepted, random_state, n_nan)
+        return state
 
     def save(self, state: ChainState) -> None:
         """Write the chain in the place of what is there.
@@ -115,7 +124,8 @@ class ChainFile:
         >>> from cyclestarnet.fitting.chains import ChainState
         >>> from cyclestarnet.pipeline.chains import ChainFile
         >>> random_state = np.random.RandomState(1).get_state()
-        >>> state = ChainState(np.zeros((30, 8, 3)), np.zeros((30, 8)), np.zeros(8), random_state, 0)
+        >>> chain = np.zeros((30, 8, 3)), np.zeros((30, 8)), np.zeros(8), random_state, 0
+        >>> state = ChainState(*chain, centre=np.zeros(3), covariance=np.eye(3), share=0.7)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     ChainFile(f"{folder}/chain.h5").save(state)
         ...     print(ChainFile(f"{folder}/chain.h5").load().n_steps)
@@ -126,10 +136,12 @@ class ChainFile:
         def fill(file: h5py.File) -> None:
             group = file.create_group("mcmc")
             group.attrs.update(
-                nwalkers=n_walkers, ndim=k, has_blobs=False, iteration=n_steps, identity=self.identity,
-                n_nan=state.n_nan, **{f"random_state_{i}": value for i, value in enumerate(state.random_state)},
+                nwalkers=n_walkers, ndim=k, has_blobs=False, iteration=n_steps,
+                identity=json.dumps(dict(self.identity)), n_nan=state.n_nan, share=state.share,
+                **{f"random_state_{i}": value for i, value in enumerate(state.random_state)},
             )  # fmt: skip
-            group["accepted"] = state.accepted
+            for name in ("accepted", "centre", "covariance"):
+                group[name] = getattr(state, name)
             group.create_dataset("chain", data=state.positions, fletcher32=True)
             group.create_dataset("log_prob", data=state.log_posterior, fletcher32=True)
 

@@ -157,7 +157,7 @@ def _together(parts):
     return 1 if parts.translator.device.type == "cpu" else 64
 
 
-def make_objective(parts: ModelParts, stars: Stars, setup: FitSetup) -> Objective:
+def make_objective(parts: ModelParts, stars: Stars, setup: FitSetup, *, together: int | None = None) -> Objective:
     """Make the posterior of the stars' parameters, with the data that it compares with.
 
     Parameters
@@ -168,6 +168,9 @@ def make_objective(parts: ModelParts, stars: Stars, setup: FitSetup) -> Objectiv
         Of `prepare_stars`.
     setup : `~cyclestarnet.pipeline.FitSetup`
         Of the fits.
+    together : int, optional
+        Rows that go through the networks at once. Default: one on a processor, where a star must not
+        feel its company, and 64 on a GPU.
 
     Returns
     -------
@@ -181,7 +184,7 @@ def make_objective(parts: ModelParts, stars: Stars, setup: FitSetup) -> Objectiv
         objective.log_posterior(setup.parameters.values(setup.layout.row(setup.begin, [])))
     """
     space, noise, flux, errors = setup.options.space, parts.noise, stars.flux, "minimum"
-    together, shortcuts = _together(parts), parts.shortcuts
+    together, shortcuts = together or _together(parts), parts.shortcuts
     if len(setup.layout.coordinate_places):
         cloud = parts.population.split_latents
         predictor = FreeSplitLatentPredictor(

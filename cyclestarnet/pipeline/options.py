@@ -188,11 +188,14 @@ class SampleOptions:
     n_walkers : int, optional
         Walkers of the ensemble. Default: twice the number of parameters and two.
     max_steps : int, optional
-        Steps after which sampling stops, unless the chain is 50 autocorrelation times long before.
+        Sampling stops by itself when the chain is 50 autocorrelation times long, after 100 to 300 steps
+        if the posterior is close to a Gaussian. This is where it stops in any case: the most that a
+        difficult one may cost. A step is a spectrum of each walker. Default: 10,000.
     backend : path-like, optional
-        HDF5 file that keeps the chain; an existing one is continued. Default: the chain is not kept.
+        HDF5 file that keeps the chain; an existing one is continued, if it is of the same model, spectrum,
+        options and, where one is given, seed. Default: the chain is not kept.
     progress : bool, optional
-        Show a progress bar.
+        Show a progress bar, with the time that is left. The estimate before the first step is logged, too.
 
     Raises
     ------

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,20 +15,27 @@ from astropy.table import QTable
 
 from cyclestarnet.exceptions import FitWarning
 from cyclestarnet.files import as_json
+from cyclestarnet.fitting.approximation import approximate
 from cyclestarnet.fitting.chains import Chain
-from cyclestarnet.fitting.sampling import sample_posterior
+from cyclestarnet.fitting.sampling import Progress, sample_posterior
+from cyclestarnet.fitting.solvers import levenberg_marquardt
 from cyclestarnet.pipeline.chains import ChainFile
 from cyclestarnet.pipeline.fit import fit_one, make_objective, prepare_stars
 from cyclestarnet.pipeline.options import FitOptions, SampleOptions, check_choice
 from cyclestarnet.pipeline.parts import ModelParts
 from cyclestarnet.pipeline.setup import FitSetup
+from cyclestarnet.progress import tqdm
 from cyclestarnet.results import FitResult, Posterior
 from cyclestarnet.spectra import Spectrum
 
 __all__ = ["sample_one"]
 
+log = logging.getLogger(__name__)
+
 # options that a chain depends on
 IDENTITY = ("space", "prior", "split_latent", "normalise", "ignore", "inflation", "model_scatter", "motion")
+LONG = 80  # characters of an option that a file says in words
+TOGETHER = 6  # positions that go through the networks at once: what they make of them stays in the processor's cache
 
 
 def sample_one(
@@ -75,23 +84,24 @@ def sample_one(
     stars, (place,) = prepare_stars(parts, [spectrum], setup)
     if isinstance(place, Exception):
         raise place
-    objective, parameters = make_objective(parts, stars, setup), setup.parameters
-    begin, covariance = _begin(setup, start)
+    centre, covariance = _approximation(parts, stars, setup, start)
+    objective, parameters = make_objective(parts, stars, setup, together=TOGETHER), setup.parameters
     store = None
     if sampling.backend is not None:
-        store = ChainFile(sampling.backend, _identity(digest, stars.pixels[0], setup))
-    chain = sample_posterior(
-        objective.log_posterior,
-        parameters.lower,
-        parameters.upper,
-        begin,
-        covariance,
-        rng=sampling.generator(),
-        n_walkers=sampling.n_walkers,
-        max_steps=sampling.max_steps,
-        store=store,
-        progress=sampling.progress,
-    )
+        store = ChainFile(sampling.backend, _identity(digest, stars.pixels[0], setup, sampling.seed))
+    with tqdm(desc="sampling", unit="step", disable=not sampling.progress) as bar:
+        chain = sample_posterior(
+            objective.log_posterior,
+            parameters.lower,
+            parameters.upper,
+            centre,
+            covariance,
+            rng=sampling.generator(),
+            n_walkers=sampling.n_walkers,
+            max_steps=sampling.max_steps,
+            store=store,
+            watch=partial(_show, bar),
+        )
     posterior = _posterior(chain, setup, start)
     if not posterior.converged:
         warnings.warn(
@@ -100,25 +110,41 @@ def sample_one(
     return posterior
 
 
-def _begin(setup, start):
-    """Parameters from which walkers start, and their covariance: the optimum of the fit."""
+def _approximation(parts, stars, setup, start):
+    """Centre and covariance of the parameters: the optimum of what is sampled, whatever the start was."""
     layout, parameters = setup.layout, setup.parameters
-    values, errors = ([], []) if start.split_latent is None else (start.split_latent.values, start.split_latent.errors)
-    if not len(layout.coordinate_places):
-        values, errors = [], []
-    covariance = np.diag(layout.row(np.zeros(len(setup.label_set)), np.square(errors)))
-    covariance[np.ix_(layout.label_places, layout.label_places)] = start.covariance
-    inverse = np.linalg.pinv(parameters.matrix)
-    return parameters.values(layout.row(setup.begin, values)), inverse @ covariance @ inverse.T
+    coordinates = start.split_latent.values if len(layout.coordinate_places) else []
+    objective = make_objective(parts, stars, setup)
+    optimum = levenberg_marquardt(objective, layout.row(setup.begin, coordinates)[None])
+    return approximate(objective, parameters.values(optimum.inputs[0]))
 
 
-def _identity(digest, pixels, setup):
-    """Of a sampling: model, data, parameters and options."""
-    options = {key: getattr(setup.options, key) for key in IDENTITY}
-    found = hashlib.sha256((digest + as_json(options)).encode())
-    for array in (pixels.flux, pixels.ivar, *vars(setup.parameters).values()):
-        found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
+def _show(bar, progress: Progress) -> None:
+    """Tell how far a sampling is, and before it starts, how long it will take."""
+    tau, seconds = progress.autocorrelation_time, progress.seconds_per_step
+    if not progress.n_steps:
+        log.info(
+            "sampling: %.2g s a step; about %d steps, %.2g min, if the posterior is as close to a Gaussian as the "
+            "densities at the start", seconds, progress.expected_steps, progress.seconds_left / 60,
+        )  # fmt: skip
+    bar.total = progress.expected_steps
+    bar.set_postfix_str(f"tau {tau:.1f}, about {progress.seconds_left:.0f} s left", refresh=False)
+    bar.update(progress.n_steps - bar.n)
+
+
+def _identity(digest, pixels, setup, seed):
+    """What a chain depends on, by name."""
+    texts = {name: as_json(getattr(setup.options, name)) for name in IDENTITY}
+    identity = {name: text if len(text) < LONG else _hash(text.encode()) for name, text in texts.items()}
+    identity |= {"model": digest, "spectrum": _hash(pixels.flux, pixels.ivar), "seed": seed}
+    return identity | {"free labels or bounds": _hash(*vars(setup.parameters).values())}
+
+
+def _hash(*arrays):
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(np.ascontiguousarray(array).tobytes() if isinstance(array, np.ndarray) else array)
+    return found.hexdigest()[:16]
 
 
 def _posterior(chain: Chain, setup, start) -> Posterior:
