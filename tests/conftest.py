@@ -1,11 +1,14 @@
 """Shared fixtures: a seeded generator, the developers' data where they are at hand, and tiny networks and models."""
 
+import multiprocessing
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 
 import astropy.units as u
 import numpy as np
 import pytest
+from deaths import server
 from tiny import TINY_NETWORK, LineFamily, tiny_trainer
 from toys import LinearPredictor, noisy_objective
 
@@ -33,6 +36,25 @@ def shared():
     if not (folder / "data").is_dir():
         pytest.skip("the developers' data are not here")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_derivatives():
+    """Tiny models learn their shortcuts from fewer derivatives; test_shortcuts.py takes as many as users do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cyclestarnet.training.shortcuts.N_SLOPES", 40)
+        yield
+
+
+@pytest.fixture
+def quick_workers(monkeypatch):
+    """Workers of `run_in_processes` come from a server that has imported the package, where this system has such.
+
+    Spawned, as those of users are, each imports it for seconds: test_survey_processes.py has some of these.
+    """
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        start = SimpleNamespace(**vars(multiprocessing) | {"get_context": lambda method: server()})
+        monkeypatch.setattr("cyclestarnet.processes.multiprocessing", start)
 
 
 # -- tiny things -----------------------------------------------------------------

@@ -10,18 +10,49 @@ import pkgutil
 import signal
 import sys
 import threading
+import time
+from contextlib import contextmanager
 from itertools import count
 
 import torch
 from tqdm.auto import tqdm
 
+from cyclestarnet.files import locked
 
-def lives(deaths, work, *arguments):
-    """Exit codes of processes, one after the other, that do the same work until ``death`` ends it."""
-    processes = multiprocessing.get_context("forkserver")  # it imports torch once
+
+def server():
+    """The start of processes that need not import the package, as each would for seconds: their server has done it."""
+    processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(
         ["torch._dynamo", "pytest", "cyclestarnet.training.trainer", "cyclestarnet.pipeline.many"]
     )
+    return processes
+
+
+@contextmanager
+def held_by_another(folder):
+    """A folder that is locked by another process, which is killed at the end."""
+    processes = server()
+    ready = processes.Event()
+    other = processes.Process(target=_hold, args=(folder, ready))
+    other.start()
+    try:
+        assert ready.wait(300)
+        yield folder
+    finally:
+        other.kill()
+        other.join()
+
+
+def _hold(folder, ready):
+    with locked(folder):
+        ready.set()
+        time.sleep(600)
+
+
+def lives(deaths, work, *arguments):
+    """Exit codes of processes, one after the other, that do the same work until ``death`` ends it."""
+    processes = server()
     for death in deaths:
         process = processes.Process(target=_live, args=(death, work, arguments))
         process.start()

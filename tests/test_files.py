@@ -11,6 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from deaths import held_by_another
 
 from cyclestarnet.files import as_json, locked, write_atomically, write_hdf5
 from cyclestarnet.networks import checkpoint
@@ -220,28 +221,13 @@ def test_the_state_before_is_kept_where_there_are_no_hard_links(tmp_path, monkey
 
 
 # -- locks ---------------------------------------------------------------------------------
-HOLD = """
-import sys, time
-from cyclestarnet.files import locked
-with locked(sys.argv[1]):
-    print("locked", flush=True)
-    time.sleep(600)
-"""
-
-
 @posix
 def test_a_folder_belongs_to_one_process_until_it_ends(tmp_path):
     folder = tmp_path / "run"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    other = subprocess.Popen([sys.executable, "-c", HOLD, folder], env=environment, stdout=subprocess.PIPE, text=True)
-    try:
-        assert other.stdout.readline() == "locked\n"
+    with held_by_another(folder):
         with pytest.raises(FileExistsError, match=r"another process trains in .*run; wait, or choose another folder"):
             with locked(folder, "trains in"):
                 pass
-    finally:
-        other.kill()
-        other.communicate()
     with locked(folder):
         assert (folder / ".lock").exists()
     assert os.listdir(folder) == []

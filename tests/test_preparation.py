@@ -2,6 +2,7 @@
 
 import os
 import pkgutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -16,6 +17,7 @@ import pytest
 from astropy.io import fits
 from astropy.nddata import StdDevUncertainty
 from astropy.table import QTable, Table
+from deaths import LiveOn, lives
 from survey_files import CONTINUUM, FIRST, GRID, RECIPE, SIGMA, N, Star, content, save, save_catalogue
 from test_io_sdss_v import table as mwm_table
 
@@ -579,50 +581,49 @@ def test_command_makes_the_cuts_that_it_is_told(folder, tmp_path, monkeypatch, c
 
 # -- processes, kills and many files -------------------------------------------------
 SCRIPT = """
-import os, resource, signal, sys, time
+import resource, sys, time
 
 sys.path.insert(0, {tests!r})
 from survey_files import GRID, RECIPE
 
-
-def deadly(path):
-    from cyclestarnet.io import read
-
-    if path.endswith(open({deadly!r}).read()):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return read(path)
-
-
 if __name__ == "__main__":
-    from cyclestarnet.io import prepare_training_set, read
+    from cyclestarnet.io import prepare_training_set
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
     prepare_training_set(
-        {set!r}, {folder!r}, grid=GRID, recipe=RECIPE, catalogue={catalogue!r}, workers={workers}, progress=False,
-        reader=deadly if {deadly!r} else read,
+        {set!r}, {folder!r}, grid=GRID, recipe=RECIPE, catalogue={catalogue!r}, workers={workers}, progress=False
     )
     print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
 def run(script, **names):
-    names = {"tests": str(Path(__file__).parent), "catalogue": None, "workers": 1, "deadly": ""} | names
+    names = {"tests": str(Path(__file__).parent), "catalogue": None, "workers": 1} | names
     script.write_text(SCRIPT.format(**names))
     return subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=1200)
 
 
+def read_but_die(deadly, path):
+    """Read a file, unless it is the one that ``deadly`` names: this process dies of it."""
+    if path.endswith(Path(deadly).read_text()):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read(path)
+
+
+def prepare_in_danger(folder):
+    prepare(folder / "set.h5", folder / "spectra", reader=partial(read_but_die, str(folder / "deadly")))
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows kills otherwise")
 def test_killed_process_is_gone_on_with(tmp_path):
     save(tmp_path / "spectra", [Star(number) for number in range(100)])
-    deadly, codes = tmp_path / "deadly", []
+    processes, codes = lives([LiveOn()] * 3, prepare_in_danger, tmp_path), []
     for name in ("00040.fits", "00099.fits", "nothing"):
-        deadly.write_text(name)
-        done = run(
-            tmp_path / "script.py", deadly=str(deadly), folder=str(tmp_path / "spectra"), set=str(tmp_path / "set.h5")
-        )
-        codes.append(done.returncode)
-        assert (tmp_path / "set.h5").exists() == (name == "nothing"), done.stderr
+        (tmp_path / "deadly").write_text(name)
+        codes.append(next(processes))
+        assert (tmp_path / "set.h5").exists() == (name == "nothing")
     assert codes == [-9, -9, 0]
     prepare(tmp_path / "whole.h5", tmp_path / "spectra")
     assert (tmp_path / "set.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()

@@ -26,6 +26,14 @@ class FluxAsLatent(Translator):
         return 1e4 * (np.asarray(flux, dtype=float)[:, :30] - 1)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def as_many_as_users():
+    """Derivatives are learnt from as many draws as outside of these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cyclestarnet.training.shortcuts.N_SLOPES", 300)
+        yield
+
+
 @pytest.fixture(scope="module")
 def linear():
     """An emulator and a translation that are linear, so that spectra are linear in the labels, and their shortcuts."""
@@ -109,7 +117,8 @@ def test_no_bit_depends_on_the_company(shortcuts, line_family, rng):
     np.testing.assert_array_equal(shortcuts.expected_slopes(labels)[3], shortcuts.expected_slopes(labels[3:4])[0])
 
 
-def test_same_seed_same_shortcuts(linear):
+def test_same_seed_same_shortcuts(linear, monkeypatch):
+    monkeypatch.setattr("cyclestarnet.training.shortcuts.N_SLOPES", 20)
     emulator, translator, _ = linear
     one, again, other = (
         learn_shortcuts(emulator, translator, PRIOR, LOWER, UPPER, SPLIT_LATENT, seed=seed) for seed in (1, 1, 2)

@@ -159,6 +159,7 @@ def test_a_generator_must_have_as_many_stars(many, stars, n, told):
         many((stars[k % 4] for k in range(n)), fixed={"teff": TEFF * u.K})
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_workers_know_which_star_has_which_value(many, stars):
     """More stars than fit in a block."""
     column = np.linspace(4500, 5200, 40) * u.K

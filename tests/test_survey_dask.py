@@ -1,5 +1,6 @@
 """A survey on two workers, each a process of its own, one of which is killed."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from deaths import server
 from survey_fakes import Fit, failed_row, make_star, read_star, save_stars
 from test_survey import assert_same
 
@@ -16,6 +18,7 @@ from cyclestarnet.io.stars import star_sources
 from cyclestarnet.pipeline import ManyOptions, read_results
 from cyclestarnet.pipeline.many import fit_survey
 
+dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")
 
 pytestmark = pytest.mark.slow
@@ -23,9 +26,18 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def client():
+    """Workers, also those in place of killed ones, come from a server that need not import the package again."""
+    start = "spawn"
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        from multiprocessing import forkserver
+
+        start = "forkserver"
+        server()
+        forkserver.ensure_running()  # before distributed has one that has imported less
     with (
+        dask.config.set({"distributed.worker.multiprocessing-method": start}),
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs="CRITICAL"
+            n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs="CRITICAL"
         ) as cluster,
         distributed.Client(cluster) as client,
     ):

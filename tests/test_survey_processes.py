@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import textwrap
 import time
 from functools import partial
 from pathlib import Path
@@ -31,12 +30,14 @@ def paths(tmp_path, rng):
     return paths
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_processes_give_the_same_table(paths, tmp_path):
     table = survey(paths, workers=2, output=tmp_path / "t.ecsv")
     assert_same(survey(paths), table)
     assert_same(table, read_results(tmp_path / "t.ecsv"), leave_out=())
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_a_run_begun_in_processes_ends_in_one(paths, tmp_path):
     with pytest.raises(CycleStarNetError, match="a worker process ended before its stars were fitted"):
         survey(paths, partial(deadly, str(paths[20])), workers=2, output=tmp_path / "t.fits")
@@ -52,35 +53,33 @@ def deadly(path, spectra, numbers):
     return Fit()(spectra)
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_spectra_in_memory_go_to_the_processes():
     stars = [make_star(value) for value in (0.1, 0.2, 0.3, -1, 0.5)]
     assert_same(survey(stars), survey(stars, workers=2, block_size=2))
 
 
 REAL = """
-import multiprocessing, sys
-sys.path.insert(0, {tests!r})
+import multiprocessing
 
 if __name__ == "__main__":
-    multiprocessing.set_start_method({method!r})
     from cyclestarnet import CalibratedModel, datasets
 
     model, star = CalibratedModel.from_pretrained(), datasets.k_giant()
     stars = [star] * 3
     one = model.fit_many(stars, progress=False)  # threads have run when the processes start
-    two = model.fit_many(stars, progress=False, workers=2)
-    names = [name for name in one.colnames if name != "seconds"]
-    assert all((one[name] == two[name]).all() for name in names), "not the same to the last bit"
+    for method in {"fork", "spawn"} & set(multiprocessing.get_all_start_methods()):
+        multiprocessing.set_start_method(method, force=True)
+        two = model.fit_many(stars, progress=False, workers=2)
+        names = [name for name in one.colnames if name != "seconds"]
+        assert all((one[name] == two[name]).all() for name in names), f"by {method} not the same to the last bit"
     print("equal")
 """
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_real_fits_are_equal_to_the_last_bit_whatever_starts_processes(tmp_path, method):
-    if method == "fork" and not hasattr(os, "fork"):
-        pytest.skip("there is no fork on this system")
+def test_real_fits_are_equal_to_the_last_bit_whatever_starts_processes(tmp_path):
     script = tmp_path / "survey.py"
-    script.write_text(textwrap.dedent(REAL).format(tests=str(Path(__file__).parent), method=method))
+    script.write_text(REAL)
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=1200)
     assert done.stdout.strip() == "equal", done.stderr
@@ -98,6 +97,7 @@ def test_a_script_without_a_guard_is_told_so(tmp_path):
     assert 'a call with several workers must stand under: if __name__ == "__main__":' in done.stderr
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_an_error_of_the_engine_reaches_the_caller(paths):
     with pytest.raises(ZeroDivisionError):
         fit_survey(

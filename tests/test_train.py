@@ -1,10 +1,7 @@
 """`cyclestarnet.train`: a model from arrays or spectra in memory, as a file of the training makes it from files."""
 
-import os
-import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import astropy.units as u
 import h5py
@@ -12,6 +9,7 @@ import numpy as np
 import pytest
 from astropy.nddata import InverseVariance, StdDevUncertainty
 from astropy.table import QTable
+from deaths import held_by_another
 from specutils import Spectrum
 from tiny import TINY_NETWORK, LineFamily
 
@@ -401,31 +399,12 @@ def test_what_is_wrong_is_said_before_anything_is_trained(data, change, error, m
 
 
 # -- one training at a time ---------------------------------------------------------------
-HOLDER = """
-import sys
-from cyclestarnet.files import locked
-with locked(sys.argv[1]):
-    print("locked", flush=True)
-    sys.stdin.read()
-"""
-
-
-@pytest.fixture
-def busy(tmp_path):
-    """A folder in which another process trains."""
-    command = [sys.executable, "-c", HOLDER, str(tmp_path / "run")]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "locked\n"
-        yield tmp_path / "run"
-        other.communicate()
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
-def test_two_trainings_in_one_folder_do_not_both_write(data, busy, make_trainer):
+def test_two_trainings_in_one_folder_do_not_both_write(data, tmp_path, make_trainer):
     told = "another process trains in .*run; wait, or choose another folder"
-    with pytest.raises(FileExistsError, match=told):
-        toy(data, folder=busy)
-    with pytest.raises(FileExistsError, match=told):
-        make_trainer(busy, n_iterations=2).run(progress=False)
-    assert [path.name for path in busy.iterdir()] == [".lock"]
+    with held_by_another(tmp_path / "run") as busy:
+        with pytest.raises(FileExistsError, match=told):
+            toy(data, folder=busy)
+        with pytest.raises(FileExistsError, match=told):
+            make_trainer(busy, n_iterations=2).run(progress=False)
+        assert [path.name for path in busy.iterdir()] == [".lock"]

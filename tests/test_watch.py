@@ -27,6 +27,14 @@ def spectra():
     return torch.randn(40, 415, generator=generator), torch.randn(30, 415, generator=generator), weight * (weight > 1)
 
 
+@pytest.fixture
+def no_classifiers(monkeypatch):
+    """What the classifiers of the three spaces find is made up: they take seconds."""
+    accuracies = iter((0.6, 0.7, 0.9))
+    monkeypatch.setattr(alignment, "classifier_accuracy", lambda *samples, seed: (next(accuracies), 0.05))
+
+
+@pytest.mark.usefixtures("no_classifiers")
 @pytest.mark.parametrize("split_filters", [0, 2])
 def test_distances_are_those_of_the_paths(tiny_settings, spectra, split_filters):
     """Each path, sub-network by sub-network and star by star."""
@@ -45,6 +53,7 @@ def test_distances_are_those_of_the_paths(tiny_settings, spectra, split_filters)
     assert {name: scores[name] for name in totals} == pytest.approx(totals, rel=1e-4)
 
 
+@pytest.mark.usefixtures("no_classifiers")
 def test_cycle_of_synthetic_spectra_without_split_latent(tiny_settings, spectra):
     net, (x, _, _) = network(tiny_settings, split_filters=0), spectra
     scores = alignment_scores(net, *spectra, seed=0, weight_synth=3.0)
@@ -52,6 +61,7 @@ def test_cycle_of_synthetic_spectra_without_split_latent(tiny_settings, spectra)
     assert scores["cyc_synth"] == pytest.approx((((back - x) * 3) ** 2).mean().item(), rel=1e-4)
 
 
+@pytest.mark.usefixtures("no_classifiers")
 def test_fakes_take_split_latents_of_observed_spectra(tiny_settings, spectra):
     """With a single observed spectrum, repeated, there is only one to take."""
     net, (x, x_obs, weight) = network(tiny_settings), spectra
@@ -61,6 +71,7 @@ def test_fakes_take_split_latents_of_observed_spectra(tiny_settings, spectra):
     assert scores["cyc_synth"] == pytest.approx((((back - x) * 3) ** 2).mean().item(), rel=1e-4)
 
 
+@pytest.mark.usefixtures("no_classifiers")
 def test_each_split_latent_is_taken_once(tiny_settings, spectra):
     """If the shared latents do nothing, the fakes are the reconstructions in another order."""
     net, (x_synth, x_obs, weight) = network(tiny_settings), spectra
@@ -111,6 +122,7 @@ def test_score_prefers_what_is_aligned(tiny_settings):
     assert score[2] > score[0] + 0.5
 
 
+@pytest.mark.usefixtures("no_classifiers")
 def test_score_is_as_documented(tiny_settings, spectra):
     s = alignment_scores(network(tiny_settings), *spectra, seed=0)
     domains = np.mean([2 * s[f"c2st_{name}"] - 1 + 2 * s[f"sw_{name}"] for name in ("latent", "obs", "synth")])

@@ -253,7 +253,8 @@ def adapt(
             base, adapted, domains.held_out, synthetic=domains.synthetic, n_trained=len(domains.observed),
             n_stars=plan.model.n_validation, seed=seed, progress=progress,
         )  # fmt: skip
-        report.write(plan.model_path.with_suffix(".html"))
+        if folder is not None:  # a temporary one goes away with all that is in it
+            report.write(plan.model_path.with_suffix(".html"))
     return adapted, report
 
 

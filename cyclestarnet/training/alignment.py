@@ -22,7 +22,6 @@ from types import ModuleType
 import numpy as np
 from astropy.table import QTable
 from numpy.typing import ArrayLike
-from scipy.stats import wasserstein_distance
 
 from cyclestarnet.blanks import floats_of
 from cyclestarnet.exceptions import CycleStarNetWarning
@@ -206,6 +205,8 @@ def sliced_wasserstein(a: ArrayLike, b: ArrayLike, *, seed: int, n_projections: 
     >>> 0.8 < sliced_wasserstein(a, a + 1, seed=0) < 0.9  # a shift by 1 is 0.9 σ of both together
     True
     """
+    from scipy.stats import wasserstein_distance  # late: it takes as long to load as a tenth of the package
+
     a, b = _standardised(a, b)
     directions = np.random.default_rng(seed).standard_normal((a.shape[1], n_projections))
     directions /= np.linalg.norm(directions, axis=0)
