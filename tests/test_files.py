@@ -43,7 +43,8 @@ store, read = ChainFile(folder + "/chain.h5"), 0
 
 def chain(n_steps):
     random_state = np.random.RandomState(1).get_state()
-    store.save(ChainState(np.ones((n_steps, 8, 3)), np.zeros((n_steps, 8)), np.zeros(8), random_state, 0))
+    steps = np.ones((n_steps, 8, 3)), np.zeros((n_steps, 8)), np.zeros(8), random_state, 0
+    store.save(ChainState(*steps, centre=np.zeros(3), covariance=np.eye(3), share=0.7))
 
 def stars():
     global read
@@ -55,17 +56,18 @@ def training_set(spectra, split):
 
 chain(10)
 training_set([star] * 3, "val")
-for work, n_bytes in [
-    *((lambda: chain(5000), n_bytes) for n_bytes in (0, 100, 3000, 70_000, 900_000)),
-    *((lambda: training_set(stars(), "train"), n_bytes) for n_bytes in (0, 3000, 400_000, 2_000_000)),
+for work, sizes in [
+    (lambda: chain(5000), (0, 100, 3000, 70_000, 900_000)),
+    (lambda: training_set(stars(), "train"), (0, 3000, 400_000, 2_000_000)),
 ]:
     child = os.fork()
     if not child:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, resource.RLIM_INFINITY))
-        try:
-            work()
-        except OSError as error:
-            print(error, read, os.listdir(folder), store.load().n_steps, flush=True)
+        for n_bytes in sizes:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, resource.RLIM_INFINITY))
+            try:
+                work()
+            except OSError as error:
+                print(error, read, os.listdir(folder), store.load().n_steps, flush=True)
         sys.exit(7)  # with all that Python does at its end
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 7, os.waitstatus_to_exitcode(status)

@@ -196,7 +196,8 @@ def _read_training_set(path):
 
 
 def _chain(folder):
-    state = ChainState(np.zeros((5, 8, 3)), np.zeros((5, 8)), np.zeros(8), np.random.RandomState(1).get_state(), 0)
+    steps = np.zeros((5, 8, 3)), np.zeros((5, 8)), np.zeros(8), np.random.RandomState(1).get_state(), 0
+    state = ChainState(*steps, centre=np.zeros(3), covariance=np.eye(3), share=0.7)
     ChainFile(folder / "chain.h5", identity="star").save(state)
     return folder / "chain.h5"
 
