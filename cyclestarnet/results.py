@@ -179,8 +179,11 @@ class FitResult:
         From the quoted errors alone (floored as in training), as in the paper.
         In the synthetic space the residuals are those of the *translated*
         spectrum, which has lost most of its noise: expect values below 1.
-    chi2_total, reduced_chi2_total : float
-        With the model's scatter in the error budget; about 1 for a good fit.
+        Degrees of freedom count independent data: of a spectrum that was resampled from coarser pixels
+        these, not those of the model.
+    chi2_total, dof_total, reduced_chi2_total : float
+        With the model's scatter in the error budget; about 1 for a good fit. Each pixel of the model has that scatter
+        for itself, so that resampling makes less difference to ``dof_total``.
     success : bool
         Whether the optimiser converged.
     message : str
@@ -239,6 +242,7 @@ class FitResult:
     split_latent: SplitLatentEstimate | None = None
     resolution: np.ndarray | None = None
     data_error: np.ndarray | None = None
+    dof_total: float | None = None
     meta: dict = field(default_factory=dict)
 
     @property
@@ -268,7 +272,7 @@ class FitResult:
 
     @property
     def reduced_chi2_total(self):
-        return self.chi2_total / self.dof
+        return self.chi2_total / (self.dof if self.dof_total is None else self.dof_total)
 
     @property
     def residual(self):

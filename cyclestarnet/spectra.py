@@ -76,6 +76,10 @@ class Pixels:
         gaps or bad pixels that cover less than half of any pixel of the model. Default: 0.
     degrees : tuple of int, optional
         Degree of the continuum of each chip, as `~cyclestarnet.ContinuumRecipe.fit` gives it. Default: none.
+    share : array_like, shape (n_pixels,), optional
+        Of an independent measurement that each pixel stands for: variance of its flux times ``ivar``. Less than 1
+        where a spectrum was resampled, because neighbours have their noise in common; 0 where ``ivar`` is.
+        Default: 1.
 
     Raises
     ------
@@ -95,24 +99,28 @@ class Pixels:
     raw: np.ndarray | None = None
     n_lost: int = 0
     degrees: tuple[int, ...] = ()
+    share: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.raw is None:
             object.__setattr__(self, "raw", self.flux)
+        if self.share is None:
+            object.__setattr__(self, "share", np.ones(np.shape(self.flux)))
         unknown = mask_of(self.flux)
         if unknown is not None and np.shape(self.ivar) == unknown.shape:
             object.__setattr__(self, "ivar", np.where(unknown, 0.0, _ivar_of(self.ivar)))
             object.__setattr__(self, "flux", np.where(unknown, 1.0, floats_of(self.flux)))
         object.__setattr__(self, "ivar", _ivar_of(self.ivar))
-        for name in ("flux", "ivar", "continuum", "raw"):
+        names = ("flux", "ivar", "continuum", "raw", "share")
+        for name in names:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, floats_of(getattr(self, name)))
-        arrays = {name: getattr(self, name) for name in ("flux", "ivar", "continuum", "raw")}
+        arrays = {name: getattr(self, name) for name in names}
+        if self.share.shape == self.ivar.shape:
+            object.__setattr__(self, "share", np.where(self.ivar > 0, self.share, 0.0))
         shapes = {name: np.shape(array) for name, array in arrays.items() if array is not None}
         if len(set(shapes.values())) != 1 or self.flux.ndim != 1:
-            raise SpectrumError(
-                f"flux, ivar, continuum and raw must be (n_pixels,) arrays of one length, but are {shapes}"
-            )
+            raise SpectrumError(f"{', '.join(names)} must be (n_pixels,) arrays of one length, but are {shapes}")
         if not np.all((self.ivar >= 0) & (self.ivar < np.inf)):
             raise SpectrumError("ivar must be finite and 0 or positive; 0 marks a pixel to ignore")
 
@@ -227,7 +235,9 @@ def to_pixels(
     with the input widths :math:`w_j`. It conserves the inverse variance per
     wavelength interval: error bars of labels keep their size on any grid. The
     price is that chi2 per pixel comes out below 1 after resampling: by up to a
-    factor of 2 for grids of the same step, and more on a finer one.
+    factor of 2 for grids of the same step, and more on a finer one. The ``share`` of each
+    pixel tells by how much. It is the variance of the pixel alone in units of this one; their sum is what chi2 of
+    the noise is on the average, and, on a much finer grid, the number of input pixels.
 
     Examples
     --------
@@ -273,11 +283,11 @@ def to_pixels(
             f"model's {low:.1f} to {high:.1f} Angstrom (vacuum); check the unit of the spectral axis"
         )
 
-    selection, n_lost = _matching_pixels(wavelength, grid), 0
+    selection, n_lost, share = _matching_pixels(wavelength, grid), 0, None
     if selection is not None:
         flux, variance, raw = flux[selection], variance[selection], raw[selection]
     else:
-        flux, variance, n_lost = _resample(wavelength, flux, variance, grid)
+        flux, variance, share, n_lost = _resample(wavelength, flux, variance, grid)
         raw = np.where(variance < np.inf, flux, np.nan)
     if ignore is not None:
         variance, raw = np.where(ignore, np.inf, variance), np.where(ignore, np.nan, raw)
@@ -291,12 +301,16 @@ def to_pixels(
     _warn_of_lost(n_lost, ivar)
 
     if recipe is not None:
-        return _normalised(flux, ivar, raw, recipe, n_lost)
-    return Pixels(np.where(ivar > 0, flux, 1.0), ivar, None, raw, n_lost)
+        flux, ivar, raw, continuum, degrees = _normalised(flux, ivar, raw, recipe)
+    else:
+        continuum, degrees = None, ()
+    return Pixels(np.where(ivar > 0, flux, 1.0), ivar, continuum, raw, n_lost, degrees, share)
 
 
-def _normalised(flux: np.ndarray, ivar: np.ndarray, raw: np.ndarray, recipe: ContinuumRecipe, n_lost: int) -> Pixels:
-    """Pixels of which the flux is divided by its continuum; without one, they are bad."""
+def _normalised(
+    flux: np.ndarray, ivar: np.ndarray, raw: np.ndarray, recipe: ContinuumRecipe
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[int, ...]]:
+    """Flux divided by its continuum, ivar, raw flux, the continuum and its degrees; pixels without one are bad."""
     continuum, degrees = recipe.fit(flux, ivar)
     usable, good = continuum > 0, ivar > 0
     if not np.any(usable & good):
@@ -316,7 +330,7 @@ def _normalised(flux: np.ndarray, ivar: np.ndarray, raw: np.ndarray, recipe: Con
     scale = np.where(usable, continuum, 1.0)
     flux, ivar = flux / scale, np.where(usable, ivar * scale**2, 0.0)
     raw = np.where(usable, raw / scale, np.nan)
-    return Pixels(np.where(ivar > 0, flux, 1.0), ivar, continuum, raw, n_lost, tuple(degrees.tolist()))
+    return flux, ivar, raw, continuum, tuple(degrees.tolist())
 
 
 def to_spectrum(
@@ -772,12 +786,12 @@ def _input_edges(wavelength: np.ndarray, grid: WavelengthGrid) -> tuple[np.ndarr
 
 def _resample(
     wavelength: np.ndarray, flux: np.ndarray, variance: np.ndarray, grid: WavelengthGrid
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Flux and variance on the grid, and how many good pixels are lost; see the Notes of `to_pixels`."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Flux, variance and share on the grid, and how many good pixels are lost; see the Notes of `to_pixels`."""
     lower, upper = _input_edges(wavelength, grid)
     width, good = upper - lower, np.isfinite(variance)
     noise = np.where(good, variance, 0.0) * width
-    out_flux, out_variance = np.zeros(grid.n_pixels), np.full(grid.n_pixels, np.inf)
+    out_flux, out_variance, share = np.zeros(grid.n_pixels), np.full(grid.n_pixels, np.inf), np.ones(grid.n_pixels)
     wanted, used = np.zeros(len(wavelength), dtype=bool), np.zeros(len(wavelength), dtype=bool)
     for start, stop in grid.chips:
         edges = grid.edges((start, stop))
@@ -796,8 +810,10 @@ def _resample(
         enough = covered >= (LEAST_COVERAGE - 1e-6) * np.diff(edges)  # exactly half is enough, rounding or not
         seen = np.where(enough, covered, 1.0)
         out_flux[start:stop] = np.where(enough, np.bincount(output, overlap * flux[source], n) / seen, 0.0)
-        spread = np.bincount(output, overlap * noise[source], n) / seen**2
-        out_variance[start:stop] = np.where(enough, spread, np.inf)
+        spread = np.bincount(output, overlap * noise[source], n)
+        out_variance[start:stop] = np.where(enough, spread / seen**2, np.inf)
+        alone = np.bincount(output, overlap**2 * variance[source], n)  # variance of the mean, but for seen²
+        share[start:stop] = np.divide(alone, spread, out=np.ones(n), where=enough)
         wanted |= good & (wavelength > edges[0]) & (wavelength < edges[-1])
         used[source[enough[output]]] = True
-    return out_flux, out_variance, int(np.count_nonzero(wanted & ~used))
+    return out_flux, out_variance, share, int(np.count_nonzero(wanted & ~used))

@@ -815,3 +815,40 @@ def test_to_spectrum_refuses_impossible_ivar(grid, value):
 def test_to_spectrum_refuses_units(grid):
     with pytest.raises(SpectrumError, match=r"must be dimensionless"):
         to_spectrum(np.ones(N) * u.Jy, grid)
+
+
+# -- independent data ------------------------------------------------------------
+SAMPLINGS = {
+    "seven times coarser": 7.3,
+    "three halves": 1.5,
+    "the same, shifted": 1.0,
+    "finer": 0.4,
+}
+
+
+@pytest.mark.parametrize("step", SAMPLINGS.values(), ids=SAMPLINGS)
+def test_share_is_the_variance_of_a_pixel_alone_in_units_of_what_it_says(step, rng):
+    """Each output pixel is linear in the input: impulses tell with which weights."""
+    grid = WavelengthGrid((15000.0 + np.arange(40)) * u.AA)
+    wavelength = np.arange(14996.37, 15044, step)
+    sigma = rng.uniform(0.01, 0.03, len(wavelength))
+    mask = np.abs(wavelength - 15020) < 0.8
+
+    def pixels(flux):
+        uncertainty = StdDevUncertainty(sigma)
+        return to_pixels(Spectrum(flux * u.one, wavelength * u.AA, uncertainty=uncertainty, mask=mask), grid)
+
+    weights = np.array([pixels(impulse).flux for impulse in np.eye(len(wavelength))]).T
+    found = pixels(np.ones(len(wavelength)))
+    good = found.ivar > 0
+    np.testing.assert_allclose(found.share[good], ((weights**2 @ sigma**2) * found.ivar)[good], rtol=1e-9)
+
+
+def test_the_shares_of_coarse_pixels_are_their_number():
+    grid = WavelengthGrid((15000.0 + np.arange(60)) * u.AA)
+    wavelength = 15002 + 5.0 * np.arange(12)  # of five pixels each
+    error = StdDevUncertainty(np.full(12, 0.01))
+    coarse = to_pixels(Spectrum(np.ones(12) * u.one, wavelength * u.AA, uncertainty=error), grid)
+    np.testing.assert_allclose(coarse.share, 0.2)
+    fine = Spectrum(np.ones(60) * u.one, grid.wavelength, uncertainty=StdDevUncertainty(np.full(60, 0.01)))
+    np.testing.assert_array_equal(to_pixels(fine, grid).share, 1.0)

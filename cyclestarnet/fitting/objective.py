@@ -46,6 +46,8 @@ class Objective:
         larger by a common factor, which takes its most likely value.
         Without this, misfits would overrule the prior and leave tiny error
         bars. ``"unknown"``: the factor may be below 1, too.
+    n_data : array, shape (n,), optional
+        Independent data of each star: what χ² of the errors alone is on the average. Default: the pixels that are used.
 
     Raises
     ------
@@ -70,11 +72,15 @@ class Objective:
     parameters: Parameters
     prior: Prior | None = None
     errors: str = "quoted"
+    n_data: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in ("flux", "ivar"):
             tensor = torch.as_tensor(getattr(self, name), dtype=torch.float64, device=self.predictor.device)
             object.__setattr__(self, name, torch.atleast_2d(tensor))
+        n_data = (self.ivar > 0).sum(1) if self.n_data is None else self.n_data
+        n_data = torch.as_tensor(n_data, dtype=torch.float64, device=self.predictor.device)
+        object.__setattr__(self, "n_data", n_data)
         if self.errors not in ERRORS:
             raise ValueError(f"errors must be one of {', '.join(ERRORS)}, but is {self.errors!r}")
         n_labels = len(self.parameters.origin)
@@ -89,7 +95,7 @@ class Objective:
     @property
     def dof(self) -> Tensor:
         """Degrees of freedom of each star, (n,)."""
-        return ((self.ivar > 0).sum(1) - len(self.parameters)).clamp(min=1)
+        return (self.n_data - len(self.parameters)).clamp(min=1)
 
     # -- values: parameters (m, k) of stars (m,) ---------------------------------
     def predict(self, values: Tensor, stars: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def prepare_stars(
             chosen = {"normalise": setup.options.normalise, "ignore": setup.ignore}
             pixels = parts.pixels_of(spectrum, **chosen)
             used = parts.noise.used_pixels(pixels.flux, pixels.sigma)
-            n_used = np.count_nonzero(used)
+            n_used = round(pixels.share[used].sum())  # of resampled pixels, several are one measurement
             if n_used <= len(setup.parameters):
                 raise SpectrumError(f"{n_used} good pixels are left, too few for {len(setup.parameters)} parameters")
             velocity = _velocity(pixels, search, fitted=setup.fits_velocity)
@@ -206,7 +206,8 @@ def make_objective(parts: ModelParts, stars: Stars, setup: FitSetup, *, together
     if setup.options.motion:
         kinematics = Kinematics(parts.grid.wavelength.value, parts.grid.chips)
         predictor = MovingPredictor(predictor, kinematics, setup.options.motion)
-    return Objective(predictor, flux, 1 / variance, setup.parameters, setup.prior, errors=errors)
+    n_data = stars.n_data(1 / (stars.variance if errors == "unknown" else variance))
+    return Objective(predictor, flux, 1 / variance, setup.parameters, setup.prior, errors=errors, n_data=n_data)
 
 
 def _start_coordinates(parts, stars, setup):
@@ -356,7 +357,7 @@ def fit_one(parts: ModelParts, spectrum: Spectrum, options: FitOptions) -> FitRe
 def _second_try(parts, stars, setup, optimum: Optimum) -> Optimum:
     """Fit stars that look bad once more from the mean of the prior, and keep the better optimum."""
     ivar = 1 / parts.noise.total_variance(stars.variance, setup.options.space, inflated=False)
-    dof = np.maximum((ivar > 0).sum(1) - len(setup.parameters), 1)
+    dof = np.maximum(stars.n_data(ivar) - len(setup.parameters), 1)
     poor = ((stars.flux - optimum.flux) ** 2 * ivar).sum(1) / dof > parts.limits.reduced_chi2_total
     rows = np.flatnonzero(poor | ~optimum.success)
     if not len(rows):

@@ -62,12 +62,14 @@ def make_result(
     flux, fit_ivar = objective.flux[row].cpu().numpy(), objective.ivar[row].cpu().numpy()
     values, model_flux, good = optimum.inputs[row][layout.label_places], optimum.flux[row], fit_ivar > 0
     residual = np.where(good, flux - model_flux, 0.0)
-    dof = max(int(good.sum()) - len(setup.parameters), 1)
+    star, n_parameters = stars.part([row]), len(setup.parameters)
     data_ivar = 1 / stars.variance[row]
+    dof = max(round(star.n_data(data_ivar[None])[0]) - n_parameters, 1)
     if space == "synthetic" and not parts.translator.is_residual:
-        total_ivar = fit_ivar / optimum.error_scale[row] ** 2
+        total_ivar, dof_total = fit_ivar / optimum.error_scale[row] ** 2, float(dof)
     else:
         total_ivar = 1 / parts.noise.total_variance(stars.variance[row], space, inflated=False)
+        dof_total = max(float(star.n_data(total_ivar[None])[0]) - n_parameters, 1.0)
     chi2_total = float(residual**2 @ total_ivar)
     covariance = _covariance(parts, stars, row, objective, optimum, setup)
     pull, precision = _own_prior(objective, optimum, row)
@@ -89,7 +91,7 @@ def make_result(
         parts, space, facts, good,
         success=optimum.success[row],
         held_back=_held_back(objective, optimum, row, covariance, layout),
-        reduced_chi2_total=chi2_total / dof,
+        reduced_chi2_total=chi2_total / dof_total,
         fits_velocity=setup.fits_velocity,
     )  # fmt: skip
     at_bound = optimum.at_bound[row][layout.label_places]
@@ -116,6 +118,7 @@ def make_result(
         chi2=float(residual**2 @ data_ivar),
         chi2_total=chi2_total,
         dof=dof,
+        dof_total=dof_total,
         success=bool(optimum.success[row]),
         message=optimum.message[row],
         flags=flags,

@@ -55,6 +55,37 @@ class Stars:
     def __len__(self) -> int:
         return len(self.spectra)
 
+    @property
+    def share(self) -> np.ndarray:
+        """Of an independent measurement that each pixel stands for, (n_stars, n_pixels)."""
+        return np.array([pixels.share for pixels in self.pixels])
+
+    def n_data(self, ivar: np.ndarray) -> np.ndarray:
+        """Count independent data.
+
+        Pixels of spectra that were resampled have less noise of their own than their variance says, because
+        neighbours have it in common; what there is of other errors in the variance, they have for themselves.
+
+        Parameters
+        ----------
+        ivar : array, shape (n_stars, n_pixels)
+            Inverse variance with which χ² is computed: of the data, and of other errors; 0 = not used.
+
+        Returns
+        -------
+        array, shape (n_stars,)
+            What χ² of these errors is on the average; the number of pixels that are used, if nothing was resampled.
+
+        Examples
+        --------
+        ::
+
+            stars.n_data(1 / stars.variance) - n_parameters
+        """
+        used = ivar > 0
+        noise = np.where(used, self.variance, 0.0) * ivar  # its part in the variance
+        return np.where(used, 1 - (1 - self.share) * noise, 0.0).sum(1)
+
     def part(self, rows: Sequence[int]) -> Stars:
         """Take some of the stars.
 
