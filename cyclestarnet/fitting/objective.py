@@ -176,7 +176,7 @@ class Objective:
         >>> objective = Objective(slope, [1.5, 2.0], [16.0, 16.0], Parameters.of_labels([0], [1], [0.9]))
         >>> values, star = torch.tensor([[0.25]], dtype=torch.float64), torch.tensor([0])
         >>> objective.error_scale2(torch.tensor([5.0]), star)
-        tensor([1.])
+        tensor([1.], dtype=torch.float64)
         """
         ratio = chi2 / self.dof[stars]
         return {"quoted": torch.ones_like(ratio), "minimum": ratio.clamp(min=1.0), "unknown": ratio}[self.errors]
