@@ -72,15 +72,12 @@ class Objective:
     parameters: Parameters
     prior: Prior | None = None
     errors: str = "quoted"
-    n_data: Tensor | None = None
+    n_data: ArrayLike | None = None
 
     def __post_init__(self) -> None:
         for name in ("flux", "ivar"):
             tensor = torch.as_tensor(getattr(self, name), dtype=torch.float64, device=self.predictor.device)
             object.__setattr__(self, name, torch.atleast_2d(tensor))
-        n_data = (self.ivar > 0).sum(1) if self.n_data is None else self.n_data
-        n_data = torch.as_tensor(n_data, dtype=torch.float64, device=self.predictor.device)
-        object.__setattr__(self, "n_data", n_data)
         if self.errors not in ERRORS:
             raise ValueError(f"errors must be one of {', '.join(ERRORS)}, but is {self.errors!r}")
         n_labels = len(self.parameters.origin)
@@ -95,7 +92,9 @@ class Objective:
     @property
     def dof(self) -> Tensor:
         """Degrees of freedom of each star, (n,)."""
-        return (self.n_data - len(self.parameters)).clamp(min=1)
+        n_data = (self.ivar > 0).sum(1) if self.n_data is None else self.n_data
+        n_data = torch.as_tensor(n_data, dtype=torch.float64, device=self.predictor.device)
+        return (n_data - len(self.parameters)).clamp(min=1)
 
     # -- values: parameters (m, k) of stars (m,) ---------------------------------
     def predict(self, values: Tensor, stars: Tensor) -> Tensor:
