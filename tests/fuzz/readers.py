@@ -198,12 +198,12 @@ def _read_training_set(path):
 def _chain(folder):
     steps = np.zeros((5, 8, 3)), np.zeros((5, 8)), np.zeros(8), np.random.RandomState(1).get_state(), 0
     state = ChainState(*steps, centre=np.zeros(3), covariance=np.eye(3), share=0.7)
-    ChainFile(folder / "chain.h5", identity="star").save(state)
+    ChainFile(folder / "chain.h5", identity={"star": "a"}).save(state)
     return folder / "chain.h5"
 
 
 def _read_chain(path):
-    state = ChainFile(path, identity="star").load()
+    state = ChainFile(path, identity={"star": "a"}).load()
     return state.positions, state.log_posterior, state.accepted, state.n_nan
 
 
