@@ -15,6 +15,8 @@ import numpy as np
 from astropy.io import fits
 from astropy.nddata import StdDevUncertainty
 from astropy.table import QTable, Table
+from scipy.optimize import brentq
+from scipy.special import ndtr
 
 from cyclestarnet.exceptions import LabelError
 from cyclestarnet.labels import LabelSet, LabelValues, difference_unit
@@ -550,6 +552,9 @@ class Posterior:
     label_autocorrelation_time : mapping of str to float
         In steps, of the draws of each label and combination, at least ``thin``;
         NaN or missing if the chain is too short to tell.
+    hidden_errors : mapping of str to float
+        Errors of each label and combination that residuals do not show (``model.noise.label_error``), as the
+        uncertainties of a fit contain them, in the unit of the label's differences. The samples do not contain them.
 
     Examples
     --------
@@ -572,6 +577,7 @@ class Posterior:
     lowest_acceptance: float = np.nan
     n_nan: int = 0
     label_autocorrelation_time: Mapping[str, float] = field(default_factory=dict)
+    hidden_errors: Mapping[str, float] = field(default_factory=dict)
 
     def __len__(self):
         return len(self.samples)
@@ -651,7 +657,7 @@ class Posterior:
             out[name] = 0.5 * (high - low) * difference_unit(name)
         return LabelValues(out)
 
-    def interval(self, name, level=0.68):
+    def interval(self, name, level=0.68, *, total=False):
         """Central interval that holds a label with a given probability.
 
         Parameters
@@ -660,6 +666,9 @@ class Posterior:
             Label or combination.
         level : float, optional
             The probability, between 0 and 1.
+        total : bool, optional
+            Whether the errors that residuals do not show (``hidden_errors``) count, as in the uncertainties of a
+            fit: each sample then stands for a Gaussian of that width. Default: the samples alone.
 
         Returns
         -------
@@ -676,13 +685,51 @@ class Posterior:
         --------
         ::
 
-            low, high = posterior.interval("mg_h", 0.95)
+            low, high = posterior.interval("mg_h", 0.95, total=True)
         """
         if not 0 < level < 1:
             raise ValueError(f"level must be between 0 and 1, but is {level}")
         column = self._column(name)
-        low, high = np.quantile(column.value, [0.5 - level / 2, 0.5 + level / 2])
+        edges, hidden = (0.5 - level / 2, 0.5 + level / 2), self.hidden_errors.get(name, 0.0) if total else 0.0
+        low, high = np.quantile(column.value, edges)
+        if hidden > 0:
+            far = 10 * hidden + np.ptp(column.value)
+            low, high = (
+                brentq(lambda x, edge=edge: ndtr((x - column.value) / hidden).mean() - edge, low - far, high + far)
+                for edge in edges
+            )
         return low * column.unit, high * column.unit
+
+    def to_table(self) -> QTable:
+        """Make a table of one row, in the form of that of a fit.
+
+        Returns
+        -------
+        `~astropy.table.QTable`
+            Medians of the labels with units; ``<label>_err``, half of the central 68 % interval with the errors
+            that residuals do not show, as a fit has them; ``<label>_low`` and ``<label>_high``, its ends; and what
+            tells whether the chain can be trusted.
+
+        Examples
+        --------
+        ::
+
+            posterior.to_table().write("star.ecsv")
+        """
+        columns = {"object": [str(self.meta.get("object", ""))]}
+        for name, value in self.labels.items():
+            low, high = self.interval(name, total=True)
+            error = 0.5 * (high.value - low.value) * difference_unit(name)
+            parts = {name: value, f"{name}_err": error, f"{name}_low": low, f"{name}_high": high}
+            columns |= {column: quantity.reshape(1) for column, quantity in parts.items()}
+        columns |= {
+            "converged": [self.converged],
+            "n_steps": [self.n_steps],
+            "acceptance_fraction": [self.acceptance_fraction],
+            "autocorrelation_time": [np.max(self.autocorrelation_time)],
+            "n_nan": [self.n_nan],
+        }
+        return QTable(columns, meta=origin(self.meta, self.options))
 
     def chain(self, name):
         """Draws of one label by walker.

@@ -1,6 +1,7 @@
 """Posteriors built by hand: figures of samples against those of the distribution, and ways out of the package."""
 
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 
 import astropy.units as u
@@ -51,6 +52,28 @@ def test_interval_of_a_gaussian(posterior, level, n_sigma):
 def test_interval_is_by_default_that_of_the_uncertainty(posterior):
     low, high = posterior.interval("teff")
     assert (high - low) / 2 == posterior.uncertainties["teff"]
+
+
+@pytest.mark.parametrize("level", [0.6827, 0.9545])
+def test_total_interval_is_that_of_the_sum_of_both_errors(posterior, level):
+    """0.1 and 0.24 make 0.26; without a hidden error nothing changes."""
+    both = replace(posterior, hidden_errors={"logg": 0.24, "teff": 0.0})
+    n_sigma = {0.6827: 1, 0.9545: 2}[level]
+    np.testing.assert_allclose(
+        [edge.value for edge in both.interval("logg", level, total=True)],
+        [2.3 - 0.26 * n_sigma, 2.3 + 0.26 * n_sigma], atol=0.008,
+    )  # fmt: skip
+    assert both.interval("logg", level) == posterior.interval("logg", level)
+    assert both.interval("teff", level, total=True) == posterior.interval("teff", level)
+
+
+def test_table_has_the_total_errors(posterior):
+    table = replace(posterior, hidden_errors={"logg": 0.24}).to_table()
+    assert len(table) == 1
+    assert table["logg_err"][0].to_value(u.dex) == pytest.approx(0.26, abs=0.005)
+    assert table["logg_low"][0].value == pytest.approx(2.3 - 0.26, abs=0.008)
+    assert table["teff_err"][0].to_value(u.K) == pytest.approx(30, rel=0.03)
+    assert (table["converged"][0], table["n_steps"][0]) == (True, 5000)
 
 
 @pytest.mark.parametrize("level", [0, 1, 68])

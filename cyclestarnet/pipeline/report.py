@@ -19,7 +19,7 @@ from cyclestarnet.results import FitFlag, FitResult, SplitLatentEstimate
 from cyclestarnet.spectra import star_name, to_spectrum
 from cyclestarnet.storage import origin
 
-__all__ = ["make_result"]
+__all__ = ["hidden_covariance", "make_result"]
 
 REST = 10.0  # km/s
 HELD_BACK = 2.0  # σ: noise alone seldom carries a label that far beyond a bound
@@ -197,17 +197,53 @@ def _covariance(parts, stars, row, objective, optimum, setup):
     if space == "synthetic" and not parts.translator.is_residual:
         covariance = _propagated(parts, stars, row, objective, optimum)
     if space != "emulator" and parts.noise.label_error is not None:
-        n, matrix = len(parts.labels), setup.parameters.matrix
-        onto = (matrix @ np.linalg.pinv(matrix))[:n, :n]  # tied labels share their error; fixed ones have none
-        # It was learnt with the training prior. A hidden error e moves the optimum of another prior, whose
-        # precision differs by D, by (1 - C D) e: a strong prior holds it back, and none lets it grow.
-        pull = onto - covariance[:n, :n] @ _extra_precision(parts, row, objective, optimum) @ onto
-        hidden = parts.noise.hidden_covariance(optimum.inputs[row][:n])
-        covariance[:n, :n] += pull @ hidden @ pull.T
+        covariance += hidden_covariance(parts, row, objective, optimum, setup, covariance)
         # what nothing holds back is as uncertain as its range
         shrink = np.minimum(1.0, setup.label_set.scale / np.sqrt(12 * np.diag(covariance).clip(1e-300)))
         covariance *= np.outer(shrink, shrink)
     return covariance
+
+
+def hidden_covariance(
+    parts: ModelParts, row: int, objective: Objective, optimum: Optimum, setup: FitSetup, covariance: np.ndarray
+) -> np.ndarray:
+    """Covariance of the errors of labels that residuals do not show, at the optimum of a star.
+
+    Parameters
+    ----------
+    parts : `~cyclestarnet.pipeline.ModelParts`
+        The model, whose ``noise.label_error`` it is.
+    row : int
+        Which of the stars.
+    objective : `~cyclestarnet.fitting.objective.Objective`
+        Of the stars.
+    optimum : `~cyclestarnet.fitting.optimum.Optimum`
+        Likewise.
+    setup : `~cyclestarnet.pipeline.FitSetup`
+        Of the fits.
+    covariance : array, shape (n_labels, n_labels)
+        Of the labels, motion included, without these errors.
+
+    Returns
+    -------
+    array, shape (n_labels, n_labels)
+        To be added. 0 of fixed labels, of motion, where no translation takes part, and of models without such errors.
+
+    Examples
+    --------
+    ::
+
+        covariance = covariance + hidden_covariance(model, 0, objective, optimum, setup, covariance)
+    """
+    n, matrix, out = len(parts.labels), setup.parameters.matrix, np.zeros_like(covariance)
+    if setup.options.space == "emulator" or parts.noise.label_error is None:
+        return out
+    onto = (matrix @ np.linalg.pinv(matrix))[:n, :n]  # tied labels share their error; fixed ones have none
+    # It was learnt with the training prior. A hidden error e moves the optimum of another prior, whose
+    # precision differs by D, by (1 - C D) e: a strong prior holds it back, and none lets it grow.
+    pull = onto - covariance[:n, :n] @ _extra_precision(parts, row, objective, optimum) @ onto
+    out[:n, :n] = pull @ parts.noise.hidden_covariance(optimum.inputs[row][:n]) @ pull.T
+    return out
 
 
 def _extra_precision(parts, row, objective, optimum):

@@ -23,6 +23,7 @@ from cyclestarnet.pipeline.chains import ChainFile
 from cyclestarnet.pipeline.fit import fit_one, make_objective, prepare_stars
 from cyclestarnet.pipeline.options import FitOptions, SampleOptions, check_choice
 from cyclestarnet.pipeline.parts import ModelParts
+from cyclestarnet.pipeline.report import hidden_covariance
 from cyclestarnet.pipeline.setup import FitSetup
 from cyclestarnet.progress import tqdm
 from cyclestarnet.results import FitResult, Posterior
@@ -84,7 +85,9 @@ def sample_one(
     stars, (place,) = prepare_stars(parts, [spectrum], setup)
     if isinstance(place, Exception):
         raise place
-    centre, covariance = _approximation(parts, stars, setup, start)
+    singly = make_objective(parts, stars, setup)
+    optimum = levenberg_marquardt(singly, _begin(setup, start))
+    centre, covariance = approximate(singly, setup.parameters.values(optimum.inputs[0]))
     objective, parameters = make_objective(parts, stars, setup, together=TOGETHER), setup.parameters
     store = None
     if sampling.backend is not None:
@@ -102,7 +105,7 @@ def sample_one(
             store=store,
             watch=partial(_show, bar),
         )
-    posterior = _posterior(chain, setup, start)
+    posterior = _posterior(chain, setup, start, _hidden_errors(parts, singly, optimum, setup))
     if not posterior.converged:
         warnings.warn(
             f"the chain of {posterior.n_steps} steps is too short: {posterior.headline}", FitWarning, stacklevel=3
@@ -110,13 +113,19 @@ def sample_one(
     return posterior
 
 
-def _approximation(parts, stars, setup, start):
-    """Centre and covariance of the parameters: the optimum of what is sampled, whatever the start was."""
-    layout, parameters = setup.layout, setup.parameters
-    coordinates = start.split_latent.values if len(layout.coordinate_places) else []
-    objective = make_objective(parts, stars, setup)
-    optimum = levenberg_marquardt(objective, layout.row(setup.begin, coordinates)[None])
-    return approximate(objective, parameters.values(optimum.inputs[0]))
+def _begin(setup, start):
+    """Where the search for the optimum of what is sampled begins, whatever the start was the optimum of."""
+    coordinates = start.split_latent.values if len(setup.layout.coordinate_places) else []
+    return setup.layout.row(setup.begin, coordinates)[None]
+
+
+def _hidden_errors(parts, objective, optimum, setup):
+    """Errors that residuals do not show, of each label and combination."""
+    labels, places = setup.label_set, setup.layout.label_places
+    hidden = hidden_covariance(parts, 0, objective, optimum, setup, optimum.covariance[0][np.ix_(places, places)])
+    every = np.vstack([np.eye(len(labels)), labels.combination_matrix])
+    errors = np.sqrt(np.einsum("ij,jk,ik->i", every, hidden, every).clip(0))
+    return dict(zip([*labels, *labels.combinations], errors.tolist(), strict=True))
 
 
 def _show(bar, progress: Progress) -> None:
@@ -147,7 +156,7 @@ def _hash(*arrays):
     return found.hexdigest()[:16]
 
 
-def _posterior(chain: Chain, setup, start) -> Posterior:
+def _posterior(chain: Chain, setup, start, hidden_errors) -> Posterior:
     """Samples of labels, with units, from a chain of parameters."""
     layout, parameters, labels = setup.layout, setup.parameters, setup.label_set
     varies = parameters.matrix.any(1)[layout.label_places]
@@ -170,4 +179,5 @@ def _posterior(chain: Chain, setup, start) -> Posterior:
         thin=chain.thin,
         lowest_acceptance=chain.lowest_acceptance,
         n_nan=chain.n_nan,
+        hidden_errors={name: hidden_errors[name] for name in times},
     )
