@@ -830,6 +830,22 @@ def test_chain_goes_on_only_with_its_own_seed_and_options(model, star, result, t
     np.testing.assert_array_equal(continued.samples["log_posterior"], whole.samples["log_posterior"])
 
 
+@pytest.mark.filterwarnings("ignore:the chain of:cyclestarnet.FitWarning")
+def test_hidden_errors_of_samples_are_those_that_a_fit_adds(model, star):
+    pytest.importorskip("emcee")
+    without, added = (
+        with_noise(model, label_error=e, label_error_trend=None) for e in (None, np.diag([400, 9e-4, 4e-4]))
+    )
+    fit, plain = (one.fit(star, method="lm") for one in (added, without))
+    posterior = added.sample(star, start=fit, seed=1, max_steps=2, progress=False)
+    assert set(posterior.hidden_errors) == {"teff", "logg", "mg_h", "alpha_m"}
+    for name, hidden in posterior.hidden_errors.items():
+        total, own = fit.uncertainties[name].value, plain.uncertainties[name].value
+        assert hidden == pytest.approx(np.sqrt(total**2 - own**2), rel=0.01)
+    alone = added.sample(star, start=fit, space="emulator", seed=1, max_steps=2, progress=False)
+    assert set(alone.hidden_errors.values()) == {0.0}
+
+
 def test_fixed_labels_are_not_sampled(model, star):
     pytest.importorskip("emcee")
     fit = model.fit(star, fixed={"logg": 2.0})
