@@ -14,6 +14,7 @@ __all__ = [
     "GridError",
     "LabelError",
     "ModelFileError",
+    "OtherRunError",
     "SpectrumError",
     "TrainingError",
     "TrainingWarning",
@@ -116,6 +117,20 @@ class ModelFileError(CycleStarNetError, OSError):
     Traceback (most recent call last):
         ...
     cyclestarnet.exceptions.ModelFileError: ...model.safetensors is truncated or no safetensors file: ...
+    """
+
+
+class OtherRunError(CycleStarNetError, ValueError):
+    """A file that would be continued holds the work of another run: other settings, another star or model.
+
+    Examples
+    --------
+    ::
+
+        try:
+            model.sample(star, backend="chain.h5")
+        except OtherRunError as error:
+            print(error)  # says what differs, and what to do
     """
 
 

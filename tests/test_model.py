@@ -25,6 +25,7 @@ from cyclestarnet import (
     LabelError,
     LabelSet,
     ModelFileError,
+    OtherRunError,
 )
 from cyclestarnet.fitting.chains import autocorrelation_time
 from cyclestarnet.fitting.lbfgs import lbfgs
@@ -823,7 +824,7 @@ def test_chain_goes_on_only_with_its_own_seed_and_options(model, star, result, t
     model.sample(star, seed=1, max_steps=5, **options)
     for other, name in (({"seed": 2}, "seed"), ({"seed": 1, "prior": None}, "prior"),
                         ({"seed": 1, "fixed": {"logg": 2.0}}, "free labels or bounds")):  # fmt: skip
-        with pytest.raises(ValueError, match=f"chain.h5 holds a chain that differs in {name}"):
+        with pytest.raises(OtherRunError, match=f"chain.h5 holds a chain that differs in {name}"):
             model.sample(star, max_steps=9, **options | other)
     continued = model.sample(star, seed=1, max_steps=9, **options)
     whole = model.sample(star, start=result, seed=1, max_steps=9, progress=False)

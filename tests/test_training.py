@@ -7,6 +7,7 @@ import pytest
 import torch
 from training_oracle import Oracle, assert_same_state, assert_same_weights, state
 
+from cyclestarnet.exceptions import OtherRunError
 from cyclestarnet.networks import convolutions
 
 # Beyond the paper: the optional terms, a clipped gradient, a schedule that acts within two steps.
@@ -135,7 +136,7 @@ def test_until_zero_is_no_iteration(make_trainer):
 )
 def test_folder_of_other_settings_is_refused(make_trainer, tmp_path, change, names):
     make_trainer(tmp_path).save()
-    with pytest.raises(ValueError, match=f"made with other settings: {names}; use another folder"):
+    with pytest.raises(OtherRunError, match=f"made with other settings: {names}; use another folder"):
         make_trainer(tmp_path, **change)
 
 

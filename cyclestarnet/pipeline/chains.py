@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from cyclestarnet.exceptions import FileFormatError
+from cyclestarnet.exceptions import FileFormatError, OtherRunError
 from cyclestarnet.files import write_hdf5
 from cyclestarnet.fitting.chains import ChainState
 from cyclestarnet.reading.hdf5 import dataset_of, open_hdf5
@@ -64,7 +64,7 @@ class ChainFile:
         ------
         FileFormatError
             If the file is damaged or not one of ours.
-        ValueError
+        OtherRunError
             If it was begun with another identity; the message says what differs.
 
         Examples
@@ -98,7 +98,7 @@ class ChainFile:
         other = {name: found.get(name) for name, value in self.identity.items() if value not in (None, found.get(name))}
         if other:
             differences = "; ".join(f"{name} {value!r}, here {self.identity[name]!r}" for name, value in other.items())
-            raise ValueError(
+            raise OtherRunError(
                 f"{self} holds a chain that differs in {' and '.join(other)}, and cannot be continued as this one "
                 f"({differences}); name another backend, or remove it"
             )

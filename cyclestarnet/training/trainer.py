@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cyclestarnet.exceptions import ModelFileError, TrainingError, TrainingWarning
+from cyclestarnet.exceptions import ModelFileError, OtherRunError, TrainingError, TrainingWarning
 from cyclestarnet.files import locked
 from cyclestarnet.networks.checkpoint import load_state, save_state
 from cyclestarnet.networks.translation import NetworkSettings, TranslationNetwork
@@ -124,8 +124,9 @@ class Trainer:
     Raises
     ------
     ValueError
-        If sources and settings do not fit each other, or the folder's
-        checkpoint was made with other settings.
+        If sources and settings do not fit each other.
+    OtherRunError
+        If the folder's checkpoint was made with other settings.
     ModelFileError
         If the checkpoint is damaged or that of something else. The message says how to go on.
 
@@ -706,7 +707,7 @@ class Trainer:
         ------
         ModelFileError
             If the file is damaged or that of something else.
-        ValueError
+        OtherRunError
             If it was made with other settings.
 
         Examples
@@ -722,9 +723,9 @@ class Trainer:
         then = asdict(TrainingSettings()) | state["settings"]  # an older run had the defaults of what it did not know
         different = sorted(k for k in wanted if then.get(k) != wanted[k])
         if different:
-            raise ValueError(f"{path} was made with other settings: {', '.join(different)}; use another folder")
+            raise OtherRunError(f"{path} was made with other settings: {', '.join(different)}; use another folder")
         if missing := sorted(self._stateful().keys() - state.keys()):
-            raise ValueError(f"the run in {self.folder} was begun without {', '.join(missing)}; use another folder")
+            raise OtherRunError(f"the run in {self.folder} was begun without {', '.join(missing)}; use another folder")
         self._check_state(state, path)
         return state
 
