@@ -34,7 +34,7 @@ def test_a_good_star_is_fitted_without_a_word(tiny_model, good):
 
 
 @pytest.mark.parametrize(
-    ("name", "advice"), [("POOR_FIT", r"look at result.plot\(\)"), ("CONTINUUM", "normalise the spectrum again")]
+    ("name", "advice"), [("POOR_FIT", r"look at result.plot\(\)"), ("CONTINUUM", "look at the continuum")]
 )
 def test_a_flag_is_told_once_with_what_to_do(tiny_model, good, name, advice):
     with pytest.warns(FitWarning) as told:
