@@ -50,7 +50,7 @@ MEANINGS = {
     "OUTSIDE_TRAINING": (
         "The labels are farther from the mean of the training labels, in units of their covariance, than those of "
         "nearly all training spectra (``meta['prior_distance']``), or single ones, named in "
-        "``meta['outside_training']``, are outside the range that the training knew.",
+        "``meta['outside_training']``, are by more than their error outside the range that the training knew.",
         "The answer is an extrapolation: do not trust it without a check.",
     ),
     "POOR_FIT": (

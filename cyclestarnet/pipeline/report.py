@@ -86,7 +86,7 @@ def make_result(
         parts.prior.mean,
         parts.prior.precision,
     )
-    facts = _facts(parts, stars, row, as_trained, residual, total_ivar)
+    facts = _facts(parts, stars, row, as_trained, covariance, residual, total_ivar)
     flags = _flags(
         parts, space, facts, good,
         success=optimum.success[row],
@@ -142,14 +142,15 @@ def _split_latent(optimum, row, layout):
 
 
 # -- flags -------------------------------------------------------------------------
-def _facts(parts, stars, row, as_trained, residual, total_ivar) -> dict[str, Any]:
+def _facts(parts, stars, row, as_trained, covariance, residual, total_ivar) -> dict[str, Any]:
     """What flags rest on; ``as_trained`` are the labels that the training prior would have left."""
     pixels = stars.pixels[row]
     misfit, worst_pixel = local_misfit(residual, total_ivar)
     outside = np.zeros(len(as_trained), dtype=bool)
     if parts.population.label_range is not None:
         lowest, highest = parts.population.label_range
-        outside = (as_trained < lowest) | (as_trained > highest)
+        error = np.nan_to_num(np.sqrt(np.diag(covariance))[: len(as_trained)])
+        outside = (as_trained + error < lowest) | (as_trained - error > highest)
     return {
         "snr": float(np.median((pixels.flux * np.sqrt(pixels.ivar))[pixels.ivar > 0])),
         "velocity": stars.velocity[row] * u.km / u.s,
