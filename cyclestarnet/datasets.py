@@ -47,7 +47,7 @@ def list_models() -> list[str]:
     --------
     >>> from cyclestarnet import datasets
     >>> datasets.list_models()
-    ['apogee-giants', 'apogee-giants-anchored']
+    ['apogee-dwarfs', 'apogee-giants', 'apogee-giants-anchored']
     """
     return sorted(p.name.removesuffix(SUFFIX) for p in DATA.iterdir() if p.name.endswith(SUFFIX))
 

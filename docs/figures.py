@@ -1,4 +1,4 @@
-"""Make the figures of these pages and the table of the model's provenance: ``python docs/figures.py [NAME ...]``.
+"""Make the figures of these pages and the tables of the models' provenance: ``python docs/figures.py [NAME ...]``.
 
 The figures rest on the embedded model and the spectrum that ships with it, so
 they must be made again when the model is replaced. Names: see ``FIGURES``.
@@ -27,7 +27,7 @@ from list_tables import list_table, write_rst
 matplotlib.use("Agg")
 HERE = Path(__file__).parent
 STATIC = HERE / "_static"
-MODEL = "apogee-giants"
+MODEL, DWARFS = "apogee-giants", "apogee-dwarfs"
 SYNTHETIC, OBSERVED, COMMON, GREY = "C0", "C3", "C2", "0.35"
 
 
@@ -252,16 +252,21 @@ def data_flow():
 
 # -- table --------------------------------------------------------------------
 def provenance():
-    """``tables/provenance.rst``: what the model file says about itself."""
-    said = {key: value for key, value in model().provenance.items() if key != "measured"}  # has its own table
-    rows = {**said, "labels": ", ".join(model().labels), "grid": repr(model().grid)[1:-1]}
-    settings = model().translator.network.settings
+    """``tables/provenance*.rst``: what the model files say about themselves."""
+    for name, own in {"provenance": model(), "provenance_dwarfs": CalibratedModel.from_pretrained(DWARFS)}.items():
+        table = list_table("", provenance_rows(own).items(), header=False, widths="20 80")
+        write_rst(HERE / "tables" / f"{name}.rst", ".. made by docs/figures.py from the model file\n", table)
+
+
+def provenance_rows(own):
+    """What the file of a model says about itself."""
+    said = {key: value for key, value in own.provenance.items() if key != "measured"}  # has its own table
+    rows = {**said, "labels": ", ".join(own.labels), "grid": repr(own.grid)[1:-1]}
+    settings = own.translator.network.settings
     rows["split latent"] = f"{settings.split_filters} x {settings.latent_length} numbers"
     rows["shared latent"] = f"{settings.shared_filters} x {settings.latent_length} numbers"
-    errors = {name: getattr(model().noise, name) for name in ("sigma_floor", "sigma_max")}
-    rows |= {f"limit: {name}": f"{value:.4g}" for name, value in (errors | asdict(model().limits)).items()}
-    table = list_table("", rows.items(), header=False, widths="20 80")
-    write_rst(HERE / "tables" / "provenance.rst", ".. made by docs/figures.py from the model file\n", table)
+    errors = {name: getattr(own.noise, name) for name in ("sigma_floor", "sigma_max")}
+    return rows | {f"limit: {name}": f"{value:.4g}" for name, value in (errors | asdict(own.limits)).items()}
 
 
 FIGURES = (networks, data_flow, provenance, k_giant_fit, gap, translation, derivatives)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
+import re
 import time
 import warnings
 from datetime import date
@@ -23,6 +23,7 @@ import astropy.units as u
 import h5py
 import numpy as np
 import torch
+from apogee_domains import import_generator
 from astropy.nddata import StdDevUncertainty
 from list_tables import list_table, write_rst
 from scipy.optimize import least_squares
@@ -41,6 +42,7 @@ FOUR = ("teff", "logg", "m_h", "alpha_m")
 NOT_ELEMENTS = ("teff", "logg", "fe_h", "vmicro", "vbroad")
 GIANT = np.array([[4600.0, 2.4, -0.1, 0.05]])  # teff, logg, m_h, alpha_m: where derivatives are compared
 PRETTY = {"teff": "Teff [K]", "logg": "log g", "vmicro": "vmicro [km/s]", "vbroad": "vbroad [km/s]"}
+HEADS = PRETTY | {"fe_h": "[Fe/H]", "mg_h": "[Mg/H]", "m_h": "[M/H]", "alpha_m": "[α/M]"}
 FITS = {
     "Eq. 9": {"space": "emulator"},
     "Eq. 9, no prior": {"space": "emulator", "prior": None},
@@ -61,25 +63,34 @@ REAL = {
 
 
 # -- the stars ---------------------------------------------------------------------
-class Truth:
-    """Test stars, their labels, and what is usual at their four labels."""
+class TestStars:
+    """Observed-like stars of known labels, of the split "test" of a file."""
 
-    def __init__(self, inputs, work, model, n):
-        sys.path.insert(0, str(inputs / "tools"))
-        import make_observed_domain as generator
-
-        self.generator, self.elements = generator, generator.Elements()
-        with h5py.File(work / "known.h5") as file:
-            flux, sigma, good = (
+    def __init__(self, path, grid, n):
+        with h5py.File(path) as file:
+            self.flux, self.sigma, good = (
                 file[f"{key} test"][:n].astype(float) for key in ("spectra", "spectra_err", "spectra_msk")
             )
-            names = [str(name) for name in file.attrs["label_names"]]
-            self.labels = file["labels test"][:n].astype(float)[:, [names.index(name) for name in model.labels]]
-        self.flux, self.sigma, self.good = flux, sigma, good > 0
+            self.known = tuple(str(name) for name in file.attrs["label_names"])
+            self.labels = file["labels test"][:n].astype(float)
+        self.good = good > 0
         self.stars = [
-            Spectrum(flux=f * u.one, spectral_axis=model.grid.wavelength, uncertainty=StdDevUncertainty(s), mask=~g)
-            for f, s, g in zip(flux, sigma, self.good, strict=True)
+            Spectrum(flux=f * u.one, spectral_axis=grid.wavelength, uncertainty=StdDevUncertainty(s), mask=~g)
+            for f, s, g in zip(self.flux, self.sigma, self.good, strict=True)
         ]
+
+
+class Truth(TestStars):
+    """Giants, their labels, and what is usual at their four labels."""
+
+    card, names = "card", FOUR
+
+    def __init__(self, inputs, work, model, n):
+        super().__init__(work / "known.h5", model.grid, n)
+        self.generator = import_generator(inputs)
+        self.elements = self.generator.Elements()
+        self.labels = self.labels[:, [self.known.index(name) for name in model.labels]]
+        self.known = (*FOUR, *model.labels)
         column = self.labels[:, [model.labels.index(name) for name in ("teff", "logg", "fe_h")]]
         alpha = self.labels[:, [model.labels.index(name) for name in ALPHA]].mean(1)
         self.four = np.column_stack([column, alpha - column[:, 2]])
@@ -95,6 +106,12 @@ def fit(model, truth, part, workers, **options):
     begin = time.perf_counter()
     table = model.fit_many(truth.stars[part], workers=workers, progress=False, **options)
     return table, (time.perf_counter() - begin) * workers / len(table)
+
+
+def about_run(workers):
+    """When and on what tables are made."""
+    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+    return f"{date.today().isoformat()}, processes: {workers}, {processor}, torch {torch.__version__}"
 
 
 def values(column):
@@ -120,12 +137,10 @@ def pair(name, found):
 
 def write_fits(model, truth, found, about):
     """The ways to fit, on the same stars."""
-    rows = [
-        ("fit", "stars", "χ²/dof", *("Teff [K]", "log g", "[M/H]", "[α/M]"), "68 % coverage", "flagged", "s per star")
-    ]
+    rows = [("fit", "stars", "χ²/dof", *(HEADS[n] for n in truth.names), "68 % coverage", "flagged", "s per star")]
     for name, (table, seconds) in found.items():
-        four = [figures(model, truth, table, label) for label in FOUR]
-        cells = [pair(label, f) for label, f in zip(FOUR, four, strict=True)]
+        four = [figures(model, truth, table, label) for label in truth.names]
+        cells = [pair(label, f) for label, f in zip(truth.names, four, strict=True)]
         cover = " ".join(f"{f['cover_68']:.2f}" for f in four)
         flagged = f"{np.mean(values(table['flags']) > 0):.0%}"
         rows.append(
@@ -140,7 +155,7 @@ def write_fits(model, truth, found, about):
             )
         )
     title = f"Held-out stars: median offset / half 16-84 % range, and coverage of the four; {about}"
-    write_rst(TABLES / "card_fits.rst", list_table(title, rows))
+    write_rst(TABLES / f"{truth.card}_fits.rst", list_table(title, rows))
 
 
 def derivatives(model, truth):
@@ -189,29 +204,29 @@ def write_labels(model, truth, table, about):
 
 def write_edges(model, truth, table, about):
     """Coverage in the outer tenths of three labels, and the least of all tenths."""
-    rows = [("stars", "Teff [K]", "log g", "[M/H]", "[α/M]", "68 % coverage of the four", "least of all labels")]
-    for k, label in enumerate(("Teff", "log g", "[M/H]")):
-        order = np.argsort(truth.four[: len(table), k])
+    rows = [("stars", *(HEADS[n] for n in truth.names), "68 % coverage of the four", "least of all labels")]
+    for sorting in truth.names[:3]:
+        label = HEADS[sorting].removesuffix(" [K]")
+        order = np.argsort(truth.of(model, sorting)[: len(table)])
         for text, part in (("lowest", order[: len(order) // 10]), ("highest", order[-(len(order) // 10) :])):
-            found = {name: figures(model, truth, table, name, part) for name in (*FOUR, *model.labels)}
+            found = {name: figures(model, truth, table, name, part) for name in truth.known}
             least = min(found, key=lambda name: found[name]["cover_68"])
-            rows.append((f"{text} tenth of {label}", *(pair(name, found[name]) for name in FOUR),
-                         " ".join(f"{found[name]['cover_68']:.2f}" for name in FOUR),
+            rows.append((f"{text} tenth of {label}", *(pair(name, found[name]) for name in truth.names),
+                         " ".join(f"{found[name]['cover_68']:.2f}" for name in truth.names),
                          f"{found[least]['cover_68']:.2f} ({least})"))  # fmt: skip
-    write_rst(TABLES / "card_edges.rst", list_table(f"Held-out stars at the edges (Eq. 11); {about}", rows))
+    write_rst(TABLES / f"{truth.card}_edges.rst", list_table(f"Held-out stars at the edges (Eq. 11); {about}", rows))
 
 
-def write_networks(model, truth):
-    """How well the autoencoders reproduce spectra."""
+def write_networks(model, truth, labels):
+    """How well the autoencoders reproduce spectra; the synthetic ones are of ``labels`` (n, 20)."""
     pull = ((truth.flux - model.translator.reconstruct_obs(np.where(truth.good, truth.flux, 1.0)))
             / np.maximum(truth.sigma, model.noise.sigma_floor))[truth.good]  # fmt: skip
-    labels = truth.labels.clip(model.labels.lower, model.labels.upper)
-    synthetic = EmulatorPredictor(model.emulator).flux(labels)
+    synthetic = EmulatorPredictor(model.emulator).flux(labels.clip(model.labels.lower, model.labels.upper))
     error = model.translator.reconstruct_synth(synthetic) - synthetic
     low, high = np.percentile(error, [16, 84])
     width = np.diff(np.percentile(pull, [16, 84]))[0] / 2
     write_rst(
-        TABLES / "card_networks.rst",
+        TABLES / f"{truth.card}_networks.rst",
         f"Autoencoder of the observed domain: mean χ² {(pull**2).mean():.2f}, half-width {width:.2f} σ; of the "
         f"synthetic domain: bias {np.median(error):.3%}, scatter {(high - low) / 2:.3%} of the continuum.\n",
     )
@@ -235,20 +250,35 @@ def cannon_fit(truth, model, result):
     return cannon.baseline + least_squares(residual, np.zeros(4)).x * steps
 
 
+def label_cells(result, names):
+    """Labels of a fit with their errors."""
+    cells = []
+    for name in names:
+        digits = 0 if name == "teff" else 2
+        cells.append(f"{result.labels[name].value:.{digits}f} ± {result.uncertainties[name].value:.{digits}f}")
+    return cells
+
+
+def rows_of_star(star, spectrum, fits, names):
+    """Rows of the table of real stars: fits {text: (model, options)} of a spectrum; the last result."""
+    rows, result = [], None
+    for text, (model, options) in fits.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = model.fit(spectrum, **options)
+        chi2 = f"{result.reduced_chi2:.2f}"
+        rows.append((star, text, *label_cells(result, names), chi2, ", ".join(result.flags.names)))
+    return rows, result
+
+
 def write_real(model, truth, inputs, about):
     """Real stars in two spaces, beside the Cannon's labels."""
-    rows = [("star", "fit", "Teff [K]", "log g", "[M/H]", "[α/M]", "χ²/dof", "flags")]
+    rows = [("star", "fit", *(HEADS[n] for n in FOUR), "χ²/dof", "flags")]
+    fits = {"Eq. 9": (model, {"space": "emulator"}), "Eq. 11": (model, {})}
     for star, name in REAL.items():
-        spectrum = read(inputs / "data" / "apogee" / "real" / name)
-        for text, options in (("Eq. 9", {"space": "emulator"}), ("Eq. 11", {})):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                result = model.fit(spectrum, **options)
-            cells = [f"{result.labels[n].value:.2f} ± {result.uncertainties[n].value:.2f}" for n in FOUR]
-            cells[0] = f"{result.labels['teff'].value:.0f} ± {result.uncertainties['teff'].value:.0f}"
-            rows.append((star, text, *cells, f"{result.reduced_chi2:.2f}", ", ".join(result.flags.names)))
+        found, result = rows_of_star(star, read(inputs / "data" / "apogee" / "real" / name), fits, FOUR)
         teff, *rest = cannon_fit(truth, model, result)
-        rows.append((star, "Cannon", f"{teff:.0f}", *(f"{value:.2f}" for value in rest), "", ""))
+        rows += [*found, (star, "Cannon", f"{teff:.0f}", *(f"{value:.2f}" for value in rest), "", "")]
     title = f"Real stars; Cannon: a data-driven model of real giants, fitted to the same pixels; {about}"
     write_rst(TABLES / "card_real.rst", list_table(title, rows))
 
@@ -296,7 +326,7 @@ def main(argv=None):
     parser.add_argument("--beside", nargs="+", metavar="NAME=FILE", help="only compare these models")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    about = f"{date.today().isoformat()}, two cores of an AMD EPYC, torch {torch.__version__}"
+    about = about_run(options.workers)
     if options.beside:
         models = {name: CalibratedModel.load(path) for name, path in (text.split("=", 1) for text in options.beside)}
         write_comparison(models, options.inputs, options.work, options.workers, about)
@@ -312,7 +342,7 @@ def main(argv=None):
     write_fits(model, truth, found, about)
     write_labels(model, truth, table, about)
     write_edges(model, truth, table, about)
-    write_networks(model, truth)
+    write_networks(model, truth, truth.labels)
     write_real(model, truth, options.inputs, about)
 
 
