@@ -59,6 +59,7 @@ def model(line_family, tiny_settings, cloud):
             typical_split_latent=cloud.mean,
         ),
         limits=FlagLimits(reduced_chi2_total=2.0),
+        normalises=False,  # what random weights make has no continuum
     )
 
 

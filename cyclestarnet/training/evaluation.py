@@ -152,7 +152,7 @@ def compare_labels(
     ...     mask=known.spectrum.mask[None],
     ... )
     >>> offsets = compare_labels(model, spectra, {"teff": [known.labels["teff"].value - 30] * u.K}, progress=False)
-    >>> offsets.names, offsets.offset.round(1)
+    >>> offsets.names, offsets.offset.round()
     (('teff',), array([[30.]]))
     """
     n_stars = spectra.flux.shape[0]
