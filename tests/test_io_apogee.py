@@ -364,6 +364,17 @@ def test_our_reader_comes_before_that_of_specutils(k_giant):
     assert "bitmask" not in theirs.meta
 
 
+def test_visits_of_old_releases_are_recognised(tmp_path, k_giant):
+    """Their headers do not name the survey, so that specutils does not know them."""
+    with fits.open(k_giant) as visit:
+        del visit[0].header["SURVEY"]
+        visit.writeto(tmp_path / "visit.fits")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about other formats that are tried
+        spectrum = Spectrum.read(tmp_path / "visit.fits")
+    assert spectrum.meta["velocity"].value == pytest.approx(-67.472)
+
+
 # -- damaged and foreign files ---------------------------------------------
 READERS = [(read_apstar, "apStar"), (read_aspcapstar, "aspcapStar"), (read_apvisit, "apVisit")]
 

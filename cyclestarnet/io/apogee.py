@@ -20,6 +20,7 @@ import astropy.units as u
 import numpy as np
 from astropy.constants import c
 from specutils.io.default_loaders import apogee as theirs
+from specutils.io.parsing_utils import read_fileobj_or_hdulist
 from specutils.io.registers import data_loader
 
 from cyclestarnet.exceptions import CycleStarNetWarning, FileFormatError
@@ -66,6 +67,19 @@ _LARGEST_VELOCITY = 5000.0
 # specutils recognises these files, too, but its readers keep neither mask nor rest frame: ours come first.
 def _recognised(identifier):
     return REGISTERED | {"identifier": identifier, "priority": 20}
+
+
+def _is_apvisit(origin, *args, **kwargs):
+    """Whether a file is an apVisit file, also of old data releases, whose header does not name the survey."""
+    with read_fileobj_or_hdulist(*args, **kwargs) as hdulist:
+        history = "".join(map(str, hdulist[0].header.get("HISTORY", ())))
+        units = [str(hdu.header.get("BUNIT", "")) for hdu in hdulist[1:5]]
+        wanted = ("Flux", "Flux", "", "Wavelen")
+        return (
+            "APOGEE" in history
+            and len(units) == len(wanted)
+            and all(unit.startswith(begin) for unit, begin in zip(units, wanted, strict=True))
+        )
 
 
 @data_loader("cyclestarnet apStar", **_recognised(theirs.apStar_identify))
@@ -219,7 +233,7 @@ def read_aspcapstar(path: FitsFile, *, mask_bits: Iterable[int | str] | None = N
     return masked_spectrum(flux * u.dimensionless_unscaled, error, wavelength, bits, numbers, meta)
 
 
-@data_loader("cyclestarnet apVisit", **_recognised(theirs.apVisit_identify))
+@data_loader("cyclestarnet apVisit", **_recognised(_is_apvisit))
 def read_apvisit(
     path: FitsFile, *, velocity: u.Quantity | None = None, mask_bits: Iterable[int | str] | None = None
 ) -> Spectrum:
