@@ -135,6 +135,17 @@ def test_bad_continuum_pixels_at_an_edge_do_not_spoil_labels(pretrained, giant):
     assert not result.flags & (FitFlag.CONTINUUM | FitFlag.LOCAL_MISFIT | FitFlag.POOR_FIT)
 
 
+def test_moving_star_may_lack_continuum_pixels(pretrained, giant):
+    """Those of a moving star are elsewhere: which pixels count is known only when its velocity is."""
+    wavelength = pretrained.grid.wavelength.value
+    flux = np.interp(wavelength, wavelength * (1 - 700 / 299792.458), giant)
+    mask = pretrained.recipe.moved(-700.0).pixels & (np.arange(giant.size) > pretrained.grid.n_pixels - 700)
+    with pytest.warns(UserWarning, match="good pixels are ignored"):
+        result = pretrained.fit(spectrum(pretrained, flux, mask=mask), motion="velocity", method="lm")
+    assert result.success
+    assert result.labels["velocity"].to_value(u.km / u.s) == pytest.approx(-700, abs=2)
+
+
 def test_missing_lines_see_normalised_stars(pretrained, giant):
     flux = np.stack([giant, giant[::-1] * 0 + giant])
     counts = star_differences(pretrained, spectrum(pretrained, flux, 963.0), progress=False)

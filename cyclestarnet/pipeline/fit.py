@@ -92,13 +92,11 @@ def prepare_stars(
         try:
             chosen = {"normalise": setup.options.normalise, "ignore": setup.ignore}
             pixels = parts.pixels_of(spectrum, **chosen)
-            used = parts.noise.used_pixels(pixels.flux, pixels.sigma)
-            n_used = round(pixels.share[used].sum())  # of resampled pixels, several are one measurement
-            if n_used <= len(setup.parameters):
-                raise SpectrumError(f"{n_used} good pixels are left, too few for {len(setup.parameters)} parameters")
+            used = _used(parts, pixels, setup)
             velocity = _velocity(pixels, search, fitted=setup.fits_velocity)
             if setup.fits_velocity and pixels.continuum is not None and abs(velocity) > STILL:
                 pixels = parts.pixels_of(spectrum, velocity=velocity, **chosen)
+                used = _used(parts, pixels, setup)
         except (CycleStarNetError, TypeError, ValueError) as error:
             places.append(error)
             continue
@@ -112,6 +110,15 @@ def prepare_stars(
             filled = np.interp(wavelength * (1 + velocity / SPEED_OF_LIGHT), wavelength, filled)
         good.append((spectrum, pixels, variance, filled, velocity))
     return _encoded(parts, good), places
+
+
+def _used(parts, pixels, setup):
+    """Which pixels count; raises if they are too few."""
+    used = parts.noise.used_pixels(pixels.flux, pixels.sigma)
+    n_used = round(pixels.share[used].sum())  # of resampled pixels, several are one measurement
+    if n_used <= len(setup.parameters):
+        raise SpectrumError(f"{n_used} good pixels are left, too few for {len(setup.parameters)} parameters")
+    return used
 
 
 def _encoded(parts, rows):
