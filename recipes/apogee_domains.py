@@ -64,6 +64,19 @@ def continuum_recipe():
         return ContinuumRecipe.from_wavelengths(GRID, Table.read(path)["wavelength"])
 
 
+def our_continuum():
+    """A function that gives the generator the continuum of our recipe."""
+    recipe = continuum_recipe()
+
+    def continuum(flux, err, mask):
+        """On the generator's 7214 pixels; the 47 that are cut off keep the last value."""
+        n = GRID.n_pixels
+        inner = recipe(flux[:, :n], mask[:, :n] / err[:, :n].astype(float) ** 2)
+        return np.pad(inner, ((0, 0), (0, flux.shape[1] - n)), mode="edge").astype(np.float32)
+
+    return continuum
+
+
 def normalised(flux, recipe):
     """Spectra (n, 7214) without noise, cut to the model's pixels and normalised by its recipe."""
     flux = flux[:, : GRID.n_pixels].astype(float)
@@ -83,14 +96,8 @@ def write_grid(grid, path, recipe):
 
 def write_stars(generator, stars, path, splits, seed, *, labelled):
     """Write splits {name: (number of stars, rows of the catalogues)} of observed-like stars."""
-    recipe, full_grid = continuum_recipe(), generator.Grid()
+    full_grid, continuum = generator.Grid(), our_continuum()
     noise, options = generator.NoiseModel(full_grid), generator.build_parser().parse_args(["unused.h5"])
-
-    def normalise(flux, err, mask):
-        """Our recipe on the generator's 7214 pixels; the 47 that are cut off keep the last value."""
-        n = GRID.n_pixels
-        inner = recipe(flux[:, :n], mask[:, :n] / err[:, :n].astype(float) ** 2)
-        return np.pad(inner, ((0, 0), (0, flux.shape[1] - n)), mode="edge").astype(np.float32)
 
     with h5py.File(path, "w") as out:
         out["wavelength"] = GRID.wavelength.value
@@ -106,7 +113,7 @@ def write_stars(generator, stars, path, splits, seed, *, labelled):
             for start in range(0, number, BLOCK):
                 part = slice(start, start + BLOCK)
                 *arrays, _, labels20 = generator.observe(
-                    rng, labels[part], snr[part], stars.base, full_grid, noise, normalise, options, stars.elements
+                    rng, labels[part], snr[part], stars.base, full_grid, noise, continuum, options, stars.elements
                 )
                 for dataset, array in zip(stored, arrays, strict=True):
                     dataset[part] = array[:, : GRID.n_pixels]

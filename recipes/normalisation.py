@@ -21,7 +21,7 @@ from pathlib import Path
 
 import astropy.units as u
 import numpy as np
-from apogee_domains import GRID, TEST_ROWS, continuum_recipe
+from apogee_domains import GRID, TEST_ROWS, our_continuum
 from apogee_giants_data import draw_labels
 from astropy.nddata import StdDevUncertainty
 from list_tables import list_table, write_rst
@@ -51,19 +51,12 @@ def observe(generator, number, seed, normaliser):
     return *(a[:, : GRID.n_pixels] for a in (flux, err, mask)), truth
 
 
-def ours(flux, err, mask):
-    """The package's recipe on the generator's 7214 pixels; those that are cut off keep the last value."""
-    n = GRID.n_pixels
-    inner = continuum_recipe()(flux[:, :n], mask[:, :n] / err[:, :n].astype(float) ** 2)
-    return np.pad(inner, ((0, 0), (0, flux.shape[1] - n)), mode="edge").astype(np.float32)
-
-
 def ways(generator, number, seed):
     """Yield the name of each way, its spectra, and their true labels by name."""
     slope = np.concatenate([np.linspace(0.8, 1.15, b - a) for a, b in GRID.chips])
     ting = generator.ContinuumNormaliser(generator.Grid())
     for name, normaliser, factor, unit in (
-        ("our recipe", ours, 1.0, u.one),
+        ("our recipe", our_continuum(), 1.0, u.one),
         ("other pixels", ting, 1.0, u.one),
         ("counts", lambda flux, *_: np.ones_like(flux), COUNTS * slope, u.adu),
         ("percent", ting, 100.0, u.one),
