@@ -3,6 +3,8 @@
 Nothing is fetched while the pages are built.
 """
 
+import os
+
 from sphinx_astropy.conf.v2 import *  # noqa: F403
 from sphinx_astropy.conf.v2 import exclude_patterns, extensions, html_theme_options
 
@@ -27,6 +29,7 @@ extensions.append("myst_nb")
 nb_execution_mode = "force"
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
+os.environ.pop("MPLBACKEND", None)  # with another than their own, notebooks have no figures
 
 # Figures of the gallery are made from the code that the page shows.
 plot_include_source = True
@@ -45,6 +48,7 @@ html_theme_options = html_theme_options | {
     "navbar_persistent": ["search-button"],  # a field would take a second row of the screen of a laptop
 }
 
+autodoc_typehints = "none"  # the lists of parameters have them; short signatures would be cut amidst of one
 numpydoc_xref_param_type = False
 automodapi_inheritance_diagram = False
 automodsumm_inherited_members = False
