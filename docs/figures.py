@@ -16,10 +16,9 @@ import astropy.units as u
 import matplotlib
 import numpy as np
 import torch
-from astropy.utils.data import get_pkg_data_filename
 from matplotlib import pyplot as plt
 
-from cyclestarnet import CalibratedModel, read_apvisit
+from cyclestarnet import CalibratedModel, datasets
 
 sys.path.append(str(Path(__file__).parents[1] / "recipes"))
 from list_tables import list_table, write_rst
@@ -38,7 +37,7 @@ def model():
 
 @cache
 def k_giant():
-    return read_apvisit(get_pkg_data_filename("data/apVisit-r13-9518-57729-104.fits", package="cyclestarnet"))
+    return datasets.k_giant()
 
 
 @cache
@@ -49,7 +48,7 @@ def fitted(space="observed"):
 # -- plots --------------------------------------------------------------------
 def k_giant_fit():
     """The K giant and its fit, the middle of each chip."""
-    figure, axes = plt.subplots(6, 1, figsize=(12, 8.2), height_ratios=[3, 1] * 3, layout="constrained")
+    figure, axes = plt.subplots(6, 1, figsize=(10, 7.6), height_ratios=[3, 1] * 3, layout="constrained")
     for k, (start, stop) in enumerate(model().grid.chips):
         middle = model().grid.wavelength[(start + stop) // 2]
         fitted().plot(axes[2 * k : 2 * k + 2], window=(middle - 60 * u.AA, middle + 60 * u.AA))
@@ -93,9 +92,10 @@ def translation():
     figure, axis = plt.subplots(figsize=(11, 3.4), layout="constrained")
     labels = fitted().labels
     data = fitted().spectrum
+    translated = model().to_synthetic(k_giant())
     spectra = {
         "data": np.where(data.mask, np.nan, data.flux.value),
-        "data, translated to synthetic": model().to_synthetic(k_giant()).flux.value,
+        "data, translated to synthetic": np.where(translated.mask, np.nan, translated.flux.value),
         "emulator at the labels of the fit": model().predict(labels, domain="synthetic").flux.value,
     }
     wavelength = model().grid.wavelength.value
