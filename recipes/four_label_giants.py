@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Giants of four labels: what the studies ``fits.py`` and ``stability.py`` are made of.
+"""Giants of four labels: what the studies ``fits.py``, ``stability.py`` and ``missing_lines_*.toml`` are made of.
 
 Stages, in order; each reads the files of the earlier ones in ``--work`` and can be run again::
 
@@ -35,7 +35,7 @@ from cyclestarnet.networks.emulator import Emulator, EmulatorSettings, train_emu
 from cyclestarnet.training.alignment import gaussian_transport
 from cyclestarnet.training.assembly import quiet_pixels
 
-log = logging.getLogger("apogee_giants")
+log = logging.getLogger("four_label_giants")
 
 GRID = apogee_grid()
 CONTINUUM_FILE = Path(__file__).parents[1] / "cyclestarnet" / "data" / "apogee_continuum_pixels.ecsv"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Tables and figures of docs/missing_lines.rst: what is found of lines that were taken away, and in the embedded model.
+"""Tables and figures of docs/appendix/missing_lines.rst: what is found of lines that were taken away, and of giants.
 
 The mock studies themselves are run by ``cyclestarnet mock-lines`` from the files
 ``missing_lines_*.toml`` beside this one; a study that is finished is only read here::
@@ -138,7 +138,7 @@ def network_of(config, model):
 
 def scatter_of(config):
     """How much elements vary on their own in a study."""
-    return f"{config.mock.element_scatter:g} dex" if config.mock.element_scatter else "as embedded, 0.02 dex"
+    return f"{config.mock.element_scatter or 0.02:g} dex"  # the labels of the first apogee-giants have 0.02
 
 
 def wavelength_errors(domains, lines, mask):
