@@ -115,6 +115,29 @@ def kelvin_scale(names: Sequence[str], values: ArrayLike) -> np.ndarray:
     return scale
 
 
+def html_of(table: Table) -> str:
+    """Return a table of labels as a notebook shows it: all rows, without the types of columns.
+
+    Parameters
+    ----------
+    table : `~astropy.table.Table`
+        Any.
+
+    Returns
+    -------
+    str
+        HTML.
+
+    Examples
+    --------
+    >>> from astropy.table import Table
+    >>> from cyclestarnet.labels import html_of
+    >>> html_of(Table({"label": ["teff"]}))
+    '<table><thead><tr><th>label</th></tr></thead><tr><td>teff</td></tr></table>'
+    """
+    return "".join(table.pformat(html=True, max_lines=-1, max_width=-1, show_unit=False, show_dtype=False))
+
+
 class LabelValues(dict):
     """Values of labels by name; a name that is none is answered with the one that is meant.
 
@@ -581,4 +604,6 @@ class LabelSet:
         return f"<LabelSet {', '.join(self.names)}>"
 
     def _repr_html_(self) -> str:
-        return self.to_table()._repr_html_()
+        table = self.to_table()
+        table["lower"].format = table["upper"].format = ".4g"
+        return html_of(table)

@@ -19,7 +19,7 @@ from scipy.optimize import brentq
 from scipy.special import ndtr
 
 from cyclestarnet.exceptions import LabelError
-from cyclestarnet.labels import LabelSet, LabelValues, difference_unit
+from cyclestarnet.labels import LabelSet, LabelValues, difference_unit, html_of
 from cyclestarnet.spectra import PortableSpectrum, Spectrum
 from cyclestarnet.storage import origin, read_object, storable, write_object
 
@@ -218,6 +218,8 @@ class FitResult:
         Model, digest of its weights, version of the package, date (UTC), prior, numbers of evaluations, S/N, and what
         the flags are made of, for people; nothing reads it.
 
+    Notes
+    -----
     ``result["teff"]`` is ``result.labels["teff"]``. Results can be pickled.
 
     Examples
@@ -495,7 +497,7 @@ class FitResult:
         return "\n".join([f"<FitResult {self._headline()}>", *lines])
 
     def _repr_html_(self):
-        return f"<p><b>FitResult</b> {html.escape(self._headline())}</p>{self.summary()._repr_html_()}"
+        return f"<p><b>FitResult</b> {html.escape(self._headline())}</p>{html_of(self.summary())}"
 
 
 def _digits(error):
@@ -871,4 +873,4 @@ class Posterior:
         return "\n".join([f"<Posterior {self.headline}>", *self.summary().pformat(max_lines=-1, max_width=-1)])
 
     def _repr_html_(self):
-        return f"<p><b>Posterior</b> {html.escape(self.headline)}</p>{self.summary()._repr_html_()}"
+        return f"<p><b>Posterior</b> {html.escape(self.headline)}</p>{html_of(self.summary())}"

@@ -187,6 +187,14 @@ def test_table_shows_units_and_ranges(labels):
     assert "teff" in labels._repr_html_()
 
 
+def test_a_notebook_shows_all_labels_and_short_numbers():
+    """Twenty-two labels are more rows than astropy shows of a table; 1/3 has more digits than anybody reads."""
+    names = [f"x{k}_h" for k in range(22)]
+    text = LabelSet(names, np.full(22, -1 / 3), np.ones(22))._repr_html_()
+    assert all(f"<td>{name}</td>" in text for name in names)
+    assert "<td>-0.3333</td>" in text
+
+
 def test_container_protocol(labels):
     assert "teff" in labels
     assert "mg_fe" not in labels
