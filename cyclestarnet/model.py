@@ -77,13 +77,17 @@ class CalibratedModel(ModelParts):
         First guesses and expected derivatives, which make fits quick. Default: none.
     provenance : mapping, optional
         What the model was made of, and its measured figures, by name.
+    normalises : bool, optional
+        Whether ``recipe`` normalised the training spectra, so that it has to normalise all others. Default: True.
+    zero_points : array, shape (n_labels,), optional
+        By how much the networks take the labels of observed stars for larger than they are. Default: by nothing.
 
     Raises
     ------
     GridError
         If the parts have different numbers of pixels.
     LabelError
-        If the emulator takes another number of labels.
+        If the emulator takes another number of labels, or there are not as many zero points.
 
     Examples
     --------

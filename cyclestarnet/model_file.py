@@ -176,6 +176,7 @@ def _contents(parts: ModelParts) -> tuple[dict[str, np.ndarray], dict[str, Any]]
         "typical_split_latent": population.typical_split_latent,
         "label_range": population.label_range,
         "label_error": noise.label_error,
+        "zero_points": parts.zero_points,
     }
     arrays |= {name: array for name, array in optional.items() if array is not None}
     trend = noise.label_error_trend
@@ -252,6 +253,7 @@ def _parts(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> ModelParts:
         else None,
         provenance=meta["provenance"],
         normalises=meta.get("normalises", True),
+        zero_points=arrays.get("zero_points"),
     )
 
 

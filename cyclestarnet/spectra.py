@@ -30,7 +30,7 @@ try:
 except ImportError:  # specutils 1 knows the class by its old name only
     from specutils import Spectrum1D as Spectrum
 
-__all__ = ["Pixels", "PortableSpectrum", "Spectrum", "check_frame", "star_name", "to_pixels", "to_spectrum"]
+__all__ = ["Pixels", "PortableSpectrum", "Spectrum", "check_frame", "row_of", "star_name", "to_pixels", "to_spectrum"]
 
 # Between which the median of a normalised flux is, whatever the stars and the recipe
 NORMALISED = (0.1, 10.0)
@@ -415,6 +415,43 @@ def _ivar_of(values: ArrayLike) -> np.ndarray:
 
 
 # -- other processes ---------------------------------------------------------
+def row_of(stack: Spectrum, row: int) -> Spectrum:
+    """One spectrum of a stack.
+
+    Indexing a stack copies all of it, so that a loop over thousands of stars takes longer than their fits.
+
+    Parameters
+    ----------
+    stack : `~specutils.Spectrum`, flux of shape (n, n_pixels), or (n_pixels, n) if its spectral axis is the first
+        Spectra on the same wavelengths.
+    row : int
+        Which.
+
+    Returns
+    -------
+    `~specutils.Spectrum`
+        Flux, uncertainty, mask and metadata of that spectrum; arrays are views where they can be.
+
+    Examples
+    --------
+    >>> import numpy as np, astropy.units as u
+    >>> from cyclestarnet.spectra import Spectrum, row_of
+    >>> stack = Spectrum(flux=np.ones((2, 3)) * u.one, spectral_axis=[5000, 5001, 5002] * u.AA)
+    >>> row_of(stack, 1).flux.shape
+    (3,)
+    """
+    last = stack.flux.ndim - 1
+    place = row if getattr(stack, "spectral_axis_index", last) == last else (slice(None), row)
+    error = stack.uncertainty
+    return Spectrum(
+        flux=stack.flux[place],
+        spectral_axis=stack.spectral_axis,
+        uncertainty=None if error is None else type(error)(error.array[place], unit=error.unit),
+        mask=None if stack.mask is None else np.broadcast_to(stack.mask, stack.flux.shape)[place],
+        meta=stack.meta,
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class PortableSpectrum:
     """A spectrum that can be pickled, and is a `~specutils.Spectrum` again after that.

@@ -12,7 +12,7 @@ from specutils.manipulation import FluxConservingResampler
 from cyclestarnet.continuum import ContinuumRecipe
 from cyclestarnet.exceptions import CycleStarNetWarning, GridError, SpectrumError
 from cyclestarnet.grid import WavelengthGrid, air_to_vacuum, apogee_grid
-from cyclestarnet.spectra import Pixels, Spectrum, to_pixels, to_spectrum
+from cyclestarnet.spectra import Pixels, Spectrum, row_of, to_pixels, to_spectrum
 
 N = 240
 CHIPS = ((0, 100), (100, 240))
@@ -852,3 +852,30 @@ def test_the_shares_of_coarse_pixels_are_their_number():
     np.testing.assert_allclose(coarse.share, 0.2)
     fine = Spectrum(np.ones(60) * u.one, grid.wavelength, uncertainty=StdDevUncertainty(np.full(60, 0.01)))
     np.testing.assert_array_equal(to_pixels(fine, grid).share, 1.0)
+
+
+# -- stacks ---------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", [StdDevUncertainty, InverseVariance, VarianceUncertainty])
+def test_row_of_a_stack_is_what_indexing_gives(kind, rng):
+    flux, error = rng.uniform(0.5, 1, (2, 3, 7))
+    wavelength = np.array([1.5, 1.51, 1.53, 1.54, 1.56, 1.57, 1.6]) * u.um
+    stack = Spectrum(
+        flux=flux * u.Jy, spectral_axis=wavelength, uncertainty=kind(error), mask=flux > 0.8, meta={"object": "M 67"}
+    )
+    for row in range(3):
+        ours, theirs = row_of(stack, row), stack[row]
+        assert isinstance(ours.uncertainty, kind)
+        assert ours.meta["object"] == theirs.meta["object"]
+        for name in ("flux", "spectral_axis", "mask"):
+            np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+        np.testing.assert_array_equal(ours.uncertainty.array, theirs.uncertainty.array)
+        assert (ours.flux.unit, ours.uncertainty.unit) == (theirs.flux.unit, theirs.uncertainty.unit)
+
+
+def test_row_of_a_stack_does_not_copy_the_others(rng):
+    """Indexing copies the whole stack, for each of its rows."""
+    flux = rng.uniform(0.5, 1, (3, 7)) * u.one
+    stack = Spectrum(flux=flux, spectral_axis=np.arange(1, 8) * u.um, uncertainty=StdDevUncertainty(0.1 * flux.value))
+    row = row_of(stack, 1)
+    assert np.shares_memory(row.flux, stack.flux)
+    assert row.mask is None

@@ -21,7 +21,7 @@ from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.io.readers import read
 from cyclestarnet.io.training_set import Selection, TrainingSet
 from cyclestarnet.reading.hdf5 import dataset_of, open_hdf5
-from cyclestarnet.spectra import PortableSpectrum, Spectrum, star_name
+from cyclestarnet.spectra import PortableSpectrum, Spectrum, row_of, star_name
 
 __all__ = ["StarSource", "star_sources"]
 
@@ -130,16 +130,7 @@ class _StackRow(StarSource):
         return _Given(self.read()).identity
 
     def read(self) -> Spectrum:
-        if _stars_first(self.stack):
-            return self.stack[self.row]
-        stack, error = self.stack, self.stack.uncertainty
-        return Spectrum(
-            flux=stack.flux[:, self.row],
-            spectral_axis=stack.spectral_axis,
-            uncertainty=None if error is None else type(error)(error.array[:, self.row], unit=error.unit),
-            mask=None if stack.mask is None else stack.mask[:, self.row],
-            meta=stack.meta,
-        )
+        return row_of(self.stack, self.row)
 
     def __reduce__(self):  # a row travels to a worker without the others
         return _Given, (self.read(),)

@@ -14,7 +14,7 @@ from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.labels import LabelSet
 from cyclestarnet.lines.protocols import Model
 from cyclestarnet.progress import tqdm
-from cyclestarnet.spectra import Spectrum
+from cyclestarnet.spectra import Spectrum, row_of
 
 __all__ = ["FluxDifferences", "model_differences", "require_rows", "star_differences"]
 
@@ -152,10 +152,18 @@ def model_differences(
     <FluxDifferences of 2 spectra, 7167 pixels>
     """
     values = _values(model, labels, n, seed)
+    model.labels.check_range(values)
+    shift = np.zeros(len(model.labels)) if model.zero_points is None else model.zero_points
+    values = values.clip(model.labels.lower + shift.clip(min=0), model.labels.upper + shift.clip(max=0))
+
+    def flux(part: np.ndarray, domain: str) -> np.ndarray:
+        return model.predict(model.labels.to_quantities(part), domain=domain).flux.value
+
     parts, total = [], np.zeros(model.grid.n_pixels)
     for start in tqdm(range(0, len(values), ROWS), desc="differences", disable=not progress):
-        where = model.labels.to_quantities(values[start : start + ROWS])
-        synthetic, observed = (model.predict(where, domain=domain).flux.value for domain in ("synthetic", "observed"))
+        part = values[start : start + ROWS]
+        # one spectrum and its translation: zero points of labels, which only one of them has, would look like lines
+        synthetic, observed = flux(part, "synthetic"), flux(part - shift, "observed")
         parts.append((observed - synthetic).astype(np.float32))
         total += synthetic.sum(0)
     return FluxDifferences(model.grid, model.labels, values, np.concatenate(parts), synthetic=total / len(values))
@@ -262,7 +270,7 @@ def star_differences(
         part = slice(start, start + ROWS)
         synthetic = model.predict(model.labels.to_quantities(values[part]), domain="synthetic").flux.value
         for k, (row, expected) in enumerate(zip(rows[part], synthetic, strict=True), start):
-            pixels = model.pixels_of(spectra[int(row)])
+            pixels = model.pixels_of(row_of(spectra, int(row)))
             good = pixels.ivar > 0
             flux[k] = np.where(good, pixels.flux - expected, np.nan)
             error[k] = np.where(good, pixels.ivar, 1.0) ** -0.5

@@ -55,6 +55,8 @@ class Model(Protocol):
         How the labels of its training were distributed.
     recipe : `~cyclestarnet.ContinuumRecipe` or None
         How observed spectra are normalised.
+    zero_points : array, shape (n_labels,), or None
+        Observed spectra of some labels are translations of the synthetic ones of labels + zero_points.
     predict : callable
         Spectra of labels in a ``domain``.
     derivative_spectra : callable
@@ -78,6 +80,7 @@ class Model(Protocol):
     labels: LabelSet
     prior: Gaussian
     recipe: ContinuumRecipe | None
+    zero_points: np.ndarray | None
     predict: Callable[..., Spectrum]
     derivative_spectra: Callable[..., DerivativeSpectra]
     fit_many: Callable[..., QTable]

@@ -8,6 +8,7 @@ that the emulator is the paper's single network from labels to all pixels.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -125,6 +126,36 @@ class Emulator(nn.Module):
             flux = emulator(torch.tensor([4500.0, 2.0]))
         """
         return self.layers((labels - self.lower) / (self.upper - self.lower) - 0.5)
+
+    def shifted(self, offset: ArrayLike) -> Emulator:
+        """The same emulator for labels that are counted from other zero points.
+
+        Parameters
+        ----------
+        offset : array, shape (n_labels,)
+            In the units of the labels.
+
+        Returns
+        -------
+        `Emulator`
+            Whose spectrum of some labels is this one's of labels + offset. The layers are shared.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from cyclestarnet.networks import Emulator
+        >>> emulator = Emulator(lower=[3500, 0], upper=[6000, 4], n_pixels=100, hidden=(16,))
+        >>> hotter = emulator.shifted([50, 0])
+        >>> torch.equal(hotter(torch.tensor([4500.0, 2.0])), emulator(torch.tensor([4550.0, 2.0])))
+        True
+        """
+        other = copy.copy(self)
+        other._buffers = {
+            name: edge - torch.as_tensor(np.asarray(offset), dtype=edge.dtype, device=edge.device)
+            for name, edge in self._buffers.items()
+            if edge is not None
+        }
+        return other
 
 
 @dataclass(frozen=True)

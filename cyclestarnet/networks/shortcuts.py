@@ -7,7 +7,7 @@ need no Jacobian of their own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -80,6 +80,27 @@ class Shortcuts:
         offset = latents.reshape(len(latents), -1) - self.latent_mean
         # star by star, here and below: the last bits must not depend on the company
         return np.array([self.guess[0] + row @ self.guess[1:] for row in offset])
+
+    def shifted(self, offset: np.ndarray) -> Shortcuts:
+        """The same for labels that are counted from other zero points.
+
+        Parameters
+        ----------
+        offset : array, shape (n_labels,)
+            That new labels have more than old ones, in their units.
+
+        Returns
+        -------
+        `Shortcuts`
+
+        Examples
+        --------
+        ::
+
+            shortcuts.shifted(np.array([-28.0, 0.0]))
+        """
+        guess = np.vstack([self.guess[0] + offset, self.guess[1:]])
+        return replace(self, guess=guess, centre=self.centre + offset)
 
     def expected_slopes(self, labels: Tensor) -> Tensor:
         """Derivatives of the observed flux that are to be expected at given labels.

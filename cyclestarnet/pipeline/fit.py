@@ -195,15 +195,23 @@ def make_objective(parts: ModelParts, stars: Stars, setup: FitSetup, *, together
     if len(setup.layout.coordinate_places):
         cloud = parts.population.split_latents
         predictor = FreeSplitLatentPredictor(
-            parts.emulator, parts.translator, cloud.mean, cloud.directions, together=together, shortcuts=shortcuts
+            parts.translated_emulator,
+            parts.translator,
+            cloud.mean,
+            cloud.directions,
+            together=together,
+            shortcuts=shortcuts,
         )
     elif space == "observed":
         split = stars.split_latent
         if setup.options.split_latent == "typical" and split is not None:
             split = np.repeat(parts.population.typical_split_latent[None], len(stars), axis=0)
-        predictor = ObservedPredictor(parts.emulator, parts.translator, split, together=together, shortcuts=shortcuts)
+        predictor = ObservedPredictor(
+            parts.translated_emulator, parts.translator, split, together=together, shortcuts=shortcuts
+        )
     else:
-        predictor = EmulatorPredictor(parts.emulator, together=together)
+        emulator = parts.emulator if space == "emulator" else parts.translated_emulator
+        predictor = EmulatorPredictor(emulator, together=together)
     if space == "synthetic":
         flux = np.concatenate([parts.translator.obs_to_synth(row[None]) for row in stars.filled])
     if space == "synthetic" and not parts.translator.is_residual:

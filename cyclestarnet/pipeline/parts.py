@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import astropy.units as u
 import numpy as np
@@ -119,6 +120,9 @@ class ModelParts:
     normalises : bool, optional
         Whether the training spectra went through ``recipe``, so that all others have to (default). False: they were
         normalised in a way that is not known here, and ``recipe`` only stands in for it, for flux with a unit.
+    zero_points : array, shape (n_labels,), optional
+        By how much the networks take the labels of observed stars for larger than they are: translated spectra are
+        those of labels + zero_points. Default: by nothing.
 
     Raises
     ------
@@ -147,6 +151,7 @@ class ModelParts:
     shortcuts: Shortcuts | None = None
     provenance: Mapping = field(default_factory=dict)
     normalises: bool = True
+    zero_points: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         sizes = {
@@ -159,6 +164,13 @@ class ModelParts:
             raise GridError(f"the parts of a model must have the same number of pixels, but have {sizes}")
         if len(self.labels) != self.emulator.n_labels:
             raise LabelError(f"{len(self.labels)} labels, but the emulator takes {self.emulator.n_labels}")
+        if self.zero_points is not None and np.shape(self.zero_points) != (len(self.labels),):
+            raise LabelError(f"{len(self.labels)} labels, but zero points of the shape {np.shape(self.zero_points)}")
+
+    @cached_property
+    def translated_emulator(self) -> Emulator:
+        """The emulator as the translation takes it: of labels that are counted from ``zero_points``."""
+        return self.emulator if self.zero_points is None else self.emulator.shifted(self.zero_points)
 
     def pixels_of(
         self,

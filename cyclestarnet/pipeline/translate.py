@@ -52,7 +52,9 @@ def predictor_of(
     if domain == "synthetic":
         return EmulatorPredictor(parts.emulator)
     typical = parts.population.typical_split_latent
-    return ObservedPredictor(parts.emulator, parts.translator, typical if split_latent is None else split_latent)
+    return ObservedPredictor(
+        parts.translated_emulator, parts.translator, typical if split_latent is None else split_latent
+    )
 
 
 def seen_flux(

@@ -45,6 +45,7 @@ from cyclestarnet.training.settings import TrainingSettings
 from cyclestarnet.training.streams import StreamedSpectra, StreamedSynthetic
 from cyclestarnet.training.trainer import Anchors, Trainer
 from cyclestarnet.training.watch import Watch, WatchSettings, alignment_scores
+from cyclestarnet.training.zero_points import learn_zero_points, population_offset
 
 __all__ = [
     "AdaptationReport",
@@ -85,12 +86,14 @@ __all__ = [
     "label_table",
     "learn_errors",
     "learn_label_error",
+    "learn_zero_points",
     "load_emulator",
     "misfits",
     "mmd",
     "model_scatter",
     "offset_figures",
     "overlap_weights",
+    "population_offset",
     "prepare",
     "principal_components",
     "prior_mismatch",

@@ -31,7 +31,7 @@ from cyclestarnet.noise import NoiseModel
 from cyclestarnet.pipeline.diagnostics import continuum_misfit, local_misfit
 from cyclestarnet.pipeline.parts import FlagLimits, Population
 from cyclestarnet.progress import tqdm
-from cyclestarnet.spectra import Spectrum
+from cyclestarnet.spectra import Spectrum, row_of
 from cyclestarnet.training.shortcuts import learn_shortcuts
 
 __all__ = [
@@ -438,7 +438,7 @@ def fit_residuals(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FitWarning)
-                result = model.fit(spectra[row], space=space, method="lm")
+                result = model.fit(row_of(spectra, row), space=space, method="lm")
         except (CycleStarNetError, FloatingPointError, np.linalg.LinAlgError) as error:
             reasons.append(f"validation star {row}: {error}")
             log.warning("left out %s", reasons[-1])

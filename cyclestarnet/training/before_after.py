@@ -28,7 +28,7 @@ from cyclestarnet.pipeline.fit import fit_stars
 from cyclestarnet.pipeline.options import FitOptions
 from cyclestarnet.pipeline.setup import FitSetup
 from cyclestarnet.progress import tqdm
-from cyclestarnet.spectra import Spectrum
+from cyclestarnet.spectra import Spectrum, row_of
 from cyclestarnet.training.datasets import ObservedSpectra, SyntheticSource
 from cyclestarnet.training.domains import Stars
 from cyclestarnet.training.settings import TrainingSettings
@@ -317,7 +317,9 @@ def _fits(model: CalibratedModel, spectra: Spectrum, progress: bool) -> tuple[np
         warnings.simplefilter("ignore", FitWarning)
         for first in tqdm(range(0, n_stars, BATCH), desc=f"stars, {model.name}", disable=not progress):
             block = range(first, min(first + BATCH, n_stars))
-            for row, result in zip(block, fit_stars(model, [spectra[row] for row in block], setup), strict=True):
+            for row, result in zip(
+                block, fit_stars(model, [row_of(spectra, row) for row in block], setup), strict=True
+            ):
                 if isinstance(result, Exception):
                     log.warning("left out held-out star %d: %s", row, result)
                     continue

@@ -35,6 +35,8 @@ __all__ = [
     "read_config",
 ]
 
+LEAST_POPULATION = 500  # stars: the mean of fewer is off by more than 5 % of the population's width by chance
+
 
 # -- tables of the file that no other room has settings for -----------------------------
 @dataclass(frozen=True)
@@ -241,6 +243,10 @@ class ModelConfig:
         Stars whose fits tell the model's errors; each takes seconds.
     n_cloud : int
         Stars that tell which spectra are familiar, at most.
+    n_zero_points : int
+        Stars whose labels, as fits find them, shall have the mean of the label prior, at most: that takes off by how
+        much the networks miss it. 0: nothing is taken off. Not with anchors, which tell zero points
+        themselves, and not if there are fewer than 500 stars, whose mean is uncertain.
     continuum : "apogee", file or None
         Continuum pixels that normalised the spectra, and will normalise all
         that the model fits: this package's for APOGEE, or a table with a
@@ -266,13 +272,16 @@ class ModelConfig:
     translation: Literal["paper", "residual"] = "paper"
     n_validation: int = 100
     n_cloud: int = 3000
+    n_zero_points: int = 2000
     continuum: Literal["apogee"] | File | None = None
     degree: int = 4
     half: bool = False
     provenance: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, least in (("n_validation", 3), ("n_cloud", 8), ("degree", 0)):
+        if 0 < self.n_zero_points < LEAST_POPULATION:
+            raise ValueError(f"n_zero_points must be 0, or {LEAST_POPULATION} or more, but is {self.n_zero_points}")
+        for name, least in (("n_validation", 3), ("n_cloud", 8), ("n_zero_points", 0), ("degree", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be {least} or more, but is {getattr(self, name)}")
         if self.path is not None and self.path.suffix != ".safetensors":

@@ -30,7 +30,7 @@ from cyclestarnet.pipeline.fit import fit_stars
 from cyclestarnet.pipeline.options import FitOptions
 from cyclestarnet.pipeline.setup import FitSetup
 from cyclestarnet.progress import tqdm
-from cyclestarnet.spectra import Spectrum
+from cyclestarnet.spectra import Spectrum, row_of
 
 __all__ = [
     "LabelOffsets",
@@ -141,7 +141,7 @@ def compare_labels(
     --------
     >>> import astropy.units as u
     >>> from cyclestarnet import CalibratedModel, datasets
-    >>> from cyclestarnet.spectra import Spectrum
+    >>> from cyclestarnet.spectra import Spectrum, row_of
     >>> from cyclestarnet.training.evaluation import compare_labels, label_table
     >>> model, star = CalibratedModel.from_pretrained(), datasets.k_giant()
     >>> known = model.fit(star, method="lm")
@@ -158,31 +158,100 @@ def compare_labels(
     n_stars = spectra.flux.shape[0]
     known = _known_values(model.labels, truth, n_stars)
     matrix = _rows_of(model.labels, tuple(known))
-    setup = FitSetup.of(model, FitOptions(**({"method": "lm"} | options)))
-    n, results, rows = len(model.labels), [], []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FitWarning)  # the flags say it
-        for first in tqdm(range(0, n_stars, BATCH), desc="stars of known labels", disable=not progress):
-            block = range(first, min(first + BATCH, n_stars))
-            for row, result in zip(block, fit_stars(model, [spectra[row] for row in block], setup), strict=True):
-                if isinstance(result, Exception):
-                    log.warning("left out star %d of known labels: %s", row, result)
-                else:
-                    results.append(result)
-                    rows.append(row)
-    if not results:
-        raise SpectrumError(f"none of the {n_stars} stars of known labels can be fitted")
-    values = np.array([result.values[:n] for result in results])
-    covariance = np.array([result.covariance[:n, :n] for result in results])
+    fits = fitted_labels(model, spectra, progress=progress, about="stars of known labels", **options)
     return LabelOffsets(
         tuple(known),
-        values @ matrix.T - np.column_stack(list(known.values()))[rows],
-        matrix @ covariance @ matrix.T,
-        np.array([result.reduced_chi2 for result in results]),
-        np.array([result.success for result in results]),
-        np.array([bool(result.flags) for result in results]),
-        values,
+        fits.values @ matrix.T - np.column_stack(list(known.values()))[fits.rows],
+        matrix @ fits.covariance @ matrix.T,
+        fits.reduced_chi2,
+        fits.success,
+        fits.flagged,
+        fits.values,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class FittedLabels:
+    """All labels of the stars of a set that can be fitted.
+
+    Parameters
+    ----------
+    rows : array of int, shape (n_stars,)
+        Of the spectra, rising.
+    values : array, shape (n_stars, n_labels)
+        All labels of the model, in their units.
+    covariance : array, shape (n_stars, n_labels, n_labels)
+        That the fits quoted.
+    reduced_chi2, success, flagged : array, shape (n_stars,)
+        As `LabelOffsets` has them.
+
+    Examples
+    --------
+    ::
+
+        fitted_labels(model, spectra).values.mean(axis=0)
+    """
+
+    rows: np.ndarray
+    values: np.ndarray
+    covariance: np.ndarray
+    reduced_chi2: np.ndarray
+    success: np.ndarray
+    flagged: np.ndarray
+
+
+def fitted_labels(
+    model: CalibratedModel, spectra: Spectrum, *, progress: bool = True, about: str = "stars", **options: Any
+) -> FittedLabels:
+    """Fit a stack of spectra, and leave out those that cannot be fitted.
+
+    Parameters
+    ----------
+    model : `~cyclestarnet.CalibratedModel`
+        The model.
+    spectra : `~specutils.Spectrum`, a row per star
+        Observed spectra.
+    progress : bool, optional
+        Show a bar. Default: True.
+    about : str, optional
+        What the bar and the log call them. Default: ``"stars"``.
+    **options
+        Fields of `~cyclestarnet.pipeline.FitOptions`, such as ``space``. Default: ``method="lm"``.
+
+    Returns
+    -------
+    `FittedLabels`
+
+    Raises
+    ------
+    SpectrumError
+        If no star can be fitted.
+
+    Examples
+    --------
+    ::
+
+        fitted_labels(model, spectra).covariance
+    """
+    n_stars, n, rows = spectra.flux.shape[0], len(model.labels), []
+    found: list[tuple] = []  # of each star what is needed: results of thousands with their spectra would fill a memory
+    setup = FitSetup.of(model, FitOptions(**({"method": "lm"} | options)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FitWarning)  # the flags say it
+        for first in tqdm(range(0, n_stars, BATCH), desc=about, disable=not progress):
+            block = range(first, min(first + BATCH, n_stars))
+            for row, result in zip(
+                block, fit_stars(model, [row_of(spectra, row) for row in block], setup), strict=True
+            ):
+                if isinstance(result, Exception):
+                    log.warning("left out star %d of the %s: %s", row, about, result)
+                    continue
+                labels = result.values[:n], result.covariance[:n, :n]
+                found.append((*labels, result.reduced_chi2, result.success, bool(result.flags)))
+                rows.append(row)
+    if not found:
+        raise SpectrumError(f"none of the {n_stars} {about} can be fitted")
+    return FittedLabels(np.array(rows), *(np.array(column) for column in zip(*found, strict=True)))
 
 
 def _known_values(labels: LabelSet, truth: Mapping | QTable, n_stars: int) -> dict[str, np.ndarray]:

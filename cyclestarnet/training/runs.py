@@ -39,7 +39,7 @@ from cyclestarnet.networks.translation import NetworkSettings, TranslationNetwor
 from cyclestarnet.spectra import Spectrum
 from cyclestarnet.training.arrays import domains_of_arrays
 from cyclestarnet.training.assembly import assemble_model
-from cyclestarnet.training.config import Config, LogConfig, ModelConfig, Plan, RunConfig
+from cyclestarnet.training.config import LEAST_POPULATION, Config, LogConfig, ModelConfig, Plan, RunConfig
 from cyclestarnet.training.datasets import ObservedSpectra, SyntheticSpectra
 from cyclestarnet.training.domains import Domains
 from cyclestarnet.training.emulators import OWN_EMULATOR
@@ -50,6 +50,7 @@ from cyclestarnet.training.streams import StreamedSpectra
 from cyclestarnet.training.toml import ConfigError
 from cyclestarnet.training.trainer import Trainer, join_processes
 from cyclestarnet.training.watch import WatchSettings
+from cyclestarnet.training.zero_points import learn_zero_points, with_zero_points
 
 __all__ = ["Run", "check_machine", "finish", "joined_processes", "kept_folder", "prepare", "ready", "train"]
 
@@ -531,8 +532,10 @@ def joined_processes(config: Config) -> Iterator[tuple[Config, int]]:
 def finish(run: Run, *, progress: bool = True) -> Path:
     """Assemble the model of a run, learn its errors from validation spectra, and save it.
 
-    With stars of known labels it learns the errors that spectra do not show, too,
-    and writes a table of how well it finds labels beside the model, ``NAME.labels.ecsv``.
+    Of a training from the beginning it learns the zero points of labels from the training stars
+    (`~cyclestarnet.training.learn_zero_points`). With stars of known labels it learns the errors
+    that spectra do not show, too, and writes a table of how well it finds labels beside the
+    model, ``NAME.labels.ecsv``.
 
     Parameters
     ----------
@@ -585,6 +588,13 @@ def finish(run: Run, *, progress: bool = True) -> Path:
         # from its prior, a Gaussian, which reaches farther than the labels that it knew.
         population = replace(model.population, label_range=base.population.label_range)
         model = replace(model, recipe=base.recipe, population=population)
+        # These stars need not be the population of the prior, which its own training has compared.
+        model = with_zero_points(model, base.zero_points)
+    elif domains.anchors is None and config.model.n_zero_points and len(domains.stars.rows) >= LEAST_POPULATION:
+        stars = domains.stars.spectra(config.model.n_zero_points, domains.grid)
+        model = learn_zero_points(model, stars, progress=progress)
+        said = f"such that labels of {len(stars.flux)} training stars have the mean of the prior"
+        model = replace(model, provenance={**model.provenance, "zero points": said})
     if domains.known is not None:
         model = learn_label_error(model, domains.known.spectra(domains.grid), domains.known.truth, progress=progress)
     model.save(config.model_path, half=config.model.half)
