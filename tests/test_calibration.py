@@ -220,6 +220,13 @@ def test_errors_of_the_emulator_are_right(tiny_model):
     assert (rank_table(ranks)["p"] > 1e-3).all()
 
 
+@pytest.mark.slow
+def test_stars_are_taken_as_they_are_normalised(pretrained):
+    """Gravities by the emulator: a continuum that is fitted to the noise would make pulls 1.5 times as wide."""
+    table = rank_table(calibration_ranks(pretrained, 40, free=("logg",), space="emulator", progress=False))
+    assert 0.7 < table["pull_width"][0] < 1.3
+
+
 def test_errors_that_are_too_large_are_noticed(tiny_model, monkeypatch):
     """Fits that believe in a scatter of three times the noise, which stars have not: errors are √10 times too large.
 

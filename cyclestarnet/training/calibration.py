@@ -197,7 +197,8 @@ def calibration_ranks(
     """Rank the true labels of simulated stars in their posteriors: are a model's errors what they should be?
 
     Of the statistical errors, that is: ``model.noise.label_error``, the error of a translation that
-    is wrong, is left out, because stars that the model made have none.
+    is wrong, is left out, because stars that the model made have none, and so is the error of a continuum
+    that follows the noise: the flux of these stars is normalised as it is made, and taken as it is.
 
     Parameters
     ----------
@@ -299,7 +300,9 @@ def calibration_ranks(
 def _run(model: CalibratedModel, settings: _Settings, like: Spectrum | None) -> dict[str, object]:
     """What a file of ranks is begun with."""
     identity = None if like is None else next(iter(star_sources(like))).identity
-    return {"ranks of": model.name, "weights": digest_of(model), "like": identity} | asdict(settings)
+    return {"ranks of": model.name, "weights": digest_of(model), "like": identity, "normalise": False} | asdict(
+        settings
+    )
 
 
 def _star(model: CalibratedModel, number: int, settings: _Settings, like: Spectrum | None) -> _Star:
@@ -315,7 +318,7 @@ def _laplace(
     model: CalibratedModel, stars: Sequence[_Star], settings: _Settings
 ) -> Iterator[tuple[bool, dict[str, int]]]:
     """Whether fits converged, and ranks of the truth by label, of each star."""
-    common = FitOptions(method="lm", space=settings.space)
+    common = FitOptions(method="lm", space=settings.space, normalise=False)
     if len(settings.free) == len(model.labels):
         results = iter(fit_stars(model, [star.spectrum for star in stars], FitSetup.of(model, common)))
     else:
@@ -344,6 +347,7 @@ def _chains(
                 star.spectrum,
                 space=settings.space,
                 fixed=_held(star, settings, model),
+                normalise=False,
                 max_steps=settings.max_steps,
                 seed=int(star.rng.integers(2**32)),
                 progress=False,
