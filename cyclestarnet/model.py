@@ -431,7 +431,7 @@ class CalibratedModel(ModelParts):
         return spectrum_of(self, reconstruct(flux[None])[0], domain, used=used, source=spectrum)
 
     def derivative_spectrum(self, labels, name, *, domain="observed", like=None):
-        """Derivative of the spectrum with respect to one label (S1, Eq. 8); see `derivative_spectra`.
+        """Derivative of the spectrum with respect to one label (S1, Equation 8); see `derivative_spectra`.
 
         Parameters
         ----------
@@ -464,7 +464,7 @@ class CalibratedModel(ModelParts):
         return self.derivative_spectra(labels, domain=domain, names=[name], like=like)[name]
 
     def derivative_spectra(self, labels, *, domain="observed", names=None, like=None):
-        """Derivatives of the spectrum with respect to labels (S1, Eq. 8).
+        """Derivatives of the spectrum with respect to labels (S1, Equation 8).
 
         Exact, by forward-mode differentiation through all networks.
 

@@ -607,7 +607,7 @@ class EmulatorPredictor(NetworkPredictor):
 
 
 class ObservedPredictor(NetworkPredictor):
-    """Labels to observed flux: the emulator, then synthetic → observed with the stars' split latents (S1, Eq. 11).
+    """Labels to observed flux: the emulator, then synthetic → observed with the stars' split latents (S1, Equation 11).
 
     Parameters
     ----------

@@ -210,7 +210,7 @@ def initialise(module: nn.Module) -> None:
 
 
 class TranslationNetwork(nn.Module):
-    """Encoders and decoders of both domains (S1, Fig. 2 and Table A1).
+    """Encoders and decoders of both domains (S1, Figure 2 and Table A1).
 
     The methods take and give standardised spectra (n, n_pixels); latents are
     (n, filters, latent_length). All are tensors in the precision and on the

@@ -215,9 +215,9 @@ def sliced_wasserstein(a: ArrayLike, b: ArrayLike, *, seed: int, n_projections: 
 
 
 def mmd(a: ArrayLike, b: ArrayLike) -> float:
-    """Squared maximum mean discrepancy of two samples, unbiased: 0 on average if they are alike [1]_.
+    """Squared maximum mean discrepancy of two samples, unbiased: 0 on average if they are alike.
 
-    Columns are standardised as in `sliced_wasserstein`. The kernel is
+    For its definition see [1]_. Columns are standardised as in `sliced_wasserstein`. The kernel is
     exp(-d² / 2h²), with the median of all distances d as h. Single values may
     be negative.
 
@@ -344,9 +344,9 @@ class LabelTransport:
 
 
 def gaussian_transport(source: ArrayLike, target: ArrayLike, *, clip: float = 5.0) -> LabelTransport:
-    """Optimal transport of labels between two samples that are taken for Gaussians [1]_.
+    """Optimal transport of labels between two samples that are taken for Gaussians.
 
-    The baseline without any network: labels that were fitted with the emulator
+    This [1]_ is the baseline without any network: labels that were fitted with the emulator
     alone (Eq. 9) are carried to the label prior of the synthetic spectra.
     Like the translated fit it has the zero points of that prior. Labels count
     in units of the target's scatter.

@@ -100,9 +100,9 @@ def critic_loss(true: Tensor, fake: Tensor, kind: str = "cross_entropy") -> Tens
 
 
 def gradient_penalty(critic: nn.Module, flux: Tensor, latent: Tensor) -> Tensor:
-    """R1 penalty: mean over spectra of half the squared gradient of a critic at true pairs [1]_.
+    """R1 penalty: mean over spectra of half the squared gradient of a critic at true pairs.
 
-    It keeps a critic from becoming ever steeper around the data, where its
+    It [1]_ keeps a critic from becoming ever steeper around the data, where its
     gradient should vanish.
 
     Parameters
@@ -138,9 +138,9 @@ def gradient_penalty(critic: nn.Module, flux: Tensor, latent: Tensor) -> Tensor:
 
 
 def energy_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Energy distance between two samples, per root dimension [1]_; 0 on average if they are alike.
+    """Energy distance between two samples, per root dimension; 0 on average if they are alike.
 
-    Beyond the paper: pulls the shared latents of both domains together within a batch.
+    Beyond the paper: it [1]_ pulls the shared latents of both domains together within a batch.
 
     Parameters
     ----------
