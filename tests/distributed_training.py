@@ -1,20 +1,22 @@
-"""What each process does that test_distributed.py starts: trainings in float64, whose outcome it writes to a file."""
+"""What the processes do that test_distributed.py starts: trainings in float64, whose outcome each writes to a file."""
 
 import os
 import signal
 import sys
 import weakref
 from contextlib import nullcontext
-from pathlib import Path
+from importlib import import_module
 
 import torch
 import torch.distributed as dist
+from deaths import server
 from tiny import quick_scores, tiny_trainer
 
 from cyclestarnet.io import TrainingSet
 from cyclestarnet.training.trainer import join_processes
 from cyclestarnet.training.watch import WatchSettings
 
+TAKES_GROUP = "torch.distributed.nn.functional"  # its functions have the group of its import as their default
 RATES = {"learning_rate": 1e-3, "critic_learning_rate": 2e-3}
 VARIANTS = {
     "paper": {"batch_size": 4},
@@ -80,19 +82,33 @@ def stop(folder):
         return trainer.iteration, error.code
 
 
-def main(folder):
-    signal.alarm(540)  # a process that waits for another for ever must not outlive the tests
-    torch.set_num_threads(1)
+def train_everything(folder, rank):
+    """All trainings of test_distributed.py, as one of two processes."""
+    sys.modules.pop(TAKES_GROUP, None)  # as in a process that has just begun
     with join_processes():
-        rank, group = int(os.environ["RANK"]), weakref.ref(dist.group.WORLD)
+        import_module(TAKES_GROUP)  # as the first optimizer of such a process does
+        group = weakref.ref(dist.group.WORLD)
         found = {name: outcome(folder, name) for name in VARIANTS}
         best = run(folder / "begun by one", until=6)
         run(folder / f"begun by two, {rank}", until=3)
         found |= {"best": best, "failed": fail(folder / "failed"), "stopped": stop(folder / "stopped")}
     found["group is gone"] = group() is None
     torch.save(found, folder / f"rank {rank}.pt")
-    sys.exit(found["stopped"][1])
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def in_two_processes(work, path):
+    """Let two processes do ``work(path, rank)`` together, which meet as those of ``torchrun`` do, in our store."""
+    meeting = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    processes = [server().Process(target=_join, args=(work, path, rank, meeting.port)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+
+
+def _join(work, path, rank, port):
+    signal.alarm(540)  # a process that waits for another for ever must not outlive the tests
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    work(path, rank)

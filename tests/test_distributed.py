@@ -1,20 +1,16 @@
 """Trainings of two processes, which are those of one."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from functools import cache
 
 import h5py
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from distributed_training import VARIANTS, outcome, run
+from distributed_training import VARIANTS, in_two_processes, outcome, run, train_everything
 from tiny import LineFamily, noisy, tiny_trainer
 from training_oracle import Oracle, energy_distance, mappings
 
-import cyclestarnet
 from cyclestarnet.networks.checkpoint import load_state
 from cyclestarnet.training.trainer import join_processes
 
@@ -32,18 +28,22 @@ def folder(tmp_path_factory):
         for name, array in {"spectra": flux, "spectra_err": sigma, "spectra_msk": ~mask}.items():
             file.create_dataset(f"{name} train", data=array.astype("f4"), chunks=(10, flux.shape[1]))
     run(folder / "begun by one", until=3)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    paths = [str(Path(cyclestarnet.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    process = subprocess.run(
-        [*torchrun, Path(__file__).with_name("distributed_training.py"), folder],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert (folder / "rank 1.pt").exists(), process.stderr
+    in_two_processes(train_everything, folder)
+    assert (folder / "rank 1.pt").exists()
     return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that one process does from its beginning to its end, and its best score."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run(folder, until=6)
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    """What one process finds, by name of the variant."""
+    return cache(lambda name: outcome(folder, name))
 
 
 @pytest.fixture(scope="module", params=[0, 1])
@@ -53,9 +53,9 @@ def found(request, folder):
 
 
 @pytest.mark.parametrize("name", ["paper", "everything", "streamed"])
-def test_two_processes_train_as_one_does(folder, found, name):
+def test_two_processes_train_as_one_does(alone, found, name):
     """On their shares of the same batches: all terms, all weights and their averages, and the shift of the prior."""
-    expected = outcome(folder, name)
+    expected = alone(name)
     for terms, one in zip(found[name]["terms"], expected["terms"], strict=True):
         assert terms == pytest.approx(one, rel=1e-6)
     for kind in ("weights", "average"):
@@ -83,20 +83,18 @@ def assert_close_runs(folder, whole):
         assert (folder / name).read_text() == (whole / name).read_text()
 
 
-def test_run_begun_by_one_process_is_finished_by_two(folder, tmp_path):
-    run(tmp_path, until=6)
-    assert_close_runs(folder / "begun by one", tmp_path)
+def test_run_begun_by_one_process_is_finished_by_two(folder, whole):
+    assert_close_runs(folder / "begun by one", whole[0])
 
 
-def test_processes_know_the_scores_of_the_first(found, tmp_path):
-    assert found["best"] == pytest.approx(run(tmp_path, until=6), rel=1e-6)
+def test_processes_know_the_scores_of_the_first(found, whole):
+    assert found["best"] == pytest.approx(whole[1], rel=1e-6)
 
 
-def test_run_begun_by_two_processes_is_finished_by_one(folder, tmp_path):
+def test_run_begun_by_two_processes_is_finished_by_one(folder, whole):
     assert load_state(folder / "begun by two, 0" / "checkpoint.pt")["iteration"] == 3
     run(folder / "begun by two, 0", until=6)
-    run(tmp_path, until=6)
-    assert_close_runs(folder / "begun by two, 0", tmp_path)
+    assert_close_runs(folder / "begun by two, 0", whole[0])
 
 
 def test_only_the_first_process_writes(folder):
