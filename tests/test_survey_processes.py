@@ -68,12 +68,11 @@ if __name__ == "__main__":
     model, star = CalibratedModel.from_pretrained(), datasets.k_giant()
     stars = [star] * 3
     one = model.fit_many(stars, progress=False)  # threads have run when the processes start
-    for method in {"fork", "spawn"} & set(multiprocessing.get_all_start_methods()):
-        multiprocessing.set_start_method(method, force=True)
-        two = model.fit_many(stars, progress=False, workers=2)
-        names = [name for name in one.colnames if name != "seconds"]
-        assert all((one[name] == two[name]).all() for name in names), f"by {method} not the same to the last bit"
-    print("equal")
+    if "fork" in multiprocessing.get_all_start_methods():
+        multiprocessing.set_start_method("fork", force=True)  # the one of which such processes may hang
+    two = model.fit_many(stars, progress=False, workers=2)
+    names = [name for name in one.colnames if name != "seconds"]
+    print("equal" if all((one[name] == two[name]).all() for name in names) else "not the same to the last bit")
 """
 
 
@@ -88,9 +87,7 @@ def test_real_fits_are_equal_to_the_last_bit_whatever_starts_processes(tmp_path)
 def test_a_script_without_a_guard_is_told_so(tmp_path):
     script = tmp_path / "survey.py"
     script.write_text(
-        "from cyclestarnet import CalibratedModel, datasets\n"
-        "model, star = CalibratedModel.from_pretrained(), datasets.k_giant()\n"
-        "model.fit_many([star, star], progress=False, workers=2)\n"
+        "from cyclestarnet.processes import run_in_processes\nprint(list(run_in_processes(abs, [(0, -1)], 2)))\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=1200)
     assert done.returncode == 1
@@ -119,7 +116,7 @@ class NoRow:
 
 
 KILLED = """
-import os, sys
+import os, sys, time
 sys.path.insert(0, {tests!r})
 from survey_fakes import Fit, failed_row, read_star
 
@@ -128,7 +125,7 @@ class Note(Fit):
     def __call__(self, spectra, numbers=()):
         with open({pids!r}, "a") as file:
             file.write(f"{{os.getpid()}}\\n")
-        return super().__call__(spectra)
+        time.sleep(3600)  # the parent is killed meanwhile
 
 
 if __name__ == "__main__":
@@ -137,7 +134,7 @@ if __name__ == "__main__":
     from cyclestarnet.pipeline.many import fit_survey
 
     stars = star_sources({pattern!r}, reader=read_star)
-    fit_survey(stars * 100_000, Note(), failed_row, ManyOptions(workers=2, progress=False), block_size=1)
+    fit_survey(stars, Note(), failed_row, ManyOptions(workers=2, progress=False), block_size=1)
 """
 
 
