@@ -13,6 +13,8 @@ from deaths import server
 from tiny import quick_scores, tiny_trainer
 
 from cyclestarnet.io import TrainingSet
+from cyclestarnet.training.config import read_config
+from cyclestarnet.training.runs import joined_processes, prepare
 from cyclestarnet.training.trainer import join_processes
 from cyclestarnet.training.watch import WatchSettings
 
@@ -94,6 +96,15 @@ def train_everything(folder, rank):
         found |= {"best": best, "failed": fail(folder / "failed"), "stopped": stop(folder / "stopped")}
     found["group is gone"] = group() is None
     torch.save(found, folder / f"rank {rank}.pt")
+
+
+def fail_to_begin(config, rank):
+    """Prepare a training that cannot begin, and write what is told of it."""
+    try:
+        with joined_processes(read_config(config)) as (own, _):
+            prepare(own, progress=False)
+    except Exception as error:
+        config.with_name(f"rank {rank}.txt").write_text(f"{type(error).__name__}: {error}")
 
 
 def in_two_processes(work, path):

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from distributed_training import VARIANTS, in_two_processes, outcome, run, train_everything
+from deaths import held_by_another
+from distributed_training import VARIANTS, fail_to_begin, in_two_processes, outcome, run, train_everything
+from test_runs import write_config
 from tiny import LineFamily, noisy, tiny_trainer
 from training_oracle import Oracle, energy_distance, mappings
 
@@ -118,6 +120,29 @@ def test_loss_that_is_not_finite_in_one_process_fails_all(folder, found):
     assert found["failed"].startswith("loss terms ['rec_obs', 'cyc_obs'] are not finite at iteration 0")
     assert [path.name for path in (folder / "failed").iterdir()] == ["bad_batch.1.pt"]
     assert torch.isinf(load_state(folder / "failed" / "bad_batch.1.pt")["weight_obs"]).all()
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A training whose files are there, but hold nothing."""
+    for name in ("observed.h5", "synthetic.h5"):
+        (tmp_path / name).touch()
+    return write_config(tmp_path)
+
+
+def test_if_the_first_process_cannot_begin_the_others_say_so(config, tmp_path):
+    in_two_processes(fail_to_begin, config)
+    first, other = ((tmp_path / f"rank {rank}.txt").read_text() for rank in (0, 1))
+    assert first.startswith("ConfigError: ")
+    assert "observed.h5" in first
+    assert other == f"CycleStarNetError: the first process failed, and this one ends with it: {first}"
+
+
+def test_processes_whose_folder_is_taken_all_end(config, tmp_path):
+    with held_by_another(tmp_path / "run"):
+        in_two_processes(fail_to_begin, config)
+    assert "FileExistsError: another process trains in" in (tmp_path / "rank 0.txt").read_text()
+    assert "ends with it: FileExistsError: another process" in (tmp_path / "rank 1.txt").read_text()
 
 
 def test_processes_need_a_part_of_the_batch_each(make_trainer, monkeypatch):

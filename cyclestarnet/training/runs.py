@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,7 +48,7 @@ from cyclestarnet.training.inputs import read_domains
 from cyclestarnet.training.settings import TrainingSettings
 from cyclestarnet.training.streams import StreamedSpectra
 from cyclestarnet.training.toml import ConfigError
-from cyclestarnet.training.trainer import Trainer, join_processes
+from cyclestarnet.training.trainer import Trainer, first_goes_ahead, join_processes
 from cyclestarnet.training.watch import WatchSettings
 from cyclestarnet.training.zero_points import learn_zero_points, with_zero_points
 
@@ -195,6 +195,8 @@ def prepare(config: Config, *, progress: bool = True) -> Run:
         If a package is missing that the configuration needs.
     FileExistsError
         If another process trains in the folder.
+    CycleStarNetError
+        If this is one of several processes, and the first of them failed.
 
     Examples
     --------
@@ -205,16 +207,13 @@ def prepare(config: Config, *, progress: bool = True) -> Run:
         run.train()
         path = finish(run)
     """
-    if dist.is_initialized() and dist.get_rank() > 0:
-        dist.barrier()  # the first process makes the emulator, if there is none, and the others read it
-    if config.run.threads is not None:
-        torch.set_num_threads(config.run.threads)
-    check_machine(config)
     first = not dist.is_initialized() or dist.get_rank() == 0
-    with locked(config.run.folder if first else None, "trains in"):  # an emulator is made there
-        domains = read_domains(config, progress=progress)
-    if dist.is_initialized() and first:
-        dist.barrier()
+    with first_goes_ahead():  # it makes the emulator, if there is none, and the others read it
+        if config.run.threads is not None:
+            torch.set_num_threads(config.run.threads)
+        check_machine(config)
+        with locked(config.run.folder if first else None, "trains in"):  # an emulator is made there
+            domains = read_domains(config, progress=progress)
     return ready(config, domains)
 
 
@@ -513,6 +512,8 @@ def joined_processes(config: Config) -> Iterator[tuple[Config, int]]:
         If the processes shall train on CUDA devices, but there is none.
     FileExistsError
         If other processes train in the folder.
+    CycleStarNetError
+        If this is one of several processes, and the first of them failed.
 
     Examples
     --------
@@ -525,7 +526,9 @@ def joined_processes(config: Config) -> Iterator[tuple[Config, int]]:
     _check_device(config)
     with join_processes(config.run.device) as device:
         rank = dist.get_rank() if dist.is_initialized() else 0
-        with locked(config.run.folder if rank == 0 else None, "trains in"):
+        with ExitStack() as stack:
+            with first_goes_ahead():
+                stack.enter_context(locked(config.run.folder if rank == 0 else None, "trains in"))
             yield replace(config, run=replace(config.run, device=device)), rank
 
 

@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cyclestarnet.exceptions import ModelFileError, OtherRunError, TrainingError, TrainingWarning
+from cyclestarnet.exceptions import CycleStarNetError, ModelFileError, OtherRunError, TrainingError, TrainingWarning
 from cyclestarnet.files import locked
 from cyclestarnet.networks.checkpoint import load_state, save_state
 from cyclestarnet.networks.translation import NetworkSettings, TranslationNetwork
@@ -39,7 +39,7 @@ from cyclestarnet.training.settings import TrainingSettings
 from cyclestarnet.training.terms import Adaptation, Transfers
 from cyclestarnet.training.watch import Verdict, Watch, WatchSettings, alignment_scores
 
-__all__ = ["Anchors", "Trainer", "join_processes"]
+__all__ = ["Anchors", "Trainer", "first_goes_ahead", "join_processes"]
 
 log = logging.getLogger(__name__)
 
@@ -849,6 +849,40 @@ def join_processes(device: str = "cpu") -> Iterator[str]:
         dist.barrier()  # what goes wrong as a process leaves must not stop another that still saves its work
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def first_goes_ahead() -> Iterator[None]:
+    """Let the first of several processes do something before the others; if it fails, all fail, and say of what.
+
+    Raises
+    ------
+    CycleStarNetError
+        In the other processes, if the first one failed.
+
+    Examples
+    --------
+    The first process makes a file, and the others find it::
+
+        with join_processes(), first_goes_ahead():
+            emulator = load_emulator(path) if path.exists() else train_and_save(path)
+    """
+    if not dist.is_initialized():
+        yield
+        return
+    failure: list[str | None] = [None]
+    if dist.get_rank() > 0:
+        dist.broadcast_object_list(failure)
+        if failure[0] is not None:
+            raise CycleStarNetError(f"the first process failed, and this one ends with it: {failure[0]}")
+        yield
+        return
+    try:
+        yield
+    except Exception as error:  # a signal goes to all processes, which may be gone
+        dist.broadcast_object_list([f"{type(error).__name__}: {error}"])
+        raise
+    dist.broadcast_object_list(failure)
 
 
 @contextmanager
