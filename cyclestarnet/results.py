@@ -23,7 +23,7 @@ from cyclestarnet.labels import LabelSet, LabelValues, difference_unit, html_of
 from cyclestarnet.spectra import PortableSpectrum, Spectrum
 from cyclestarnet.storage import origin, read_object, storable, write_object
 
-__all__ = ["FitFlag", "FitResult", "Posterior", "signed", "spectrum_header"]
+__all__ = ["FitFlag", "FitResult", "Posterior", "Result", "signed", "spectrum_header"]
 
 NORMALISED = "cyclestarnet normalised"  # in the header of files of spectra
 
@@ -159,9 +159,92 @@ class SplitLatentEstimate:
     errors: np.ndarray
 
 
+class Result:
+    """What a fit and a sampling have in common: they can be kept in a file.
+
+    Examples
+    --------
+    ::
+
+        posterior.write("star.samples.fits")
+        Posterior.read("star.samples.fits").interval("teff", 0.95)
+    """
+
+    meta: dict
+    options: object
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write all of it to one FITS file, in one step; `read` brings it back to the last bit.
+
+        The file says model, weights, version, options and date in its primary header. For other readers of FITS, that
+        of a fit has a table ``LABELS`` and the extensions ``COVARIANCE``, ``SPECTRUM`` and ``MODEL_SPECTRUM``, that
+        of a sampling the extension ``SAMPLES``.
+
+        Parameters
+        ----------
+        path : path-like
+            Of the file, which is replaced if it exists.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+
+        Warns
+        -----
+        CycleStarNetWarning
+            If the prior of the fit, or what else there is in options, is of a class that files do not know.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from cyclestarnet import CalibratedModel, FitResult, datasets
+        >>> result = CalibratedModel.from_pretrained().fit(datasets.k_giant(), space="emulator", method="lm")
+        >>> path = tempfile.mkdtemp() + "/star.fits"
+        >>> result.write(path)
+        >>> bool(FitResult.read(path)["teff"] == result["teff"])
+        True
+        """
+        told = {"object": str(self.meta.get("object", ""))} | origin(self.meta, self.options)
+        write_object(self, path, told=told, tables=self._tables())
+
+    def _tables(self) -> dict[str, Table]:
+        """Tables of the file, for people."""
+        return {}
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what `write` wrote.
+
+        Parameters
+        ----------
+        path : path-like
+            The file.
+
+        Returns
+        -------
+        `FitResult` or `Posterior`
+            Of the class that was asked.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        FileFormatError
+            If the file is damaged, or holds something else.
+
+        Examples
+        --------
+        ::
+
+            FitResult.read("star.fits").labels["teff"]
+        """
+        return read_object(path, cls)
+
+
 @storable
 @dataclass(frozen=True, eq=False, repr=False)
-class FitResult:
+class FitResult(Result):
     """Labels of one star with their errors.
 
     Attributes
@@ -220,7 +303,8 @@ class FitResult:
 
     Notes
     -----
-    ``result["teff"]`` is ``result.labels["teff"]``. Results can be pickled.
+    ``result["teff"]`` is ``result.labels["teff"]``. Results can be pickled, and kept in files:
+    `~cyclestarnet.results.Result.write`.
 
     Examples
     --------
@@ -304,37 +388,7 @@ class FitResult:
     def __copy__(self) -> Self:  # a shallow copy knows nothing of pickles
         return replace(self)
 
-    def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the result to one FITS file, in one step; `read` brings it back to the last bit.
-
-        The file has a table ``LABELS`` and the extensions ``COVARIANCE``, ``SPECTRUM`` and ``MODEL_SPECTRUM``
-        for other readers of FITS, and says model, weights, version, options and date in its primary header.
-
-        Parameters
-        ----------
-        path : path-like
-            Of the file, which is replaced if it exists.
-
-        Raises
-        ------
-        OSError
-            If the file cannot be written.
-
-        Warns
-        -----
-        CycleStarNetWarning
-            If the prior of the fit, or what else there is in options, is of a class that files do not know.
-
-        Examples
-        --------
-        >>> import tempfile
-        >>> from cyclestarnet import CalibratedModel, FitResult, datasets
-        >>> result = CalibratedModel.from_pretrained().fit(datasets.k_giant(), space="emulator", method="lm")
-        >>> path = tempfile.mkdtemp() + "/star.fits"
-        >>> result.write(path)
-        >>> bool(FitResult.read(path)["teff"] == result["teff"])
-        True
-        """
+    def _tables(self) -> dict[str, Table]:
         labels, errors = self.labels, self.uncertainties
         shown = {
             "label": list(labels),
@@ -342,36 +396,7 @@ class FitResult:
             "uncertainty": [error.value for error in errors.values()],
             "unit": [str(value.unit) for value in labels.values()],
         }
-        told = {"object": str(self.meta.get("object", ""))} | origin(self.meta, self.options)
-        write_object(self, path, told=told, tables={"labels": Table(shown)})
-
-    @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a result that `write` wrote.
-
-        Parameters
-        ----------
-        path : path-like
-            The file.
-
-        Returns
-        -------
-        `FitResult`
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        FileFormatError
-            If the file is damaged, or holds something else.
-
-        Examples
-        --------
-        ::
-
-            FitResult.read("star.fits").labels["teff"]
-        """
-        return read_object(path, cls)
+        return {"labels": Table(shown)}
 
     def correlation(self, first: str, second: str) -> float:
         """Correlation coefficient of the errors of two labels.
@@ -517,8 +542,8 @@ def _summary(labels, errors, fixed=()):
 
 @storable
 @dataclass(frozen=True, eq=False, repr=False)
-class Posterior:
-    """Samples of the posterior of one star's labels.
+class Posterior(Result):
+    """Samples of the posterior of one star's labels, which can be kept in a file: `~cyclestarnet.results.Result.write`.
 
     Attributes
     ----------
@@ -586,63 +611,6 @@ class Posterior:
 
     def __getitem__(self, name: str) -> u.Quantity:
         return self.labels[name]
-
-    def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the samples, and all else, to one FITS file, in one step; `read` brings them back to the last bit.
-
-        Samples are in the extension ``SAMPLES``.
-
-        Parameters
-        ----------
-        path : path-like
-            Of the file, which is replaced if it exists.
-
-        Raises
-        ------
-        OSError
-            If the file cannot be written.
-
-        Warns
-        -----
-        CycleStarNetWarning
-            If the prior, or what else there is in options, is of a class that files do not know.
-
-        Examples
-        --------
-        ::
-
-            posterior.write("star.samples.fits")
-        """
-        told = {"object": str(self.meta.get("object", ""))} | origin(self.meta, self.options)
-        write_object(self, path, told=told, tables={})
-
-    @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Self:
-        """Read samples that `write` wrote.
-
-        Parameters
-        ----------
-        path : path-like
-            The file.
-
-        Returns
-        -------
-        `Posterior`
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        FileFormatError
-            If the file is damaged, or holds something else.
-
-        Examples
-        --------
-        ::
-
-            Posterior.read("star.samples.fits").interval("teff", 0.95)
-        """
-        return read_object(path, cls)
 
     @property
     def labels(self):
