@@ -35,7 +35,7 @@ SPEED_OF_LIGHT = 299792.458
 """In km/s, for arrays without units."""
 
 # apStar files: vacuum, rest frame, log10(wavelength / Angstrom) = 4.179 + 6e-6 i.
-APSTAR_LOG10_START, APSTAR_LOG10_STEP, APSTAR_N_PIXELS = 4.179, 6e-6, 8575
+APSTAR_LOG10_START, APSTAR_LOG10_STEP = 4.179, 6e-6
 # Pixel ranges of the three detectors kept by ASPCAP (DR12).
 APSTAR_CHIPS = ((322, 3242), (3648, 6048), (6412, 8306))
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from cyclestarnet.grid import SPEED_OF_LIGHT
 
-__all__ = ["ShiftSearch", "continuum_misfit", "line_shift", "local_misfit"]
+__all__ = ["ShiftSearch", "continuum_misfit", "local_misfit"]
 
 WINDOW, STRETCH = 30, 200  # pixels: a wide line, and what no line fills
 
@@ -63,7 +63,28 @@ class ShiftSearch:
         self._squares = self._shifted**2
 
     def __call__(self, flux: np.ndarray, ivar: np.ndarray) -> tuple[float, float]:
-        """Velocity of a spectrum and correlation there; see `line_shift`."""
+        """Find the velocity by which the lines of a spectrum are shifted against the template.
+
+        Parameters
+        ----------
+        flux : array, shape (n_pixels,)
+            Normalised flux of the spectrum.
+        ivar : array, shape (n_pixels,)
+            Its inverse variance; pixels where it is 0 are not used.
+
+        Returns
+        -------
+        velocity : float
+            In km/s, positive towards the red; 0 where no shift correlates clearly better than none.
+        correlation : float
+            Correlation coefficient at that shift.
+
+        Examples
+        --------
+        ::
+
+            velocity, correlation = search(pixels.flux, pixels.ivar)
+        """
         good = ivar > 0
         weight = good / max(good.sum(), 1)
         data = np.where(good, flux, 1.0).clip(0, 1.3)
@@ -99,54 +120,6 @@ def _correlations(rows: np.ndarray, squares: np.ndarray, data: np.ndarray, weigh
 def _products(rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
     """Matrix times vector, without the threads of a BLAS library, which cost more than they gain here."""
     return np.einsum("vp,p->v", rows, vector)
-
-
-def line_shift(
-    wavelength: np.ndarray,
-    flux: np.ndarray,
-    ivar: np.ndarray,
-    template: np.ndarray,
-    *,
-    limit: float = 150.0,
-    step: float = 3.0,
-) -> tuple[float, float]:
-    """Find the velocity by which the lines of a spectrum are shifted against a template.
-
-    For many spectra and one template, `ShiftSearch` is quicker.
-
-    Parameters
-    ----------
-    wavelength : array, shape (n_pixels,)
-        In any unit, rising.
-    flux : array, shape (n_pixels,)
-        Normalised flux of the spectrum.
-    ivar : array, shape (n_pixels,)
-        Its inverse variance; pixels where it is 0 are not used.
-    template : array, shape (n_pixels,)
-        Normalised flux at rest, on the same pixels.
-    limit : float, optional
-        Largest velocity of the search, in km/s, in either direction.
-    step : float, optional
-        Step of the search, in km/s.
-
-    Returns
-    -------
-    velocity : float
-        In km/s, positive towards the red; 0 where no shift correlates clearly better than none.
-    correlation : float
-        Correlation coefficient at that shift.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from cyclestarnet.pipeline.diagnostics import line_shift
-    >>> wavelength = np.linspace(15200, 15300, 1000)
-    >>> line = lambda centre: 1 - 0.3 * np.exp(-0.5 * ((wavelength - centre) / 0.3) ** 2)
-    >>> velocity, _ = line_shift(wavelength, line(15252.0), np.full(1000, 1e4), line(15250.0))
-    >>> round(velocity)
-    39
-    """
-    return ShiftSearch(wavelength, template, limit=limit, step=step)(flux, ivar)
 
 
 def local_misfit(residual: np.ndarray, ivar: np.ndarray) -> tuple[float, int]:
