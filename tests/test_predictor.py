@@ -1,5 +1,6 @@
 """The door of the networks: flux against the plain modules, derivatives against finite differences, in float64."""
 
+import pickle
 from copy import deepcopy
 
 import numpy as np
@@ -206,13 +207,35 @@ def test_one_by_one_no_bit_depends_on_the_company(tiny_model, line_family, rng):
         np.testing.assert_array_equal(predictor.flux(labels, stars)[k], predictor.flux(labels[k][None], stars[[k]])[0])
 
 
+@pytest.mark.parametrize("together", [1, 3])
 @pytest.mark.parametrize("translation", ["paper", "residual"])
-def test_many_at_once_are_those_one_by_one_to_single_precision(tiny_model, line_family, rng, translation):
-    """Batches go through products of matrices, single rows through the layers of torch."""
+def test_products_of_matrices_are_the_layers_of_torch_to_single_precision(
+    tiny_model, line_family, rng, translation, together
+):
     labels, split, translator = line_family.draw(7, rng), rng.normal(size=(2, 10)), tiny_model.translator
     translator = Translator(translator.network, translator.flux_mean, translator.flux_std, translation)
-    single, batch = (ObservedPredictor(tiny_model.emulator, translator, split, together=n) for n in (1, 3))
-    np.testing.assert_allclose(batch.flux(labels), single.flux(labels), rtol=0, atol=3e-6)
+    synthetic = translator.standardise(tiny_model.emulator(torch.from_numpy(labels).float()))
+    layers = translator.to_observed(synthetic, translator.as_tensor(split).expand(7, -1, -1))
+    found = ObservedPredictor(tiny_model.emulator, translator, split, together=together).flux(labels)
+    np.testing.assert_allclose(found, translator.restore(layers).numpy(), rtol=0, atol=3e-6)
+
+
+def test_weights_that_have_changed_are_noticed(emulator, translator, z_split, labels):
+    translator = deepcopy(translator)
+    before = ObservedPredictor(emulator, translator, z_split).flux(labels)
+    with torch.no_grad():
+        translator.network.decoder_sh[0].weight.mul_(1.5)
+    found = ObservedPredictor(emulator, translator, z_split).flux(labels)
+    synthetic = translator.standardise(emulator(torch.from_numpy(labels)[None]))
+    layers = translator.restore(translator.to_observed(synthetic, torch.from_numpy(z_split)[None]))
+    assert np.abs(found - before).max() > 1e-4
+    np.testing.assert_allclose(found, layers[0].numpy(), rtol=1e-12)
+
+
+def test_copies_of_a_translator_do_not_carry_what_can_be_made_again(emulator, translator, z_split, labels):
+    size = len(pickle.dumps(translator))
+    ObservedPredictor(emulator, translator, z_split).flux(labels)
+    assert len(pickle.dumps(translator)) == size
 
 
 # -- motion ----------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ layouts of feature maps, which offer the same few methods:
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import ceil
 from typing import overload
@@ -25,7 +26,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-__all__ = ["ChannelMaps", "Matrices", "RowMaps", "joined_rows", "row_reaches", "run"]
+__all__ = [
+    "ChannelMaps",
+    "Matrices",
+    "RowMaps",
+    "joined_rows",
+    "matrix_and_bias",
+    "row_reaches",
+    "run",
+    "step",
+    "steps",
+]
 
 Matrices = dict[nn.Module, tuple[Tensor, Tensor]]
 """Matrix and bias of each layer, made at its first use, so that layers used twice in a step are converted once."""
@@ -442,38 +453,131 @@ def run(layers: nn.Sequential, maps: ChannelMaps | RowMaps, matrices: Matrices) 
     """
     if isinstance(maps, ChannelMaps):
         return ChannelMaps(layers(maps.data))
+    for layer, slope in steps(layers):
+        maps = step(layer, slope, maps, matrices)
+    return maps
+
+
+def steps(layers: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, float | None]]:
+    """Give the layers of a plain sequence one by one, each with the activation that follows it.
+
+    Parameters
+    ----------
+    layers : iterable of `torch.nn.Module`
+        As in `run`.
+
+    Yields
+    ------
+    layer : `torch.nn.Module`
+        A layer that is no activation.
+    slope : float or None
+        Negative slope of the leaky ReLU that follows it; None if none follows.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cyclestarnet.networks.convolutions import steps
+    >>> layers = torch.nn.Sequential(torch.nn.Conv1d(1, 4, 3, 2), torch.nn.LeakyReLU(0.1), torch.nn.Conv1d(4, 1, 1))
+    >>> [(layer.out_channels, slope) for layer, slope in steps(layers)]
+    [(4, 0.1), (1, None)]
+    """
     todo = list(layers)
     while todo:
-        layer = todo.pop(0)
-        if isinstance(layer, nn.InstanceNorm1d):
-            maps = _instance_norm(layer, maps)
-        elif isinstance(layer, nn.Conv1d | nn.ConvTranspose1d):
-            slope = None
-            if todo and isinstance(todo[0], nn.LeakyReLU):
-                slope = todo[0].negative_slope
-                del todo[0]
-            maps = _convolve(layer, maps, slope, matrices)
+        layer, slope = todo.pop(0), None
+        if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d) and todo and isinstance(todo[0], nn.LeakyReLU):
+            slope = float(todo.pop(0).negative_slope)
+        yield layer, slope
+
+
+def step(layer: nn.Module, slope: float | None, maps: RowMaps, matrices: Matrices) -> RowMaps:
+    """Apply one layer, and the leaky ReLU after it.
+
+    Parameters
+    ----------
+    layer : `torch.nn.Module`
+        Of `steps`.
+    slope : float or None
+        Likewise.
+    maps : `RowMaps`
+        What goes in.
+    matrices : dict
+        As in `run`.
+
+    Returns
+    -------
+    `RowMaps`
+
+    Raises
+    ------
+    TypeError
+        As `run` does.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cyclestarnet.networks.convolutions import RowMaps, step
+    >>> maps = RowMaps.from_spectra(torch.rand(2, 9), 2, torch.float32)
+    >>> step(torch.nn.Conv1d(1, 4, 3, 2), 0.1, maps, {}).channels().shape
+    torch.Size([2, 4, 4])
+    """
+    if isinstance(layer, nn.InstanceNorm1d):
+        return _instance_norm(layer, maps)
+    if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d):
+        return _convolve(layer, maps, slope, matrices)
+    raise TypeError(f"no fast form of {type(layer).__name__}")
+
+
+def matrix_and_bias(
+    layer: nn.Conv1d | nn.ConvTranspose1d, dtype: torch.dtype, matrices: Matrices
+) -> tuple[Tensor, Tensor]:
+    """Return the weights of a layer as products need them, made at their first use.
+
+    Parameters
+    ----------
+    layer : `torch.nn.Conv1d` or `torch.nn.ConvTranspose1d`
+        With a bias.
+    dtype : torch.dtype
+        Precision of the products.
+    matrices : dict
+        Of this precision; as in `run`.
+
+    Returns
+    -------
+    matrix : Tensor
+        Of shape (taps * in, out), or (in, taps * out) if the layer is transposed; (in,) if it makes spectra.
+    bias : Tensor, shape (out,)
+
+    Raises
+    ------
+    TypeError
+        If the layer has no bias.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cyclestarnet.networks.convolutions import matrix_and_bias
+    >>> matrix, bias = matrix_and_bias(torch.nn.Conv1d(3, 4, 7, 2), torch.float32, {})
+    >>> matrix.shape
+    torch.Size([21, 4])
+    """
+    transposed = isinstance(layer, nn.ConvTranspose1d)
+    if layer.bias is None:
+        raise TypeError(f"no fast form of a {type(layer).__name__} without bias")
+    if layer not in matrices:
+        if not transposed and layer.out_channels == 1:
+            matrices[layer] = layer.weight[0, :, 0], layer.bias
         else:
-            raise TypeError(f"no fast form of {type(layer).__name__}")
-    return maps
+            weight = layer.weight.to(dtype).permute((0, 2, 1) if transposed else (2, 1, 0))
+            matrix = weight.flatten(1) if transposed else weight.flatten(0, 1)
+            matrices[layer] = matrix, layer.bias.to(dtype)
+    return matrices[layer]
 
 
 def _convolve(layer: nn.Conv1d | nn.ConvTranspose1d, maps: RowMaps, slope: float | None, matrices: Matrices) -> RowMaps:
     kernel, stride = layer.kernel_size[0], layer.stride[0]
-    transposed, dtype = isinstance(layer, nn.ConvTranspose1d), maps.data.dtype
-    to_spectra = not transposed and layer.out_channels == 1
-    if layer.bias is None:
-        raise TypeError(f"no fast form of a {type(layer).__name__} without bias")
-    if layer not in matrices:
-        if to_spectra:
-            matrices[layer] = layer.weight[0, :, 0], layer.bias
-        else:
-            # transposed: (in, taps x out); else (taps x in, out)
-            weight = layer.weight.to(dtype).permute((0, 2, 1) if transposed else (2, 1, 0))
-            matrix = weight.flatten(1) if transposed else weight.flatten(0, 1)
-            matrices[layer] = matrix, layer.bias.to(dtype)
-    matrix, bias = matrices[layer]
-    if to_spectra:
+    transposed = isinstance(layer, nn.ConvTranspose1d)
+    matrix, bias = matrix_and_bias(layer, maps.data.dtype, matrices)
+    if not transposed and layer.out_channels == 1:
         if kernel > 1 or slope is not None:
             raise TypeError("a layer that makes spectra must have a kernel of 1 and no activation")
         return RowMaps(_ToSpectra.apply(maps.data, matrix, bias), maps.batch, maps.length)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -83,6 +83,11 @@ class Translator:
             raise ValueError(f"translation must be one of {', '.join(map(repr, TRANSLATIONS))}, but is {translation!r}")
         self.network = network.eval().requires_grad_(False)
         self.flux_mean, self.flux_std, self.translation = float(flux_mean), float(flux_std), translation
+        self._matrices: dict[torch.dtype, Matrices] = {}
+        self._weights: list[tuple[int, int]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_matrices": {}, "_weights": []}  # made again where they are needed
 
     @property
     def is_residual(self) -> bool:
@@ -162,6 +167,28 @@ class Translator:
     def device(self) -> torch.device:
         """Device of the network."""
         return next(self.network.parameters()).device
+
+    def matrices(self) -> dict[torch.dtype, Matrices]:
+        """Return the weights in the form that products need, for each precision, as they were made so far.
+
+        Those of weights that have been replaced or changed in place since are forgotten.
+
+        Returns
+        -------
+        dict
+            Of each precision what `~cyclestarnet.networks.convolutions.run` takes and fills. Shared by all that ask.
+
+        Examples
+        --------
+        ::
+
+            float32 = translator.matrices()[torch.float32]
+        """
+        weights = [(weight.data_ptr(), weight._version) for weight in self.network.parameters()]
+        if weights != self._weights:
+            kinds = (torch.bfloat16, torch.float32, torch.float64)
+            self._weights, self._matrices = weights, {dtype: {} for dtype in kinds}
+        return self._matrices
 
     def encode_obs(self, flux: ArrayLike | Tensor, *, together: int = BATCH) -> tuple[np.ndarray, np.ndarray | None]:
         """Latents of observed spectra.
@@ -306,10 +333,12 @@ class Translator:
         split = None if split_latent is None else self.as_tensor(split_latent)
         return self._flux(lambda x: self.to_observed(x, _repeat(split, len(x))), flux)
 
-    def quickly_to_observed(self, standardised: Tensor, hidden_split: Tensor | None, matrices: Matrices) -> Tensor:
+    def quickly_to_observed(
+        self, standardised: Tensor, hidden_split: Tensor | None, matrices: dict[torch.dtype, Matrices]
+    ) -> Tensor:
         """Translate a batch of standardised synthetic spectra by products of matrices, on a processor.
 
-        Two to three times as quick as the layers of `torch.nn`, and equal to rounding.
+        Two to three times as quick as the layers of `torch.nn`, equal to rounding, and differentiable.
 
         Parameters
         ----------
@@ -318,8 +347,7 @@ class Translator:
         hidden_split : Tensor, shape (n, channels, positions), or None
             What the split decoder makes of the split latents; None for networks without one.
         matrices : dict
-            Empty at first; keeps the weights in the form that is needed. See
-            `~cyclestarnet.networks.convolutions.run`.
+            Of `matrices`.
 
         Returns
         -------
@@ -331,19 +359,19 @@ class Translator:
         ::
 
             hidden = translator.network.decoder_sp(split_latent)
-            observed = translator.quickly_to_observed(translator.standardise(flux), hidden, {})
+            observed = translator.quickly_to_observed(translator.standardise(flux), hidden, translator.matrices())
         """
         network, sizes = self.network, self.network.settings
         stride = math.prod(stride for _, _, stride in sizes.domain + sizes.shared)
-        maps = RowMaps.from_spectra(standardised, stride, self.dtype)
+        maps, made = RowMaps.from_spectra(standardised, stride, self.dtype), matrices[self.dtype]
         for part in (network.encoder_synth, network.encoder_sh, network.decoder_sh):
-            maps = run(part, maps, matrices)
+            maps = run(part, maps, made)
         hidden = maps
         if hidden_split is not None:
             hidden = maps.beside(RowMaps.from_channels(hidden_split, maps.padded, self.dtype))
-        observed = run(network.decoder_obs, hidden, matrices).spectra()
+        observed = run(network.decoder_obs, hidden, made).spectra()
         if self.is_residual:
-            observed = standardised + observed - run(network.decoder_synth, maps, matrices).spectra()
+            observed = standardised + observed - run(network.decoder_synth, maps, made).spectra()
         return observed
 
     def to_observed(self, standardised: Tensor, split_latent: Tensor | None) -> Tensor:
@@ -441,8 +469,12 @@ class NetworkPredictor:
         raise TypeError("subclasses define _forward")
 
     def _forward_quickly(self, labels: Tensor, stars: Tensor | None) -> Tensor:
-        """What `_forward` gives, to rounding, of rows that need no derivatives."""
+        """What `_forward` gives, to rounding, as processors are quick at it."""
         return self._forward(labels, stars)
+
+    @property
+    def _quickest(self) -> Callable[[Tensor, Tensor | None], Tensor]:
+        return self._forward_quickly if self.device.type == "cpu" else self._forward
 
     def _linearise(self, labels: Tensor, stars: Tensor | None, coarse: bool) -> tuple[Tensor, Tensor]:
         raise TypeError("subclasses define _linearise")
@@ -474,10 +506,8 @@ class NetworkPredictor:
 
             flux = predictor.flux(np.array([[4500.0, 2.0], [4600.0, 2.1]]))
         """
-        batched = self.together > 1 and self.device.type == "cpu"
-        forward = self._forward_quickly if batched else self._forward
         with torch.no_grad():
-            flux = torch.cat([forward(*part) for part in self._parts(labels, stars, self.together)])
+            flux = torch.cat([self._quickest(*part) for part in self._parts(labels, stars, self.together)])
         return _like(labels, flux.reshape(*labels.shape[:-1], self.n_pixels).double())
 
     def pullback(self, labels: Array, stars: Stars = None) -> tuple[Array, Callable[[Array], Array]]:
@@ -507,7 +537,7 @@ class NetworkPredictor:
         leaves, fluxes = [], []
         for part, which in self._parts(labels, stars, self.together):
             leaves.append(part.detach().clone().requires_grad_())
-            fluxes.append(self._forward(leaves[-1], which))
+            fluxes.append(self._quickest(leaves[-1], which))
 
         def pull(cotangent: Array) -> Array:
             rows = torch.as_tensor(cotangent, dtype=self.dtype, device=self.device).reshape(-1, self.n_pixels)
@@ -648,7 +678,7 @@ class ObservedPredictor(NetworkPredictor):
         self.translator, self.together, self.shortcuts = translator, together, shortcuts
         self.n_labels, self.n_pixels = emulator.n_labels, emulator.n_pixels
         self.dtype, self.device = translator.dtype, translator.device
-        self._hidden_split, self._matrices = None, Matrices()
+        self._hidden_split, self._matrices = None, translator.matrices()
         if split_latent is not None:
             split = torch.as_tensor(np.asarray(split_latent), dtype=self.dtype, device=self.device)
             split = split.reshape(-1, *split.shape[-2:])
@@ -739,7 +769,7 @@ class FreeSplitLatentPredictor(NetworkPredictor):
         self.dtype, self.device = translator.dtype, translator.device
         self.centre, self.directions = translator.as_tensor(centre), translator.as_tensor(directions)
         self.n_labels, self.n_pixels = emulator.n_labels + len(self.directions), emulator.n_pixels
-        self._matrices = Matrices()
+        self._matrices = translator.matrices()
 
     def _parted(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Labels, and the split latents (n, split_filters, latent_length) of the coordinates."""
