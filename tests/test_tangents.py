@@ -24,7 +24,7 @@ SHAPES = {
                                  split=((4, 7, 2),)),
     "steep": replace(TINY_NETWORK, slope=0.7),
 }  # fmt: skip
-N, D = 3, 4
+N = 3
 
 
 def make_network(settings, dtype=torch.float64):
@@ -35,8 +35,14 @@ def make_network(settings, dtype=torch.float64):
     return network.eval().requires_grad_(False)
 
 
+# with few parameters, layers are pushed through one by one; with more, those next to the spectra are folded
+@pytest.fixture(params=[4, 20], ids=lambda d: f"{d} parameters", scope="module")
+def n_parameters(request):
+    return request.param
+
+
 @pytest.fixture(params=SHAPES.values(), ids=SHAPES, scope="module")
-def case(request):
+def case(request, n_parameters):
     """A network, spectra with slopes, and split latents."""
     settings = request.param
     network = make_network(settings)
@@ -46,7 +52,7 @@ def case(request):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     split = draw(N, settings.split_filters, settings.latent_length) if network.has_split else None
-    return network, draw(N, settings.n_pixels), draw(N, D, settings.n_pixels), split
+    return network, draw(N, settings.n_pixels), draw(N, n_parameters, settings.n_pixels), split
 
 
 def hidden(network, split):
@@ -54,7 +60,7 @@ def hidden(network, split):
 
 
 def translate(network, flux, slopes, split, k):
-    """Function of D parameters to the translation of one star's flux + parameters @ slopes."""
+    """Function of parameters to the translation of one star's flux + parameters @ slopes."""
     z = None if split is None else split[k : k + 1]
     return lambda p: network.synth_to_obs((flux[k] + p @ slopes[k])[None], z)[0]
 
@@ -70,7 +76,8 @@ def test_tangents_equal_torchs_forward_mode(case):
     network, flux, slopes, split = case
     _, found = linearise_translation(network, flux, slopes, hidden(network, split), torch.float64)
     for k in range(N):
-        expected = jacfwd(translate(network, flux, slopes, split, k))(torch.zeros(D, dtype=torch.float64)).T
+        at = torch.zeros(slopes.shape[1], dtype=torch.float64)
+        expected = jacfwd(translate(network, flux, slopes, split, k))(at).T
         torch.testing.assert_close(found[k], expected, rtol=0, atol=1e-12 * expected.abs().max().item())
 
 
@@ -80,7 +87,7 @@ def test_tangents_equal_central_differences(case):
     _, found = linearise_translation(network, flux, slopes, hidden(network, split), torch.float64)
     for k in range(N):
         function = translate(network, flux, slopes, split, k)
-        steps = 1e-7 * torch.eye(D, dtype=torch.float64)
+        steps = 1e-7 * torch.eye(slopes.shape[1], dtype=torch.float64)
         expected = torch.stack([(function(h) - function(-h)) / 2e-7 for h in steps])
         torch.testing.assert_close(found[k], expected, rtol=0, atol=1e-6 * expected.abs().max().item())
 
@@ -97,7 +104,7 @@ def test_bfloat16_is_within_one_percent(case):
 
 def test_tangents_are_linear_in_the_slopes(case):
     network, flux, slopes, split = case
-    mixing = torch.randn(2, D, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    mixing = torch.randn(2, slopes.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(6))
     _, found = linearise_translation(network, flux, mixing @ slopes, hidden(network, split), torch.float64)
     _, apart = linearise_translation(network, flux, slopes, hidden(network, split), torch.float64)
     torch.testing.assert_close(found, mixing @ apart, rtol=1e-9, atol=1e-11)

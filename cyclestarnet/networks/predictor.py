@@ -715,7 +715,7 @@ class ObservedPredictor(NetworkPredictor):
         # the standard deviation of the flux cancels in the slopes
         flux, slopes = linearise_translation(
             translator.network, translator.standardise(flux), slopes, self._hidden(len(labels), stars), dtype,
-            residual=translator.is_residual,
+            residual=translator.is_residual, matrices=self._matrices,
         )  # fmt: skip
         return translator.restore(flux), slopes
 
@@ -798,10 +798,12 @@ class FreeSplitLatentPredictor(NetworkPredictor):
         dtype = torch.bfloat16 if coarse and has_fast_bfloat16(self.device) else self.dtype
         # the standard deviation of the flux cancels in the slopes by the labels, but not in these
         directions = (self.directions * translator.flux_std).expand(len(flux), -1, -1, -1)
-        hidden, split_slopes = linearise_split(translator.network, split_latent, directions, dtype)
+        hidden, split_slopes = linearise_split(
+            translator.network, split_latent, directions, dtype, matrices=self._matrices
+        )
         flux, slopes = linearise_translation(
             translator.network, translator.standardise(flux), slopes, hidden, dtype, split_slopes,
-            residual=translator.is_residual,
+            residual=translator.is_residual, matrices=self._matrices,
         )  # fmt: skip
         return translator.restore(flux), slopes
 

@@ -1,22 +1,28 @@
 """Derivatives of the networks by forward tangents: one column of the Jacobian per label, all columns at once.
 
-The networks themselves run as they are, in their own precision, and tell the
-slopes of their activations. Tangents then need only the linear parts of the
-layers, as products of matrices in the rows of `cyclestarnet.networks.convolutions`, and
+The networks themselves run in their own precision, and tell the slopes of
+their activations. Tangents then need only the linear parts of the layers, as
+products of matrices in the rows of `cyclestarnet.networks.convolutions`, and
 may do with bfloat16: a Jacobian that is right to 0.5 % leads to the same
 optimum, because the residuals are exact.
+
+Near the spectra, maps are long and have few channels, and a row of them sees
+few pixels. There the layers fold into one linear map per row, between those
+pixels and the row's channels, which takes fewer operations than tangents of
+many labels do.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cyclestarnet.networks.convolutions import RowMaps, joined_rows, row_reaches
+from cyclestarnet.networks.convolutions import Matrices, RowMaps, matrix_and_bias, row_reaches, step, steps
 from cyclestarnet.networks.emulator import Emulator
 from cyclestarnet.networks.translation import Layers, TranslationNetwork
 
@@ -80,7 +86,8 @@ def linearise_emulator(emulator: Emulator, labels: Tensor) -> tuple[Tensor, Tens
     slopes = torch.diag(1 / (emulator.upper - emulator.lower)).expand(len(labels), -1, -1)
     for layer in emulator.layers:
         if isinstance(layer, nn.Linear):
-            x, slopes = layer(x), slopes @ layer.weight.T
+            both = torch.cat([x[:, None], slopes], dim=1) @ layer.weight.T  # the weights are read once
+            x, slopes = both[:, 0] + layer.bias, both[:, 1:]
         else:
             x, factor = _activation(layer, x)
             slopes = slopes * factor[:, None]
@@ -97,7 +104,12 @@ def _activation(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def linearise_split(
-    network: TranslationNetwork, split_latent: Tensor, slopes: Tensor, dtype: torch.dtype
+    network: TranslationNetwork,
+    split_latent: Tensor,
+    slopes: Tensor,
+    dtype: torch.dtype,
+    *,
+    matrices: dict[torch.dtype, Matrices] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Send split latents through the split decoder, with tangents.
 
@@ -111,6 +123,8 @@ def linearise_split(
         Derivatives of ``split_latent`` with respect to d parameters.
     dtype : torch.dtype
         Precision of the tangents' products.
+    matrices : dict, optional
+        As `linearise_translation` takes it.
 
     Returns
     -------
@@ -131,9 +145,13 @@ def linearise_split(
     (torch.Size([1, 4, 25]), torch.Size([1, 2, 4, 25]))
     """
     padded = _padded_pixels(network) // _stride(network.settings.domain + network.settings.split)
-    tangents = RowMaps.from_channels(slopes.flatten(0, 1), padded, dtype)
-    hidden, tangents = _push(network.decoder_sp, split_latent, tangents)
-    return hidden, tangents.channels().unflatten(0, slopes.shape[:2])
+    values = RowMaps.from_channels(split_latent, padded, split_latent.dtype)
+    tangents: RowMaps | None = RowMaps.from_channels(slopes.flatten(0, 1), padded, dtype)
+    matrices = _all_matrices(matrices)
+    for layer, negative in steps(network.decoder_sp):
+        values, tangents = _push(layer, negative, values, tangents, matrices)
+    assert tangents is not None
+    return values.channels(), tangents.channels().unflatten(0, slopes.shape[:2])
 
 
 def linearise_translation(
@@ -145,6 +163,7 @@ def linearise_translation(
     split_slopes: Tensor | None = None,
     *,
     residual: bool = False,
+    matrices: dict[torch.dtype, Matrices] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Translate standardised synthetic spectra to the observed domain, with tangents.
 
@@ -167,6 +186,9 @@ def linearise_translation(
     residual : bool, optional
         In the residual form, ``flux`` + observed decoder − synthetic decoder;
         encoder and shared decoder run once for both. Default: the paper's form.
+    matrices : dict, optional
+        Of each precision the weights in the form that products need, filled on the way; see
+        `~cyclestarnet.networks.convolutions.run`. Default: made anew.
 
     Returns
     -------
@@ -193,46 +215,34 @@ def linearise_translation(
     >>> observed_slopes.shape
     torch.Size([1, 3, 103])
     """
-    x = flux[:, None]
-    tangents: RowMaps | None = None
-    if slopes is not None:
-        tangents = RowMaps.from_channels(slopes.flatten(0, 1)[:, None], _padded_pixels(network), dtype)
-    for part in (network.encoder_synth, network.encoder_sh, network.decoder_sh):
-        x, tangents = (part(x), None) if tangents is None else _push(part, x, tangents)
-    own, own_slopes = _own(network.decoder_synth, flux, slopes, x, tangents) if residual else (None, None)
-    if split_slopes is not None:
-        padded = _padded_pixels(network) // _stride(network.settings.domain)
-        tangents = _joined(tangents, x.shape[1], split_slopes, padded, dtype)
-    if hidden_split is not None:
-        x = torch.cat([x, hidden_split], dim=1)
-    if tangents is None:
+    if slopes is None and split_slopes is None:
         raise ValueError("slopes and split_slopes are None: there is nothing to differentiate by")
-    translated, slopes = _decoded(network.decoder_obs, x, tangents)
-    slopes = slopes.to(flux.dtype)
-    if own is not None:
-        translated = translated + own
-    if own_slopes is not None:
-        slopes[:, : own_slopes.shape[1]] += own_slopes
-    return translated, slopes
+    matrices, padded = _all_matrices(matrices), _padded_pixels(network)
+    values = RowMaps.from_channels(flux[:, None], padded, flux.dtype)
+    values, tangents = _encoded(network.encoder_synth, values, slopes, dtype, matrices)
+    for part in (network.encoder_sh, network.decoder_sh):
+        for layer, negative in steps(part):
+            values, tangents = _push(layer, negative, values, tangents, matrices)
+    shared, n_shared = values, values.data.shape[1]
+    if split_slopes is not None:
+        tangents = _joined(tangents, n_shared, split_slopes, shared.padded, dtype)
+    if hidden_split is not None:
+        values = values.beside(RowMaps.from_channels(hidden_split, shared.padded, flux.dtype))
+    decoders = [(network.decoder_obs, values, 1.0)]
+    if residual:
+        decoders.append((network.decoder_synth, shared, -1.0))
+    assert tangents is not None
+    spectra, decoded = _decoded(decoders, tangents, matrices)
+    decoded = decoded.to(flux.dtype)
+    if residual:
+        spectra = flux + spectra
+    if residual and slopes is not None:
+        decoded[:, : slopes.shape[1]] += slopes
+    return spectra, decoded
 
 
-def _decoded(decoder: nn.Sequential, x: Tensor, tangents: RowMaps) -> tuple[Tensor, Tensor]:
-    """Spectra (n, n_pixels) that a domain's decoder makes of maps, and their derivatives (n, d, n_pixels)."""
-    *first, transposed, activation, to_spectrum = decoder
-    x, tangents = _push(first, x, tangents)
-    before = transposed(x)
-    slopes = _last_layers(transposed, activation, to_spectrum, before, tangents, len(x))
-    return to_spectrum(activation(before))[:, 0], slopes
-
-
-def _own(
-    decoder: nn.Sequential, flux: Tensor, slopes: Tensor | None, x: Tensor, tangents: RowMaps | None
-) -> tuple[Tensor, Tensor | None]:
-    """What the residual form adds: the synthetic spectrum, less what the synthetic decoder makes of it."""
-    if slopes is None or tangents is None:
-        return flux - decoder(x)[:, 0], None
-    decoded, decoded_slopes = _decoded(decoder, x, tangents)
-    return flux - decoded, slopes - decoded_slopes.to(flux.dtype)
+def _all_matrices(matrices: dict[torch.dtype, Matrices] | None) -> dict[torch.dtype, Matrices]:
+    return {dtype: {} for dtype in (torch.bfloat16, torch.float32, torch.float64)} if matrices is None else matrices
 
 
 def _stride(layers: Layers) -> int:
@@ -257,93 +267,234 @@ def _joined(shared: RowMaps | None, n_shared: int, split: Tensor, padded: int, d
     return RowMaps(data.flatten(0, 2), shared.batch + maps.batch, maps.length)
 
 
-def _push(layers: Iterable[nn.Module], x: Tensor, tangents: RowMaps) -> tuple[Tensor, RowMaps]:
-    """Send maps (n, channels, positions) and d tangents of each through plain layers."""
-    for layer in layers:
-        if isinstance(layer, nn.LeakyReLU):
-            tangents = _scaled(tangents, x, layer.negative_slope)
-            x = layer(x)
-        elif isinstance(layer, nn.InstanceNorm1d):
-            normalised = layer(x)
-            tangents = _normalised(tangents, x, normalised, layer.eps)
-            x = normalised
-        elif isinstance(layer, nn.Conv1d | nn.ConvTranspose1d):
-            x, tangents = layer(x), _linear(layer, tangents)
-        else:
-            raise TypeError(f"no tangents of {type(layer).__name__}")
-    return x, tangents
+def _push(
+    layer: nn.Module,
+    negative: float | None,
+    values: RowMaps,
+    tangents: RowMaps | None,
+    matrices: dict[torch.dtype, Matrices],
+) -> tuple[RowMaps, RowMaps | None]:
+    """Send n maps, and d tangents of each, through a layer and the leaky ReLU after it."""
+    made = step(layer, negative, values, matrices[values.data.dtype])
+    if tangents is None:
+        return made, None
+    if isinstance(layer, nn.InstanceNorm1d):
+        return made, _normalised(tangents, values, made, layer.eps)
+    assert isinstance(layer, nn.Conv1d | nn.ConvTranspose1d)  # `step` takes no other
+    return made, _linear(layer, negative, made, tangents, matrices)
 
 
-def _linear(layer: nn.Conv1d | nn.ConvTranspose1d, tangents: RowMaps) -> RowMaps:
-    """A layer without its bias; rows beyond the valid length hold junk afterwards.
+def _linear(
+    layer: nn.Conv1d | nn.ConvTranspose1d,
+    negative: float | None,
+    made: RowMaps,
+    tangents: RowMaps,
+    matrices: dict[torch.dtype, Matrices],
+) -> RowMaps:
+    """Tangents of what a layer and the leaky ReLU after it made."""
+    data = _product(layer, tangents.data[:, : layer.in_channels], matrices)
+    if negative is not None:
+        rows = data.view(made.batch, -1, made.padded, data.shape[1])
+        rows *= _slopes(made, negative, data.dtype)[:, None]
+    return RowMaps(data, tangents.batch, made.length)
 
-    Input channels that the tangents lack do not depend on the parameters.
+
+def _product(layer: nn.Conv1d | nn.ConvTranspose1d, data: Tensor, matrices: dict[torch.dtype, Matrices]) -> Tensor:
+    """Rows that a layer makes of rows, without its bias; those beyond the valid length hold junk.
+
+    Input channels that the rows lack do not depend on the parameters.
     """
-    data, kernel, stride = tangents.data, layer.kernel_size[0], layer.stride[0]
-    weight = layer.weight.to(data.dtype)
+    stride, (matrix, _) = layer.stride[0], matrix_and_bias(layer, data.dtype, matrices[data.dtype])
     if isinstance(layer, nn.ConvTranspose1d):
-        matrix = weight[: data.shape[1]].permute(0, 2, 1).flatten(1)  # (in, taps x out)
+        matrix = matrix[: data.shape[1]]
         (_, first), *others = row_reaches(matrix.shape[1], stride * layer.out_channels)
         made = data @ matrix[:, first]
         for k, columns in others:
             made[k:, : columns.stop - columns.start].addmm_(data[:-k], matrix[:, columns])
-        length = (tangents.length - 1) * stride + kernel
-        return RowMaps(made.view(-1, layer.out_channels), tangents.batch, length)
-    matrix = weight.permute(2, 1, 0).flatten(0, 1)  # (taps x in, out)
-    made = joined_rows(data.view(-1, stride * data.shape[1]), len(matrix)) @ matrix
-    return RowMaps(made, tangents.batch, (tangents.length - kernel) // stride + 1)
+        return made.view(-1, layer.out_channels)
+    rows = data.view(-1, stride * data.shape[1])
+    (_, first), *others = row_reaches(len(matrix), rows.shape[1])
+    made = rows[:, first] @ matrix[first]
+    for k, columns in others:
+        made[:-k].addmm_(rows[k:, : columns.stop - columns.start], matrix[columns])
+    return made
 
 
-def _slopes(x: Tensor, negative: float, dtype: torch.dtype) -> Tensor:
-    """Slope of the leaky ReLU at maps (n, channels, positions), in rows (n, positions, channels)."""
-    one = torch.ones((), dtype=dtype, device=x.device)  # two plain numbers would make float32
-    return torch.where(x > 0, one, negative).transpose(1, 2)
+def _slopes(made: RowMaps, negative: float, dtype: torch.dtype) -> Tensor:
+    """Slope of the leaky ReLU that made some maps, (n, padded, channels); zero beyond their length."""
+    one = torch.ones((), dtype=dtype, device=made.data.device)  # two plain numbers would make float32
+    slopes = torch.where(made.data > 0, one, negative).view(made.batch, made.padded, -1)
+    slopes[:, made.length :] = 0
+    return slopes
 
 
-def _scaled(tangents: RowMaps, x: Tensor, negative: float) -> RowMaps:
-    """Tangents of the leaky ReLU: times its slope."""
-    factor = x.new_zeros((len(x), tangents.padded, x.shape[1]), dtype=tangents.data.dtype)  # zero beyond the length
-    factor[:, : x.shape[2]] = _slopes(x, negative, factor.dtype)
-    data = tangents.data.view(len(x), -1, *factor.shape[1:]) * factor[:, None]
-    return RowMaps(data.view(tangents.data.shape), tangents.batch, tangents.length)
-
-
-def _normalised(tangents: RowMaps, x: Tensor, normalised: Tensor, eps: float) -> RowMaps:
+def _normalised(tangents: RowMaps, values: RowMaps, made: RowMaps, eps: float) -> RowMaps:
     """Tangents of the instance normalisation: centred, without the part along the result, and divided by the scale."""
-    valid = tangents.valid().to(x.dtype).unflatten(0, (len(x), -1)).transpose(2, 3)  # (n, d, channels, positions)
+    x, along = values.channels(), made.channels()[:, None]
+    valid = tangents.channels().to(x.dtype).unflatten(0, (len(x), -1))  # (n, d, channels, positions)
     scale = torch.rsqrt(x.var(2, correction=0, keepdim=True) + eps)[:, None]
-    along = normalised[:, None]
     valid = valid - valid.mean(3, keepdim=True)
     valid = (valid - along * (along * valid).mean(3, keepdim=True)) * scale
     return RowMaps.from_channels(valid.flatten(0, 1), tangents.padded, tangents.data.dtype)
 
 
-def _last_layers(
-    transposed: nn.Module, activation: nn.Module, to_spectrum: nn.Module, x: Tensor, tangents: RowMaps, n: int
-) -> Tensor:
-    """Transposed convolution, leaky ReLU and sum over channels in one map per star: the widest maps are never made.
+# -- layers next to the spectra, folded ------------------------------------------------------
+@dataclass(frozen=True)
+class _Response:
+    """Linear maps between the pixels of spectra and the channels of each row.
 
-    Output pixel ``stride * row + tap`` has the tangent Σ over rows and taps of
-    tangent(row) · V(row, tap), where V sums over the output channels the
-    weights of both layers and the slope at that pixel.
+    Row r of a star sees, or makes, the pixels from ``stride * r`` on.
+
+    Parameters
+    ----------
+    data : Tensor, shape (pixels that a row sees, n * padded rows, channels)
+        What holds rows beyond the length is junk.
+    batch, stride, length : int
+        Stars, pixels from one row to the next, and valid rows of a star.
     """
-    if not (
-        isinstance(transposed, nn.ConvTranspose1d)
-        and isinstance(activation, nn.LeakyReLU)
-        and isinstance(to_spectrum, nn.Conv1d)
-    ):
-        raise TypeError("the observed decoder must end in a transposed convolution, a leaky ReLU and a convolution")
-    data, kernel, stride = tangents.data, transposed.kernel_size[0], transposed.stride[0]
-    length, n_in = tangents.length, data.shape[1]
-    slopes = _slopes(x, activation.negative_slope, data.dtype).unfold(1, kernel, stride)  # (n, rows, channels, taps)
-    weight = (transposed.weight[:n_in] * to_spectrum.weight[0, :, 0][:, None]).to(data.dtype)  # (in, channels, taps)
-    v = torch.stack([slopes[..., tap] @ weight[..., tap].T for tap in range(kernel)], dim=-1)  # (n, rows, in, taps)
-    rows = data.view(n, -1, tangents.padded, n_in)[:, :, :length].transpose(1, 2)  # (n, rows, d, in)
-    made = (rows @ v).float() if data.dtype == torch.bfloat16 else rows @ v  # (n, rows, d, taps)
-    made = made.transpose(1, 2)
-    reach = -(-kernel // stride)
-    out = made.new_zeros((*made.shape[:2], length + reach - 1, stride))
-    for k in range(reach):
-        part = made[..., k * stride : (k + 1) * stride]
+
+    data: Tensor
+    batch: int
+    stride: int
+    length: int
+
+    @property
+    def reach(self) -> int:
+        """Pixels that a row sees."""
+        return len(self.data)
+
+    def rows(self) -> Tensor:
+        """Maps of the valid rows, (n, length, pixels, channels)."""
+        return self.data.unflatten(1, (self.batch, -1))[:, :, : self.length].permute(1, 2, 0, 3)
+
+    def folded(self, weight: Tensor, slopes: Tensor, stride: int, length: int, into: Tensor | None = None) -> _Response:
+        """Put a layer, which strides over these rows, behind the activation of these rows.
+
+        Parameters
+        ----------
+        weight : Tensor, shape (new channels, channels, taps)
+            Of a convolution towards the latent, or of a transposed one from there.
+        slopes : Tensor, shape (n, rows or more, channels)
+            Of the activation.
+        stride, length : int
+            Rows from one new row to the next, and the number of new rows.
+        into : Tensor, optional
+            Data of another response with the same new rows, which these are added to. Default: zeros.
+        """
+        n, taps = self.batch, weight.shape[2]
+        padded = length - 1 + -(-taps // stride)
+        here = min(self.data.shape[1] // n, slopes.shape[1], padded * stride)
+        scaled = self.data.new_empty((self.reach, n, padded * stride, weight.shape[1]))
+        scaled[:, :, here:] = 0
+        torch.mul(self.data.unflatten(1, (n, -1))[:, :, :here], slopes[:, :here], out=scaled[:, :, :here])
+        phases = scaled.view(self.reach * n * padded, stride, -1)
+        reach = (taps - 1) * self.stride + self.reach
+        if into is None:
+            into = self.data.new_zeros((reach, n * padded, len(weight)))
+        flat, matrices = into.flatten(0, 1), weight.permute(2, 1, 0).contiguous()
+        for tap in range(taps):  # new row r gets what row stride * r + tap sees, which begins so many pixels later
+            first, (later, phase) = tap * self.stride * n * padded, divmod(tap, stride)
+            flat[first : first + len(phases) - later].addmm_(phases[later:, phase], matrices[tap])
+        return _Response(into, n, stride * self.stride, length)
+
+
+def _encoded(
+    encoder: Iterable[nn.Module],
+    values: RowMaps,
+    slopes: Tensor | None,
+    dtype: torch.dtype,
+    matrices: dict[torch.dtype, Matrices],
+) -> tuple[RowMaps, RowMaps | None]:
+    """Send spectra, and d tangents (n, d, n_pixels) of each, through a domain's encoder."""
+    todo = list(steps(encoder))
+    tangents: RowMaps | None = None
+    response: _Response | None = None
+    factor: Tensor | None = None
+    while slopes is not None and todo:
+        layer, negative = todo[0]
+        assert isinstance(layer, nn.Conv1d)
+        assert negative is not None
+        if (layer.kernel_size[0] if response is None else response.reach) >= slopes.shape[1]:
+            break
+        made, weight = step(layer, negative, values, matrices[values.data.dtype]), layer.weight.to(dtype)
+        if response is None or factor is None:
+            every_row = weight[:, 0].T[:, None].expand(-1, made.batch * made.length, -1)
+            response = _Response(every_row, made.batch, layer.stride[0], made.length)
+        else:
+            response = response.folded(weight, factor, layer.stride[0], made.length)
+        values, factor = made, _slopes(made, negative, dtype)
+        del todo[0]
+    if slopes is not None and response is not None and factor is not None:
+        tangents = _seen(response, slopes.to(dtype), factor)
+    elif slopes is not None:
+        tangents = RowMaps.from_channels(slopes.flatten(0, 1)[:, None], values.padded, dtype)
+    for layer, negative in todo:
+        values, tangents = _push(layer, negative, values, tangents, matrices)
+    return values, tangents
+
+
+def _seen(response: _Response, slopes: Tensor, factor: Tensor) -> RowMaps:
+    """Tangents of rows that see tangents of spectra, times the slope of their activation."""
+    windows = slopes.unfold(2, response.reach, response.stride).transpose(1, 2)  # (n, rows, d, pixels)
+    made = windows[:, : response.length] @ response.rows()
+    n, length, d, channels = made.shape
+    data = made.new_zeros((n, d, factor.shape[1], channels))
+    torch.mul(made.transpose(1, 2), factor[:, None, :length], out=data[:, :, :length])
+    return RowMaps(data.view(-1, channels), n * d, length)
+
+
+def _decoded(
+    decoders: list[tuple[nn.Sequential, RowMaps, float]], tangents: RowMaps, matrices: dict[torch.dtype, Matrices]
+) -> tuple[Tensor, Tensor]:
+    """Sum of the spectra (n, n_pixels) that domains' decoders make of maps, each with a sign, and their derivatives.
+
+    Layers are folded from the end while rows make fewer pixels than there are tangents. What is left of the
+    decoders is added before it meets the tangents where nothing else is.
+    """
+    dtype = tangents.data.dtype
+    whole: _Response | None = None
+    spectra, slopes = [], []
+    for decoder, values, sign in decoders:
+        n, n_tangents, maps = values.batch, tangents.batch // values.batch, [values]
+        *todo, (last, _) = steps(decoder)
+        assert isinstance(last, nn.Conv1d)  # as all decoders of domains
+        for layer, negative in todo:
+            maps.append(step(layer, negative, maps[-1], matrices[values.data.dtype]))
+        spectra.append(sign * step(last, None, maps[-1], matrices[values.data.dtype]).spectra())
+        weight, _ = matrix_and_bias(last, dtype, matrices[dtype])
+        every_row = (sign * weight.to(dtype)).expand(1, n * maps[-1].length, -1)
+        response = _Response(every_row, n, 1, maps[-1].length)
+        while todo and response.reach < n_tangents:
+            (layer, negative), made = todo.pop(), maps.pop()
+            assert isinstance(layer, nn.ConvTranspose1d)
+            assert negative is not None
+            factor, length = _slopes(made, negative, dtype), maps[-1].length
+            if todo:
+                response = response.folded(layer.weight.to(dtype), factor, layer.stride[0], length)
+            else:
+                weight = layer.weight[: tangents.data.shape[1]].to(dtype)
+                into = None if whole is None else whole.data[..., : len(weight)]
+                response = response.folded(weight, factor, layer.stride[0], length, into)
+                whole = response if whole is None else whole
+        if todo:
+            rest = tangents
+            for (layer, negative), made in zip(todo, maps[1:], strict=True):
+                assert isinstance(layer, nn.ConvTranspose1d)
+                rest = _linear(layer, negative, made, rest, matrices)
+            slopes.append(_made(response, rest))
+    if whole is not None:
+        slopes.append(_made(whole, tangents))
+    return torch.stack(spectra).sum(0), slopes[0] if len(slopes) == 1 else slopes[0] + slopes[1]
+
+
+def _made(response: _Response, tangents: RowMaps) -> Tensor:
+    """Tangents (n, d, n_pixels) of spectra that rows make."""
+    n, length, stride, reach = response.batch, response.length, response.stride, response.reach
+    rows = tangents.data.view(n, -1, tangents.padded, tangents.data.shape[1])[:, :, :length].transpose(1, 2)
+    made = (rows @ response.rows().transpose(2, 3)).transpose(1, 2)  # (n, d, rows, pixels)
+    made = made.to(torch.promote_types(made.dtype, torch.float32))
+    out = made.new_zeros((*made.shape[:2], length - 1 + -(-reach // stride), stride))
+    for k, first in enumerate(range(0, reach, stride)):
+        part = made[..., first : first + stride]
         out[:, :, k : k + length, : part.shape[-1]] += part
-    return out.flatten(2)[..., : (length - 1) * stride + kernel]
+    return out.flatten(2)[..., : (length - 1) * stride + reach]
