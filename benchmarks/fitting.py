@@ -76,9 +76,9 @@ class PlainFit:
     """What the published code does with a star: the networks in their plainest form, weights and all."""
 
     def __init__(self, model):
-        self.network = copy.deepcopy(model.translator.network).requires_grad_(True)
+        self.translator = copy.deepcopy(model.translator)
+        self.translator.network.requires_grad_(True)
         self.emulator = copy.deepcopy(model.emulator).requires_grad_(True)
-        self.translator = model.translator
         self.mean, self.precision = (self._tensor(a) for a in (model.prior.mean, model.prior.precision))
         self.lower, self.scale = (self._tensor(a) for a in (model.labels.lower, model.labels.scale))
 
@@ -91,7 +91,7 @@ class PlainFit:
         flux, ivar = self._tensor(flux), self._tensor(ivar)
         dof = int((ivar > 0).sum()) - len(start)
         with torch.no_grad():
-            _, split = self.network.encode_obs(self.translator.standardise(self._tensor(filled))[None])
+            _, split = self.translator.network.encode_obs(self.translator.standardise(self._tensor(filled))[None])
         scaled = ((self._tensor(start) - self.lower) / self.scale - 0.5).requires_grad_()
         optimizer, count = torch.optim.LBFGS([scaled], **PUBLISHED), 0
 
@@ -101,7 +101,7 @@ class PlainFit:
             optimizer.zero_grad()
             labels = (scaled + 0.5) * self.scale + self.lower
             synthetic = self.translator.standardise(self.emulator(labels[None]))
-            predicted = self.translator.restore(self.network.synth_to_obs(synthetic, split)[0])
+            predicted = self.translator.restore(self.translator.to_observed(synthetic, split)[0])
             chi2, offset = ((predicted - flux) ** 2 * ivar).sum(), labels - self.mean
             scale2 = (chi2 / dof).clamp(min=1.0)  # errors are larger where χ² says so, as in ours
             loss = 0.5 * (chi2 / scale2 + dof * torch.log(scale2) + offset @ self.precision @ offset)
