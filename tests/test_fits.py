@@ -16,6 +16,7 @@ from cyclestarnet import FitResult, FitWarning, GaussianPrior, GridError, LabelE
 from cyclestarnet.fitting.priors import GaussianConstraints
 from cyclestarnet.fitting.solvers import levenberg_marquardt
 from cyclestarnet.networks.predictor import EmulatorPredictor
+from cyclestarnet.pipeline.diagnostics import ShiftSearch
 from cyclestarnet.pipeline.fit import SOLVERS, fit_stars
 from cyclestarnet.pipeline.options import FitOptions
 from cyclestarnet.pipeline.setup import FitSetup
@@ -43,6 +44,20 @@ def quick(model):
 def star(model):
     """One star with noise, S/N 200."""
     return spectrum(model, observed(model, STAR), noise=np.random.default_rng(31))
+
+
+def test_what_finds_velocities_is_made_once_for_a_model(model, star, monkeypatch):
+    made = []
+
+    def make(*args, **options):
+        made.append(ShiftSearch(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr("cyclestarnet.pipeline.fit.ShiftSearch", make)
+    fresh = replace(model)
+    for _ in range(2):
+        fresh.fit(star, method="lm")
+    assert len(made) == 1
 
 
 # -- side by side ------------------------------------------------------------------------------

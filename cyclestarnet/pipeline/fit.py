@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -53,6 +54,7 @@ ADVICE = {
     FitFlag.VELOCITY: "the lines are shifted, and the spectrum is not at rest; fit with motion='velocity', or shift it",
     FitFlag.CONTINUUM: "wide stretches lie above or below the model; look at the continuum, or `ignore` them",
 }
+SEARCHES = WeakKeyDictionary()  # of the models that are still there
 ROUGH_ERROR = 0.01  # of a translated spectrum, before its own residuals tell
 
 
@@ -85,9 +87,7 @@ def prepare_stars(
         setup = FitSetup.of(model, FitOptions(method="lm"))
         stars, places = prepare_stars(model, [spectrum], setup)
     """
-    template = EmulatorPredictor(parts.emulator).flux(parts.prior.mean)
-    search = ShiftSearch(parts.grid.wavelength.value, template, reach=_reach(parts.grid))
-    good, places = [], []
+    search, good, places = _shift_search(parts), [], []
     for spectrum in spectra:
         try:
             chosen = {"normalise": setup.options.normalise, "ignore": setup.ignore}
@@ -110,6 +110,14 @@ def prepare_stars(
             filled = np.interp(wavelength * (1 + velocity / SPEED_OF_LIGHT), wavelength, filled)
         good.append((spectrum, pixels, variance, filled, velocity))
     return _encoded(parts, good), places
+
+
+def _shift_search(parts):
+    """What finds the velocity of a model's stars, made once: it takes as long as two evaluations of the networks."""
+    if parts not in SEARCHES:
+        template = EmulatorPredictor(parts.emulator).flux(parts.prior.mean)
+        SEARCHES[parts] = ShiftSearch(parts.grid.wavelength.value, template, reach=_reach(parts.grid))
+    return SEARCHES[parts]
 
 
 def _used(parts, pixels, setup):
