@@ -225,12 +225,17 @@ def _check(lower: np.ndarray, upper: np.ndarray, centre: np.ndarray, covariance:
 
 
 # -- emcee, which has no types: its objects are Any here --------------------------------------
-def _sampler(density: _BoundedDensity, near: Approximation, share: float, n_walkers: int) -> Any:
-    """An `emcee.EnsembleSampler` that keeps its chain in memory."""
+def _emcee() -> Any:
     try:
         import emcee
     except ImportError as error:
         raise ImportError('sampling needs emcee: pip install "cyclestarnet[sampling]"') from error
+    return emcee
+
+
+def _sampler(density: _BoundedDensity, near: Approximation, share: float, n_walkers: int) -> Any:
+    """An `emcee.EnsembleSampler` that keeps its chain in memory."""
+    emcee = _emcee()
 
     def anew(positions: np.ndarray, random: Any) -> tuple[np.ndarray, np.ndarray]:
         """Draws that know nothing of the positions, and the log ratio of the densities by which either is proposed."""
@@ -265,8 +270,7 @@ def _start(
     density: _BoundedDensity, near: Approximation, n_walkers: int, rng: np.random.Generator
 ) -> tuple[Any, float, float]:
     """State of the walkers where the density is positive, the share of new draws, and seconds per step."""
-    from emcee import State
-
+    emcee = _emcee()
     drawn = near.draw(n_walkers, rng)
     positions = near.reflected(drawn)
     clock = time.perf_counter()
@@ -277,7 +281,7 @@ def _start(
     for shrink in 0.7 ** np.arange(1, 21):
         missing = np.isneginf(value)
         if not missing.any():
-            return State(positions, log_prob=value), share, seconds
+            return emcee.State(positions, log_prob=value), share, seconds
         closer = near.centre + shrink * (near.draw(missing.sum(), rng) - near.centre)
         positions[missing] = near.reflected(closer)
         value[missing] = density(positions[missing])
