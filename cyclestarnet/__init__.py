@@ -25,7 +25,7 @@ from cyclestarnet.model import CalibratedModel
 from cyclestarnet.networks.emulator import EmulatorSettings
 from cyclestarnet.networks.translation import NetworkSettings
 from cyclestarnet.noise import NoiseModel
-from cyclestarnet.pipeline import FitOptions, ManyOptions, SampleOptions, read_results, write_results
+from cyclestarnet.pipeline import FitOptions, ManyOptions, SampleManyOptions, SampleOptions, read_results, write_results
 from cyclestarnet.results import FitFlag, FitResult, Posterior
 from cyclestarnet.training.adaptation import adapt
 from cyclestarnet.training.runs import train
@@ -55,6 +55,7 @@ __all__ = [
     "NoiseModel",
     "OtherRunError",
     "Posterior",
+    "SampleManyOptions",
     "SampleOptions",
     "SpectrumError",
     "TrainingError",

@@ -1,4 +1,5 @@
-"""Command line: ``cyclestarnet adapt``, ``demo``, ``fit``, ``info``, ``mock-lines``, ``prepare`` and ``train``."""
+"""Command line: ``cyclestarnet adapt``, ``demo``, ``fit``, ``info``, ``mock-lines``, ``prepare``,
+``sample`` and ``train``."""
 
 from __future__ import annotations
 
@@ -63,6 +64,34 @@ def _fit(options: argparse.Namespace) -> int:
     else:
         _print_results(table)
     return 0 if table["success"].all() else 1
+
+
+def _sample(options: argparse.Namespace) -> int:
+    """Sample posteriors of spectrum files and print or write a table; run again after a kill, it goes on."""
+    model = _model(options.model)
+    try:
+        table = model.sample_many(
+            options.files[0] if len(options.files) == 1 else options.files,
+            output=options.output,
+            overwrite=options.overwrite,
+            chains=options.chains,
+            space=options.space,
+            prior=None if options.no_prior else "training",
+            seed=options.seed,
+            max_steps=options.max_steps,
+            workers=options.workers,
+            progress=sys.stderr.isatty(),
+        )
+    except KeyboardInterrupt:
+        kept = options.output or options.chains
+        told = "; run the same command again to go on where it was" if kept else ", and nothing is saved"
+        print(f"\ninterrupted{told}", file=sys.stderr)
+        return 130
+    if options.output:
+        print(f"{options.output}: {len(table)} rows, {int((~table['converged']).sum())} of them failed or too short")
+    else:
+        _print_results(table)
+    return 0 if table["converged"].all() else 1
 
 
 def _print_results(table):
@@ -350,6 +379,21 @@ def _parser():
     sub.add_argument("--overwrite", action="store_true", help="replace an existing set")
     sub.set_defaults(run=_prepare)
 
+    sub = commands.add_parser("sample", help=_sample.__doc__)
+    sub.add_argument("files", nargs="+", help="as for fit")
+    sub.add_argument(
+        "-o", "--output", type=Path, help="table to write: .ecsv, .fits, .parquet or .csv (default: print)"
+    )
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing table, and samples in --chains")
+    sub.add_argument("--chains", type=Path, metavar="FOLDER", help="where samples go, a file for each star")
+    sub.add_argument("--model", default="apogee-giants", help="embedded model or .safetensors file")
+    sub.add_argument("--space", choices=["observed", "emulator"], default="observed")
+    sub.add_argument("--no-prior", action="store_true", help="flat prior within the training range")
+    sub.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    sub.add_argument("--max-steps", type=int, default=10_000, metavar="N", help="length at which a chain ends anyway")
+    sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that sample (1)")
+    sub.set_defaults(run=_sample)
+
     sub = commands.add_parser("train", help=_train.__doc__)
     sub.add_argument("config", nargs="?", type=Path, help="TOML file that describes the training")
     sub.add_argument("--until", type=int, metavar="N", help="stop at iteration N, for now")
@@ -374,7 +418,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0 if all went well, 1 if a fit failed or did not converge, 2 after an
+        The exit status: 0 if all went well, 1 if a fit failed or did not converge or a chain is too short, 2 after an
         error that was told on stderr, 130 after Ctrl-C.
 
     Raises
@@ -392,7 +436,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     output = getattr(options, "output", None)
     unfinished = output is not None and options.command == "prepare" and Path(f"{output}.partial").exists()
-    overwrites = options.command in ("adapt", "fit", "prepare") and output is not None and output.exists()
+    overwrites = options.command in ("adapt", "fit", "prepare", "sample") and output is not None and output.exists()
     if overwrites and not options.overwrite and not unfinished:
         print(f"cyclestarnet: {output} exists; use --overwrite", file=sys.stderr)
         return 2

@@ -29,6 +29,7 @@ from cyclestarnet.pipeline.many import failed_row, fit_survey
 from cyclestarnet.pipeline.options import (
     FitOptions,
     ManyOptions,
+    SampleManyOptions,
     SampleOptions,
     check_choice,
     one_only,
@@ -37,6 +38,7 @@ from cyclestarnet.pipeline.options import (
 )
 from cyclestarnet.pipeline.parts import ModelParts
 from cyclestarnet.pipeline.sample import sample_one
+from cyclestarnet.pipeline.sample_many import sample_survey
 from cyclestarnet.pipeline.translate import DOMAINS, encode_split_latent, predictor_of, seen_flux, spectrum_of
 from cyclestarnet.published import read_published_parts
 from cyclestarnet.results import FitResult, Posterior, signed
@@ -598,7 +600,7 @@ class CalibratedModel(ModelParts):
         Warns
         -----
         FitWarning
-            If the chain is shorter than 50 autocorrelation times.
+            If the chain is too short.
 
         Examples
         --------
@@ -666,6 +668,63 @@ class CalibratedModel(ModelParts):
             run={"model": self.name, "weights": self._digest} | vars(setup.options),
             meta=origin({"model": self.name, "weights": self._digest}, setup.options),
         )
+
+    @takes(ManyOptions, SampleManyOptions, FitOptions, method="lm")
+    def sample_many(
+        self, spectra: Iterable[Spectrum | str | Path] | Spectrum | str | Path, *more: Any, **options: Any
+    ) -> QTable:
+        """Sample the posteriors of many stars; a bad one is flagged and never stops the rest.
+
+        Each star is fitted, and then sampled as by `sample`. Rows are written as they come, and the same
+        call after a kill goes on where it was. The progress bar estimates the time that is left from the stars
+        that are done.
+
+        Parameters
+        ----------
+        spectra : iterable of `~specutils.Spectrum` or path-like
+            All that `fit_many` takes.
+        **options
+            Fields of `~cyclestarnet.pipeline.ManyOptions`, `~cyclestarnet.pipeline.SampleManyOptions` and
+            `~cyclestarnet.pipeline.FitOptions`.
+
+        Returns
+        -------
+        `~astropy.table.QTable`
+            A row per star in the order of the input: the columns of `Posterior.to_table
+            <cyclestarnet.Posterior.to_table>`, that is medians, errors and ends of the central 68 % interval with the
+            errors that residuals do not show, whether the chain is long enough (``converged``), its steps,
+            acceptance and longest autocorrelation time; χ², S/N and flags of the fit; and ``seed``, with which
+            ``sample(spectrum, method="lm", seed=…)`` gives the same samples, -1 without any. Labels that are fixed
+            have an error of 0. Rows of stars that could not be sampled have NaN labels, the flag ``FAILED`` and
+            the reason in ``message``.
+
+        Raises
+        ------
+        FileExistsError
+            If ``output`` exists and is not to be overwritten, or holds an unfinished run of another kind, or
+            ``chains`` holds samples of another run.
+        OtherRunError
+            If ``chains`` holds an unfinished chain of other stars, options or seeds.
+        OSError
+            If a file of chains cannot be written.
+        ImportError
+            If emcee is not installed.
+
+        Examples
+        --------
+        >>> from cyclestarnet import CalibratedModel, datasets
+        >>> model, star = CalibratedModel.from_pretrained(), datasets.k_giant()
+        >>> labels = model.fit(star, space="emulator", method="lm").labels
+        >>> held = {name: labels[name] for name in model.labels if name != "teff"}
+        >>> table = model.sample_many([star], space="emulator", fixed=held, progress=False)
+        >>> table["converged"][0], table["teff_low"][0] < table["teff"][0] < table["teff_high"][0]
+        (np.True_, np.True_)
+        """
+        one_only("sample_many", more)
+        given, sampled, chosen = sorted_options(options, ManyOptions, SampleManyOptions, FitOptions)
+        many, setup = ManyOptions(**given), SurveySetup.of(self, FitOptions(**{"method": "lm"} | chosen))
+        stars = setup.paired(star_sources(spectra, grid=self.grid, selection=many.selection))
+        return sample_survey(stars, setup, SampleManyOptions(**sampled), many, digest=self._digest)
 
     @cached_property
     def _digest(self) -> str:

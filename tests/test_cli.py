@@ -75,6 +75,15 @@ def test_fit_takes_a_pattern_that_no_shell_expanded(star_file, tmp_path):
     assert len(read_results(output)) == 2
 
 
+def test_sample_writes_a_table_and_samples(star_file, tmp_path):
+    output, chains = tmp_path / "t.fits", tmp_path / "chains"
+    command = ["sample", str(star_file), "-o", str(output), "--chains", str(chains), "--space", "emulator"]
+    assert main([*command, "--max-steps", "3", "--seed", "2"]) == 1  # too short
+    assert read_results(output)["n_steps"].tolist() == [3]
+    assert [path.suffix for path in sorted(chains.iterdir())] == [".fits", ".h5"]
+    assert main(command) == 2  # the table exists
+
+
 @pytest.mark.parametrize("method", ["lm", "lbfgs"])
 def test_fit_passes_the_method_on(star_file, monkeypatch, capsys, method):
     def refuse(self, spectra, **options):

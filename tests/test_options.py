@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cyclestarnet import CalibratedModel
-from cyclestarnet.pipeline import FitOptions, ManyOptions, SampleOptions
+from cyclestarnet.pipeline import FitOptions, ManyOptions, SampleManyOptions, SampleOptions
 from cyclestarnet.pipeline.options import sorted_options, takes
 
 
@@ -56,7 +56,12 @@ def test_an_unknown_option_is_named_with_the_one_that_may_be_meant():
 
 @pytest.mark.parametrize(
     ("method", "kinds"),
-    [("fit", (FitOptions,)), ("sample", (SampleOptions, FitOptions)), ("fit_many", (ManyOptions, FitOptions))],
+    [
+        ("fit", (FitOptions,)),
+        ("sample", (SampleOptions, FitOptions)),
+        ("fit_many", (ManyOptions, FitOptions)),
+        ("sample_many", (ManyOptions, SampleManyOptions, FitOptions)),
+    ],
 )
 def test_methods_show_the_options_that_they_take(method, kinds):
     function = getattr(CalibratedModel, method)
@@ -65,7 +70,7 @@ def test_methods_show_the_options_that_they_take(method, kinds):
         for name, parameter in inspect.signature(kind).parameters.items():
             assert shown[name].kind is inspect.Parameter.KEYWORD_ONLY
             assert f"        {name} : " in function.__doc__, name
-            if (method, name) != ("fit_many", "method"):
+            if not (name == "method" and method.endswith("_many")):
                 assert shown[name].default is parameter.default
     assert "**options" not in function.__doc__
 

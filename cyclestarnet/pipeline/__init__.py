@@ -1,7 +1,7 @@
 """From spectra to results: options, fits, samples, errors and flags, and many stars."""
 
 from cyclestarnet.pipeline.journal import read_results, write_results
-from cyclestarnet.pipeline.options import FitOptions, ManyOptions, SampleOptions
+from cyclestarnet.pipeline.options import FitOptions, ManyOptions, SampleManyOptions, SampleOptions
 from cyclestarnet.pipeline.parts import FlagLimits, ModelParts, Population
 from cyclestarnet.pipeline.setup import FitSetup
 
@@ -12,6 +12,7 @@ __all__ = [
     "ManyOptions",
     "ModelParts",
     "Population",
+    "SampleManyOptions",
     "SampleOptions",
     "read_results",
     "write_results",

@@ -23,7 +23,7 @@ from cyclestarnet.reading.tables import read_table
 __all__ = ["check_suffix", "read_results", "write_results"]
 
 _FORMATS = {".ecsv": "ascii.ecsv", ".fits": "fits", ".parquet": "parquet", ".csv": "ascii.csv"}
-_TEXTS, _TRUTHS = ("object", "flag_names", "prior_dominated", "upper_limits", "message"), ("success",)
+_TEXTS, _TRUTHS = ("object", "flag_names", "prior_dominated", "upper_limits", "message"), ("success", "converged")
 
 
 def write_results(table: QTable, path: str | os.PathLike) -> None:
@@ -137,6 +137,9 @@ def read_results(path: str | os.PathLike) -> QTable:
         for name in (name for name in table.colnames if f"{name}_err" in table.colnames):
             table[name] = np.asarray(table[name], dtype=float) * unit_of_label(name)
             table[f"{name}_err"] = np.asarray(table[f"{name}_err"], dtype=float) * difference_unit(name)
+            for end in (f"{name}_low", f"{name}_high"):
+                if end in table.colnames:
+                    table[end] = np.asarray(table[end], dtype=float) * unit_of_label(name)
     table.convert_bytestring_to_unicode()
     meta = {key.lower() if file_format == "fits" else key: value for key, value in table.meta.items()}
     table.meta = {key: value for key, value in meta.items() if key not in ("checksum", "datasum")}  # the file's own

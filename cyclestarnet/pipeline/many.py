@@ -39,7 +39,7 @@ from typing import Any, Protocol
 import numpy as np
 from astropy.table import QTable
 
-from cyclestarnet.exceptions import CycleStarNetError
+from cyclestarnet.exceptions import CycleStarNetError, OtherRunError
 from cyclestarnet.files import check_no_folder
 from cyclestarnet.journal import Journal
 from cyclestarnet.labels import LabelSet, difference_unit
@@ -47,12 +47,14 @@ from cyclestarnet.pipeline.journal import check_suffix, write_results
 from cyclestarnet.pipeline.options import ManyOptions
 from cyclestarnet.processes import run_in_processes
 from cyclestarnet.progress import tqdm
-from cyclestarnet.results import FitFlag, FitResult
+from cyclestarnet.results import FitFlag
 from cyclestarnet.spectra import Spectrum
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Star", "failed_row", "fit_survey"]
+__all__ = ["Star", "Tabled", "failed_row", "fit_survey"]
+
+NO_STARS_FAULT = (ImportError, OSError, OtherRunError)  # of a fit: all stars would fail, and no row could help
 
 
 class Star(Protocol):
@@ -85,6 +87,31 @@ class Star(Protocol):
         ::
 
             spectrum = star.read()
+        """
+
+
+class Tabled(Protocol):
+    """A result that makes its row, such as `~cyclestarnet.FitResult`.
+
+    Examples
+    --------
+    ::
+
+        fitted: list[Tabled] = [model.fit(spectrum)]
+    """
+
+    def to_table(self) -> QTable:
+        """Make a table of one row.
+
+        Returns
+        -------
+        `~astropy.table.QTable`
+
+        Examples
+        --------
+        ::
+
+            row = result.to_table()
         """
 
 
@@ -128,6 +155,8 @@ class _BlockFitter:
     def _fitted(self, spectra, numbers):
         try:
             return self.fit_stars(spectra, numbers)
+        except NO_STARS_FAULT:
+            raise
         except Exception as error:
             if len(spectra) == 1:
                 return [error]
@@ -179,7 +208,7 @@ class _Rows:
 # -- the engine ------------------------------------------------------------------
 def fit_survey(
     stars: Sequence[Star] | Iterator[Star],
-    fit_stars: Callable[[list[Spectrum], list[int]], list[FitResult | Exception]],
+    fit_stars: Callable[[list[Spectrum], list[int]], list[Tabled | Exception]],
     failed_row: Callable[[str, Exception | str], QTable],
     many: ManyOptions | None = None,
     *,
@@ -187,6 +216,7 @@ def fit_survey(
     meta: Mapping[str, str] | None = None,
     block_size: int = 32,
     retries: int = 3,
+    task: str = "fitting",
 ) -> QTable:
     """Fit stars block by block; whatever fails is a row that says why.
 
@@ -196,9 +226,9 @@ def fit_survey(
         See `~cyclestarnet.io.star_sources`. An iterator is read as far as stars are needed.
     fit_stars : callable
         Takes a list of `~specutils.Spectrum` and one of their numbers in ``stars``, and returns a list of
-        `~cyclestarnet.FitResult` or Exception, aligned with it. A star's result
-        must not depend on the others. If it raises, the block is fitted star
-        by star.
+        `~cyclestarnet.FitResult`, or what else has ``to_table()``, or Exception, aligned with it. A star's result
+        must not depend on the others. If it raises, the block is fitted star by star; but errors that
+        no star can help, `OSError`, `ImportError` and `~cyclestarnet.exceptions.OtherRunError`, end the run.
     failed_row : callable
         Takes a name and an error and returns a one-row `~astropy.table.QTable`.
         Its columns are those of the table.
@@ -214,6 +244,8 @@ def fit_survey(
         Stars that are fitted at once.
     retries : int, optional
         How often dask tries a block again whose task failed.
+    task : str, optional
+        What the progress bar says is being done.
 
     Returns
     -------
@@ -243,7 +275,12 @@ def fit_survey(
         raise ValueError(f"block_size must be 1 or more, but is {block_size}")
     rows, n_stars = _Rows(failed_row("", "")), len(stars) if isinstance(stars, Sequence) else None
     rows.reach(n_stars or 0)
-    options = {"fit_block": _BlockFitter(fit_stars, failed_row), "block_size": block_size, "retries": retries}
+    options = {
+        "fit_block": _BlockFitter(fit_stars, failed_row),
+        "block_size": block_size,
+        "retries": retries,
+        "task": task,
+    }
     output = many.output
     if output is None:
         _fit_rest(stars, rows, many, **options)
@@ -326,7 +363,7 @@ def _blocks(stars, rows, block_size):
         yield numbers, block
 
 
-def _fit_rest(stars, rows, many, *, fit_block, block_size, retries, keep=None):
+def _fit_rest(stars, rows, many, *, fit_block, block_size, retries, task, keep=None):
     """Fit the stars whose rows are not filled; ``keep`` is handed each block before it counts."""
     total, done = len(stars) if isinstance(stars, Sequence) else None, int(rows.filled.sum())
     blocks = _blocks(stars, rows, block_size)
@@ -338,7 +375,7 @@ def _fit_rest(stars, rows, many, *, fit_block, block_size, retries, keep=None):
         fitted = run_in_processes(work, jobs, many.workers, what="its stars were fitted")
     else:
         fitted = _fit_here(blocks, fit_block)
-    bar = tqdm(total=total, initial=done, desc="fitting", unit=" stars", disable=not many.progress)
+    bar = tqdm(total=total, initial=done, desc=task, unit=" stars", disable=not many.progress)
     with bar, closing(fitted):  # an interrupt stops the reading, too
         for block, values in fitted:
             if keep is not None:

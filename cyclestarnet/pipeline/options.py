@@ -1,6 +1,6 @@
 """Options of fits, samplings and surveys: each stands once, here, and checks itself.
 
-`CalibratedModel.fit`, ``fit_many`` and ``sample`` take the fields of these classes as keyword arguments.
+Methods of `CalibratedModel` that fit and sample take the fields of these classes as keyword arguments.
 """
 
 from __future__ import annotations
@@ -24,7 +24,16 @@ from cyclestarnet.storage import storable
 if TYPE_CHECKING:
     from dask.distributed import Client
 
-__all__ = ["FitOptions", "ManyOptions", "SampleOptions", "check_choice", "one_only", "sorted_options", "takes"]
+__all__ = [
+    "FitOptions",
+    "ManyOptions",
+    "SampleManyOptions",
+    "SampleOptions",
+    "check_choice",
+    "one_only",
+    "sorted_options",
+    "takes",
+]
 
 SPACES = ("observed", "synthetic", "emulator")
 METHODS = ("lbfgs", "lm")
@@ -243,24 +252,24 @@ class SampleOptions:
 
 @dataclass(frozen=True, eq=False)
 class ManyOptions:
-    """How many stars are fitted: keyword arguments of `~cyclestarnet.CalibratedModel.fit_many` beside those of a fit.
+    """How many stars are fitted or sampled: keyword arguments of ``fit_many`` and ``sample_many`` of a model.
 
     Parameters
     ----------
     output : path-like, optional
         Table to write: ``.ecsv``, ``.fits``, ``.parquet`` (needs pyarrow) or ``.csv`` (without units).
         Rows are kept beside it in ``<output>.partial`` as they come: the same call made again after a
-        kill fits the stars that are left. Default: the table is only returned.
+        kill goes on with the stars that are left. Default: the table is only returned.
     overwrite : bool, optional
         Replace an existing output.
     selection : `~cyclestarnet.io.Selection`, optional
         Rows of an HDF5 file. Default: all.
     workers : int, optional
-        Processes of this machine that fit side by side, each on one thread; the rows are those of
+        Processes of this machine that work side by side, each on one thread; the rows are those of
         one process to the last bit. In a script, the call must stand under
         ``if __name__ == "__main__":``. Default: 1, this process.
     client : `dask.distributed.Client`, optional
-        Fit on its workers instead; see `cyclestarnet.pipeline.many`.
+        Work on its workers instead; see `cyclestarnet.pipeline.many`.
     progress : bool, optional
         Show a progress bar.
 
@@ -288,6 +297,48 @@ class ManyOptions:
             raise ValueError(f"workers must be a number of processes, 1 or more, but is {self.workers!r}")
         if self.workers > 1 and self.client is not None:
             raise ValueError(f"give workers={self.workers}, or a client that has workers of its own, not both")
+
+
+@dataclass(frozen=True, eq=False)
+class SampleManyOptions:
+    """How posteriors of many stars are sampled: keyword arguments of `~cyclestarnet.CalibratedModel.sample_many`.
+
+    Parameters
+    ----------
+    seed : int, optional
+        Of all that is random. What a star gets of it depends on its number among the stars alone. Default: 0.
+    n_walkers : int, optional
+        Walkers of each ensemble. Default: twice the number of parameters and two.
+    max_steps : int, optional
+        Where a sampling stops in any case; most need 100 to 300 steps. Default: 10,000.
+    chains : path-like, optional
+        Folder for the samples, a FITS file ``<number>-<name>.fits`` for each star, which
+        `Posterior.read <cyclestarnet.Posterior.read>` reads. Until the run ends, an HDF5 file beside it keeps the
+        chain, so that the same call after a kill goes on in the middle of a star; the files of chains that are too
+        short stay, and can be prolonged. Default: the table alone is kept.
+
+    Raises
+    ------
+    ValueError
+        If a number is negative, or ``max_steps`` is not positive.
+
+    Examples
+    --------
+    >>> from cyclestarnet.pipeline import SampleManyOptions
+    >>> SampleManyOptions(chains="chains").seed
+    0
+    """
+
+    seed: int = 0
+    n_walkers: int | None = None
+    max_steps: int = 10_000
+    chains: Any = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer) or self.seed < 0:
+            raise ValueError(f"seed must be a whole number, 0 or more, but is {self.seed!r}")
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps must be 1 or more, but is {self.max_steps}")
 
 
 def _is_table(value):
