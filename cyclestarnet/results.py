@@ -557,7 +557,7 @@ class Posterior(Result):
         In steps, of the parameters that were sampled; NaN if the chain is too
         short to tell.
     converged : bool
-        Whether the chain is longer than 50 autocorrelation times, these are
+        Whether the chain is longer than 50 autocorrelation times, or as many as were asked for, these are
         stable, and all walkers move.
     free : tuple of str
         Labels that were sampled.

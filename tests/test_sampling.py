@@ -247,6 +247,13 @@ def test_parameter_without_variance_is_sampled():
 
 
 # -- what is refused ------------------------------------------------------------------------------
+def test_a_chain_is_as_long_as_was_asked_for():
+    short, long = (sample(length=length, max_steps=5000) for length in (10, 50))
+    assert short.converged
+    assert short.n_steps > 10 * short.autocorrelation_time.max()
+    assert 2 * short.n_steps < long.n_steps
+
+
 def test_default_number_of_walkers():
     assert sample(max_steps=2).n_walkers == 2 * (3 + 1)
 
@@ -268,6 +275,7 @@ def test_start_without_a_density_is_refused():
         ({"lower": MEAN + 30 * SIZE}, "lower must be below upper"),
         ({"centre": MEAN * np.nan, "lower": MEAN - SIZE, "upper": MEAN + SIZE}, "centre and covariance must be finite"),
         ({"max_steps": 0}, "max_steps and check_every must be positive, but are 0 and 20"),
+        ({"length": 9.9}, "length must be 10 autocorrelation times or more, but is 9.9"),
         ({"log_posterior": lambda x: x}, r"log_posterior must give shape \(8,\), but gave \(8, 3\)"),
     ],
 )

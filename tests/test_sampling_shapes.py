@@ -26,6 +26,22 @@ def test_samples_have_the_exact_distribution(name):
     assert p > 0.005, f"p {p:.1e} of {n} draws, {tau:.1f} steps apart"
 
 
+@pytest.mark.parametrize("name", ["correlated Gaussian, 8", "cut at a bound", "falling off from a bound"])
+def test_short_chains_together_have_the_exact_distribution(name):
+    """Forty chains of ten autocorrelation times, as ranks are taken from, and thirty samples of each."""
+    pytest.importorskip("emcee")
+    shape, rng, draws = SHAPES[name], np.random.default_rng(1), []
+    for seed in range(40):
+        chain = sample_posterior(
+            shape.log_density, shape.lower, shape.upper, shape.centre, shape.covariance,
+            rng=np.random.default_rng(seed), n_walkers=40, length=10, check_every=10,
+        )  # fmt: skip
+        assert chain.converged
+        draws.append(rng.choice(chain.samples, 30, replace=False))
+    for function, cumulative in shape.known.values():
+        assert stats.kstest(function(np.concatenate(draws)), cumulative).pvalue > 0.005
+
+
 # -- the approximation -----------------------------------------------------------------------
 def truth_of(near, k):
     """Cumulative distribution of coordinate k that `log_density` implies within the bounds of two coordinates."""

@@ -27,8 +27,8 @@ class Chain:
     autocorrelation_time : array, shape (k,)
         In steps, of each parameter; NaN if the chain is too short to tell.
     converged : bool
-        Whether the chain is longer than 50 autocorrelation times, the longest of them
-        changed by less than 5 % since the check before, and every walker moved.
+        Whether the chain is longer than 50 autocorrelation times, or as many as were asked for, the longest of them
+        hardly changed since the check before, and every walker moved.
     n_steps : int
         Steps of each walker, burn-in included.
     thin : int

@@ -19,7 +19,8 @@ __all__ = ["Progress", "sample_posterior"]
 log = logging.getLogger(__name__)
 
 LONG_ENOUGH = 50  # autocorrelation times, beyond which their estimate can be trusted (emcee's rule, after Sokal)
-STABLE = 0.05  # relative change of the longest of them since the check before
+SHORTEST = 10  # autocorrelation times of chains of which a few hundred draws are enough
+STABLE = 0.05  # relative change of the longest since the check before, in chains of 50; it falls with their root
 SHARES = (0.3, 0.75)  # least and largest part of the steps that propose anew from the approximation
 
 
@@ -68,10 +69,11 @@ def sample_posterior(
     n_walkers: int | None = None,
     max_steps: int = 10_000,
     check_every: int = 20,
+    length: float = LONG_ENOUGH,
     store: ChainStore | None = None,
     watch: Callable[[Progress], object] | None = None,
 ) -> Chain:
-    """Sample a posterior within bounds until the chain is 50 autocorrelation times long.
+    """Sample a posterior within bounds until the chain is long enough.
 
     Walkers start at draws of the Laplace approximation. A step moves all of
     them in one of three ways, chosen by chance with probabilities that never
@@ -104,6 +106,9 @@ def sample_posterior(
     check_every : int, optional
         Steps between checks of convergence, each of which is followed by a visit to ``store``. In
         chains longer than ten times that, checks come after every tenth of the length.
+    length : float, optional
+        Autocorrelation times after which the chain is long enough, 10 or more. Default: 50, as intervals need it. Where
+        some hundred independent draws will do, 10 have them.
     store : `~cyclestarnet.fitting.chains.ChainStore`, optional
         Keeps the chain at every check and at the end, also if that is an
         interrupt. What it holds at the beginning is continued, and ends as
@@ -150,6 +155,8 @@ def sample_posterior(
         raise ValueError(f"n_walkers must be at least {least} for {middle.size} free parameters, but is {n_walkers}")
     if max_steps < 1 or check_every < 1:
         raise ValueError(f"max_steps and check_every must be positive, but are {max_steps} and {check_every}")
+    if not length >= SHORTEST:
+        raise ValueError(f"length must be {SHORTEST} autocorrelation times or more, but is {length}")
     density = _BoundedDensity(log_posterior, low, high)
     kept = None if store is None else store.load()
     if kept is None:
@@ -166,7 +173,7 @@ def sample_posterior(
 
     backend = sampler.backend
     done, watch = backend.iteration, watch or (lambda progress: None)
-    course = _Course(backend.chain[:done], check_every, max_steps, share)
+    course = _Course(backend.chain[:done], check_every, max_steps, share, length)
     if kept is None:
         watch(course.progress(0, seconds))
     latest: ChainState | None = None  # after the last complete step: an interrupt may come in the middle of the next
@@ -303,8 +310,8 @@ def _acceptance(log_ratio: np.ndarray) -> float:
 class _Course:
     """What checks find of a chain as it grows, and where it will probably end."""
 
-    def __init__(self, chain: np.ndarray, check_every: int, max_steps: int, share: float):
-        self.every, self.max_steps, self.converged = check_every, max_steps, False
+    def __init__(self, chain: np.ndarray, check_every: int, max_steps: int, share: float, length: float):
+        self.every, self.max_steps, self.length, self.converged = check_every, max_steps, length, False
         self.longest = 2 / share**2 - 1  # autocorrelation time if that share of as many proposals is accepted
         self.measured = np.nan
         self.next = check_every
@@ -320,13 +327,13 @@ class _Course:
         if np.isfinite(self.measured):
             self.longest = self.measured
         all_moved = (chain != chain[0]).any(axis=(0, 2)).all()
-        stable = abs(self.measured - previous) < STABLE * self.measured
-        self.converged = bool(all_moved and stable and len(chain) > LONG_ENOUGH * self.measured)
+        stable = abs(self.measured - previous) < STABLE * (LONG_ENOUGH / self.length) ** 0.5 * self.measured
+        self.converged = bool(all_moved and stable and len(chain) > self.length * self.measured)
         return True
 
     def progress(self, n_steps: int, seconds: float) -> Progress:
         """What is to be told after a number of steps, of which each took some seconds."""
-        expected = n_steps if self.converged else max(int(LONG_ENOUGH * self.longest) + 1, self.next)
+        expected = n_steps if self.converged else max(int(self.length * self.longest) + 1, self.next)
         return Progress(n_steps, min(expected, self.max_steps), seconds, self.longest)
 
 

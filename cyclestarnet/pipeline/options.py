@@ -200,6 +200,9 @@ class SampleOptions:
         Sampling stops by itself when the chain is 50 autocorrelation times long, after 100 to 300 steps
         if the posterior is close to a Gaussian. This is where it stops in any case: the most that a
         difficult one may cost. A step is a spectrum of each walker. Default: 10,000.
+    length : float, optional
+        Autocorrelation times after which the chain is long enough, 10 or more. 10 make some hundred independent
+        samples, enough for a mean, a width or a rank. Default: 50, as the ends of intervals need it.
     backend : path-like, optional
         HDF5 file that keeps the chain; an existing one is continued, if it is of the same model, spectrum,
         options and, where one is given, seed. Default: the chain is not kept.
@@ -222,6 +225,7 @@ class SampleOptions:
     rng: np.random.Generator | None = None
     n_walkers: int | None = None
     max_steps: int = 10_000
+    length: float = 50.0
     backend: Any = None
     progress: bool = True
 

@@ -102,6 +102,7 @@ def sample_one(
             rng=sampling.generator(),
             n_walkers=sampling.n_walkers,
             max_steps=sampling.max_steps,
+            length=sampling.length,
             store=store,
             watch=partial(_show, bar),
         )
