@@ -3,11 +3,12 @@
 
 Two kinds of posteriors::
 
-    python recipes/calibration.py --work WORK                                      emcee, 4 labels, 200 stars
+    python recipes/calibration.py --work WORK                                      emcee, all labels, 300 stars
     python recipes/calibration.py --work WORK --method laplace --stars 2000        the errors of fit_many, all labels
 
-Labels that are not free are held at their true values. ``--space emulator``
-is faster: data and model are then the emulator's. Stars are added to
+Labels that are not ``--free`` are held at their true values. ``--space emulator``
+is faster: data and model are then the emulator's. Of samples, all labels together are ranked, too, by
+their distance from random points (``joint``; the expected coverage of TARP). Stars are added to
 ``WORK/ranks.jsonl`` one by one, so that a run can be killed and run again; at
 the end the table is printed, and ``WORK/ranks.png`` drawn.
 `cyclestarnet.training.calibration_ranks` does the work, and says what ranks tell.
@@ -22,8 +23,9 @@ from cyclestarnet import CalibratedModel
 from cyclestarnet.io import read
 from cyclestarnet.plotting import plot_ranks
 from cyclestarnet.training import calibration_ranks, rank_table
+from cyclestarnet.training.ranks import JOINT, expected_coverage
 
-SAMPLED = ("teff", "logg", "fe_h", "mg_h")
+LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def main(argv=None):
@@ -32,8 +34,8 @@ def main(argv=None):
     parser.add_argument("--model", type=Path, help="file of a model; default: the embedded one")
     parser.add_argument("--method", choices=["chains", "laplace"], default="chains")
     parser.add_argument("--space", choices=["observed", "emulator"], default="observed")
-    parser.add_argument("--free", nargs="+", help=f"labels, or all; default: {' '.join(SAMPLED)} of chains, or all")
-    parser.add_argument("--stars", type=int, default=200)
+    parser.add_argument("--free", nargs="+", help="labels; default: all")
+    parser.add_argument("--stars", type=int, default=300)
     parser.add_argument("--snr", type=float, nargs=2, default=(40, 180), metavar=("LOW", "HIGH"), help="per pixel")
     parser.add_argument(
         "--like", type=Path, help="observed spectrum whose split latent is used; default: a typical one"
@@ -42,13 +44,12 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     model = CalibratedModel.from_pretrained() if options.model is None else CalibratedModel.load(options.model)
-    usual = [name for name in SAMPLED if name in model.labels] if options.method == "chains" else None
     ranks = calibration_ranks(
         model,
         options.stars,
         method=options.method,
         space=options.space,
-        free=None if options.free == ["all"] else options.free or usual,
+        free=options.free,
         snr=options.snr,
         like=None if options.like is None else read(options.like),
         max_steps=options.max_steps,
@@ -58,6 +59,10 @@ def main(argv=None):
     print(f"{ranks.n_stars} stars, {len(ranks.failed)} left out because the {options.method} did not converge")
     if ranks.by_label:
         print("\n".join(rank_table(ranks).pformat(max_lines=-1, max_width=-1)))
+        if JOINT in ranks.by_label:
+            found = zip(*expected_coverage(ranks.by_label[JOINT]), strict=True)
+            told = [f"{covered:.2f} of {level:.1f}" for level, covered in found if round(level, 9) in LEVELS]
+            print("truths within regions of a probability, all labels together: " + ", ".join(told))
         plot_ranks(ranks)[0].figure.savefig(options.work / "ranks.png", dpi=110)
 
 

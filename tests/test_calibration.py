@@ -19,9 +19,11 @@ from cyclestarnet.training.ranks import (
     coverage,
     ecdf_band,
     ecdf_difference,
+    expected_coverage,
     pull_width,
     rank_in_gaussian,
     rank_in_samples,
+    rank_of_distance,
     uniformity,
 )
 
@@ -158,6 +160,52 @@ def test_no_rank_among_too_few_samples(rng):
         rank_in_samples(0.0, np.zeros(198), rng)
 
 
+# -- all labels together -----------------------------------------------------------------------
+def joint_ranks(rng, *, width=1.0, correlated=True, error=0.5, n_stars=300, k=5):
+    """Ranks of truths of N(0, C) in posteriors after a measurement of every label.
+
+    The posterior is N(S y / error², S) with S = (C⁻¹ + 1/error²)⁻¹; ``width`` makes it a wrong one, and so does
+    ``correlated=False``, with the right width of each label.
+    """
+    covariance = 0.9 ** np.abs(np.subtract.outer(np.arange(k), np.arange(k)))
+    posterior = np.linalg.inv(np.linalg.inv(covariance) + np.eye(k) / error**2)
+    truth = rng.multivariate_normal(np.zeros(k), covariance, size=n_stars)
+    mean = rng.normal(truth, error) @ posterior / error**2
+    if not correlated:
+        posterior = np.diag(np.diag(posterior))
+    draws = rng.multivariate_normal(np.zeros(k), posterior * width**2, size=(n_stars, 500))
+    return np.array([rank_of_distance(t, m + d, rng) for t, m, d in zip(truth, mean, draws, strict=True)])
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_right_posteriors_of_all_labels_cover_what_they_should(rng, k):
+    credibility, covered = expected_coverage(joint_ranks(rng, k=k))
+    low, high = ecdf_band(300, 0.999)
+    assert ((covered - credibility >= low) & (covered - credibility <= high)).all()
+
+
+@pytest.mark.parametrize("k", [5, 20])
+def test_posteriors_of_all_labels_that_are_too_narrow_are_detected(rng, k):
+    """Of 0.7 times the width: less is covered, by more than chance, and the more so the more labels there are."""
+    credibility, covered = expected_coverage(joint_ranks(rng, width=0.7, k=k))
+    assert (covered - credibility).min() < 2 * ecdf_band(300, 0.999)[0].min()
+    assert covered[credibility == 0.5] < (0.38 if k == 5 else 0.25)
+
+
+def test_correlations_that_are_wrong_are_detected(rng):
+    """Distances of the truths scatter 1.8 times as much as those of the samples: they pile up at both ends."""
+    assert uniformity(joint_ranks(rng, correlated=False, error=3.0, k=20))[2] < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("truth", "samples", "told"),
+    [([0.0], np.zeros((198, 1)), "199 samples are needed"), ([0.0, 1.0], np.zeros((199, 1)), "must have shapes")],
+)
+def test_no_distance_without_samples_of_the_same_labels(rng, truth, samples, told):
+    with pytest.raises(ValueError, match=told):
+        rank_of_distance(truth, samples, rng)
+
+
 # -- stars -----------------------------------------------------------------------------------
 def test_truths_follow_the_prior_inside_the_label_range(rng):
     """Half a normal distribution in the first label, a whole one in the second."""
@@ -285,7 +333,7 @@ def test_chains_give_ranks(tiny_model):
     pytest.importorskip("emcee")
     ranks = calibration_ranks(tiny_model, 1, method="chains", free=["mg_h"], max_steps=2000, **FAST)
     assert ranks.failed == ()
-    assert set(ranks.by_label) == {"mg_h", "alpha_m"}
+    assert set(ranks.by_label) == {"mg_h", "alpha_m", "joint"}
 
 
 def test_short_chains_fail(tiny_model):

@@ -32,7 +32,7 @@ from cyclestarnet.pipeline.options import FitOptions, check_choice
 from cyclestarnet.pipeline.setup import FitSetup
 from cyclestarnet.progress import tqdm
 from cyclestarnet.spectra import Spectrum
-from cyclestarnet.training.ranks import N_RANKS, Ranks, rank_in_gaussian, rank_in_samples
+from cyclestarnet.training.ranks import JOINT, N_RANKS, Ranks, rank_in_gaussian, rank_in_samples, rank_of_distance
 
 __all__ = ["calibration_ranks", "draw_labels", "simulate_star"]
 
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 DOMAINS = {"observed": "observed", "emulator": "synthetic"}  # of the spectra, by the space of the fits
 BATCH = 16  # stars that are fitted side by side
+LENGTH = 10  # autocorrelation times of a chain: 199 draws are needed that know little of each other, not its tails
 DRAWS = 100  # of the prior at a time, and how often it is tried
 
 
@@ -207,7 +208,8 @@ def calibration_ranks(
     n_stars : int
         200 tell whether errors are off by a tenth.
     method : {"laplace", "chains"}, optional
-        Gaussian errors of fits, as ``fit_many`` gives them (default), or samples of emcee.
+        Gaussian errors of fits, as ``fit_many`` gives them (default), or samples of emcee, in chains of
+        10 autocorrelation times, as long as ranks need them.
     space : {"observed", "emulator"}, optional
         Of the fits. The emulator's is quicker; its stars are the emulator's, too.
     free : sequence of str, optional
@@ -230,7 +232,8 @@ def calibration_ranks(
     Returns
     -------
     `~cyclestarnet.training.ranks.Ranks`
-        Of free labels, and of combinations in which they are.
+        Of free labels, of combinations in which they are, and, of samples, of all free labels together (``"joint"``;
+        `~cyclestarnet.training.ranks.rank_of_distance`).
 
     Raises
     ------
@@ -300,8 +303,11 @@ def calibration_ranks(
 def _run(model: CalibratedModel, settings: _Settings, like: Spectrum | None) -> dict[str, object]:
     """What a file of ranks is begun with."""
     identity = None if like is None else next(iter(star_sources(like))).identity
-    return {"ranks of": model.name, "weights": digest_of(model), "like": identity, "normalise": False} | asdict(
-        settings
+    length = {"length": LENGTH} if settings.method == "chains" else {}
+    return (
+        {"ranks of": model.name, "weights": digest_of(model), "like": identity, "normalise": False}
+        | length
+        | asdict(settings)
     )
 
 
@@ -340,7 +346,7 @@ def _laplace(
 def _chains(
     model: CalibratedModel, stars: Sequence[_Star], settings: _Settings
 ) -> Iterator[tuple[bool, dict[str, int]]]:
-    """The same of emcee's samples; converged are chains of 50 autocorrelation times."""
+    """The same of emcee's samples; converged are chains of 10 autocorrelation times."""
     for star in stars:
         try:
             posterior = model.sample(
@@ -349,6 +355,7 @@ def _chains(
                 fixed=_held(star, settings, model),
                 normalise=False,
                 max_steps=settings.max_steps,
+                length=LENGTH,
                 seed=int(star.rng.integers(2**32)),
                 progress=False,
             )
@@ -361,6 +368,8 @@ def _chains(
             yield False, {}
         else:
             ranks = {n: rank_in_samples(star.truth[n].value, posterior.samples[n].value, star.rng) for n in names}
+            joint = np.transpose([posterior.samples[name].value for name in posterior.free])
+            ranks[JOINT] = rank_of_distance([star.truth[name].value for name in posterior.free], joint, star.rng)
             yield bool(posterior.converged), ranks
 
 

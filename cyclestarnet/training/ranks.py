@@ -2,7 +2,8 @@
 
 Ranks that pile up at both ends tell of errors that are too small, ranks in the
 middle of errors that are too large, ranks at one end of an offset (Cook, Gelman &
-Rubin 2006; Talts et al. 2018). Where ranks come from, `cyclestarnet.training.calibration`
+Rubin 2006; Talts et al. 2018). Ranks of distances from random points tell of all labels together what those of one
+label after the other cannot (Lemos et al. 2023). Where ranks come from, `cyclestarnet.training.calibration`
 knows; statistics and figures need the ranks alone.
 """
 
@@ -18,17 +19,21 @@ from numpy.typing import ArrayLike
 from scipy.special import chdtrc, ndtr, ndtri
 
 __all__ = [
+    "JOINT",
     "Ranks",
     "coverage",
     "ecdf_band",
     "ecdf_difference",
+    "expected_coverage",
     "pull_width",
     "rank_in_gaussian",
     "rank_in_samples",
+    "rank_of_distance",
     "rank_table",
     "uniformity",
 ]
 
+JOINT = "joint"  # in the place of a label: ranks of distances in the space of all of them
 N_RANKS = 200  # of one truth among 199 samples; 68 % and 95 % of them are whole numbers
 BINS = (20, 10, 5, 4)  # of histograms: the most that leave 5 ranks or more in each
 N_SIMULATED = 4000  # sets of uniform ranks that tell how wide a band must be
@@ -41,7 +46,8 @@ class Ranks:
     Parameters
     ----------
     by_label : mapping of str to array of int, shape (n,)
-        0 ... 199, of the stars whose posterior is known; by name of label or combination.
+        0 ... 199, of the stars whose posterior is known; by name of label or combination. ``"joint"`` has those of
+        `rank_of_distance`, if the posteriors are samples.
     n_stars : int
         How many stars there were, with those that failed.
     failed : tuple of int, optional
@@ -129,6 +135,58 @@ def rank_in_samples(truth: float, samples: ArrayLike, rng: np.random.Generator) 
     if len(samples) < N_RANKS - 1:
         raise ValueError(f"{N_RANKS - 1} samples are needed to rank a truth among, but there are {len(samples)}")
     return int((rng.choice(samples, N_RANKS - 1, replace=False) < truth).sum())
+
+
+def rank_of_distance(truth: ArrayLike, samples: ArrayLike, rng: np.random.Generator) -> int:
+    """Rank the distance of true values from a random point among those of 199 samples of their posterior.
+
+    The point is drawn from a Gaussian about as wide as the posterior, and distances are in units of its widths, label
+    by label. Whatever the posterior's shape, the truth is as far from the point as a sample, if the posterior is
+    right: as often near as far. Errors of all labels that are too small by little, or
+    correlations that are wrong, show here at first.
+
+    Parameters
+    ----------
+    truth : array_like, shape (k,)
+        In the units of the samples.
+    samples : array_like, shape (n, k)
+        Of the posterior, 199 or more, in any order.
+    rng : `numpy.random.Generator`
+        Chooses the point, and among the samples, and is advanced.
+
+    Returns
+    -------
+    int
+        How many of the 199 are closer to the point: 0 ... 199.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer samples, or the shapes do not fit.
+
+    References
+    ----------
+    .. [1] Lemos et al. 2023, Proceedings of Machine Learning Research 202, 19256 (TARP).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.training.ranks import rank_of_distance
+    >>> rng = np.random.default_rng(0)
+    >>> samples = rng.normal(size=(1000, 5))
+    >>> rank_of_distance([9, 9, 9, 9, 9], samples, rng), rank_of_distance([0.5, 0, 1, -1, 0], samples, rng)
+    (199, 69)
+    """
+    samples, values = np.asarray(samples), np.asarray(truth)
+    if samples.ndim != 2 or values.shape != samples.shape[1:]:
+        raise ValueError(f"truth and samples must have shapes (k,) and (n, k), not {values.shape} and {samples.shape}")
+    if len(samples) < N_RANKS - 1:
+        raise ValueError(f"{N_RANKS - 1} samples are needed to rank a truth among, but there are {len(samples)}")
+    width = samples.std(axis=0)
+    point = rng.normal(samples.mean(axis=0), width)
+    chosen = rng.choice(samples, N_RANKS - 1, replace=False)
+    distance2 = [(((positions - point) / width) ** 2).sum(axis=-1) for positions in (chosen, values)]
+    return int((distance2[0] < distance2[1]).sum())
 
 
 def rank_in_gaussian(truth: float, value: float, error: float) -> int:
@@ -246,6 +304,34 @@ def pull_width(ranks: ArrayLike) -> float:
     """
     low, high = np.percentile(ndtri((np.asarray(ranks) + 0.5) / N_RANKS), [16, 84])
     return float(high - low) / 2
+
+
+def expected_coverage(ranks: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Tell how many truths lie within regions of each probability, in the order in which the regions grow.
+
+    Of ranks of distances these are the balls around the random points: the expected coverage of TARP.
+
+    Parameters
+    ----------
+    ranks : array_like of int, shape (n,)
+        0 ... 199, as `rank_of_distance` gives them.
+
+    Returns
+    -------
+    credibility, coverage : array, shape (199,)
+        Probability of a region, and the fraction of truths in it. They are equal if posteriors are right, but for
+        chance (`ecdf_band`); coverage is less if posteriors are too narrow.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.training.ranks import expected_coverage
+    >>> credibility, coverage = expected_coverage(np.arange(200))
+    >>> bool(np.allclose(credibility, coverage))
+    True
+    """
+    credibility = np.arange(1, N_RANKS) / N_RANKS
+    return credibility, credibility + ecdf_difference(ranks)
 
 
 def ecdf_difference(ranks: ArrayLike) -> np.ndarray:
