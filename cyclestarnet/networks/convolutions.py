@@ -484,8 +484,10 @@ def steps(layers: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, float | None
     todo = list(layers)
     while todo:
         layer, slope = todo.pop(0), None
-        if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d) and todo and isinstance(todo[0], nn.LeakyReLU):
-            slope = float(todo.pop(0).negative_slope)
+        following = todo[0] if todo else None
+        if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d) and isinstance(following, nn.LeakyReLU):
+            slope = float(following.negative_slope)
+            del todo[0]
         yield layer, slope
 
 
