@@ -251,7 +251,7 @@ def test_a_chain_is_as_long_as_was_asked_for():
     short, long = (sample(length=length, max_steps=5000) for length in (10, 50))
     assert short.converged
     assert short.n_steps > 10 * short.autocorrelation_time.max()
-    assert 2 * short.n_steps < long.n_steps
+    assert short.n_steps < long.n_steps
 
 
 def test_default_number_of_walkers():

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from math import ceil
 from pathlib import Path
 
 import astropy.units as u
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 
 DOMAINS = {"observed": "observed", "emulator": "synthetic"}  # of the spectra, by the space of the fits
 BATCH = 16  # stars that are fitted side by side
-LENGTH = 10  # autocorrelation times of a chain: 199 draws are needed that know little of each other, not its tails
+LENGTH = 10  # autocorrelation times of a chain, at least: 199 draws are needed that know little of each other
 DRAWS = 100  # of the prior at a time, and how often it is tried
 
 
@@ -303,7 +304,7 @@ def calibration_ranks(
 def _run(model: CalibratedModel, settings: _Settings, like: Spectrum | None) -> dict[str, object]:
     """What a file of ranks is begun with."""
     identity = None if like is None else next(iter(star_sources(like))).identity
-    length = {"length": LENGTH} if settings.method == "chains" else {}
+    length = {"length": _length(settings)} if settings.method == "chains" else {}
     return (
         {"ranks of": model.name, "weights": digest_of(model), "like": identity, "normalise": False}
         | length
@@ -346,7 +347,7 @@ def _laplace(
 def _chains(
     model: CalibratedModel, stars: Sequence[_Star], settings: _Settings
 ) -> Iterator[tuple[bool, dict[str, int]]]:
-    """The same of emcee's samples; converged are chains of 10 autocorrelation times."""
+    """The same of emcee's samples; converged are chains of as many autocorrelation times as ranks need."""
     for star in stars:
         try:
             posterior = model.sample(
@@ -355,7 +356,7 @@ def _chains(
                 fixed=_held(star, settings, model),
                 normalise=False,
                 max_steps=settings.max_steps,
-                length=LENGTH,
+                length=_length(settings),
                 seed=int(star.rng.integers(2**32)),
                 progress=False,
             )
@@ -371,6 +372,11 @@ def _chains(
             joint = np.transpose([posterior.samples[name].value for name in posterior.free])
             ranks[JOINT] = rank_of_distance([star.truth[name].value for name in posterior.free], joint, star.rng)
             yield bool(posterior.converged), ranks
+
+
+def _length(settings: _Settings) -> int:
+    """Autocorrelation times of a chain: few labels have few walkers, which must walk farther for as many draws."""
+    return max(LENGTH, ceil(2 * N_RANKS / (2 * (len(settings.free) + 1))))
 
 
 def _held(star: _Star, settings: _Settings, model: CalibratedModel) -> dict[str, u.Quantity]:
