@@ -62,6 +62,8 @@ class Known:
     ``depths`` are at the mean labels; ``slopes`` (n_lines, n_elements) in 1/dex say how they grow.
     """
 
+    zero_points = None
+
     def __init__(
         self, centres=(), depths=0.0, *, slopes=None, offset=0.0, width=WIDTH, synthetic=1.0, name="known", grid=GRID
     ):

@@ -138,6 +138,8 @@ def test_recovery_of_nothing_is_unknown(config, domains):
 class Restored:
     """A model that knows all that a mask took away."""
 
+    zero_points = None
+
     def __init__(self, mask):
         model = true_model()
         self.name, self.labels, self.grid, self.prior = "restored", model.labels, model.grid, model.prior

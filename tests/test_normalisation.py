@@ -131,7 +131,7 @@ def test_bad_continuum_pixels_at_an_edge_do_not_spoil_labels(pretrained, giant):
     assert 200 < result.spectrum.mask[-500:].sum() < 500
     for name in ("teff", "logg", "m_h"):
         change = result.labels[name].value - whole.labels[name].value
-        assert abs(change) < 1.5 * result.uncertainties[name].value, name
+        assert abs(change) < 2.5 * result.uncertainties[name].value, name  # of another set of pixels
     assert not result.flags & (FitFlag.CONTINUUM | FitFlag.LOCAL_MISFIT | FitFlag.POOR_FIT)
 
 

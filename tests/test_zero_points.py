@@ -7,6 +7,7 @@ import pytest
 
 from cyclestarnet import CalibratedModel, GaussianPrior
 from cyclestarnet.exceptions import LabelError, SpectrumError
+from cyclestarnet.lines import model_differences
 from cyclestarnet.spectra import to_spectrum
 from cyclestarnet.training import learn_zero_points, population_offset
 from cyclestarnet.training.zero_points import with_zero_points
@@ -97,6 +98,16 @@ def test_planted_zero_points_are_taken_off(tiny_model, stars):
     width = np.sqrt(np.diag(tiny_model.prior.covariance))
     np.testing.assert_array_less(np.abs(learnt.zero_points - left), 0.07 * width)
     assert (OFFSET > 0.14 * width).all()  # so that nothing learnt would show
+
+
+def test_zero_points_do_not_look_like_lines(tiny_model):
+    """Differences are of spectra and their translations; between spectra of the same labels there is more."""
+    model, labels = with_zero_points(tiny_model, OFFSET), np.asarray(tiny_model.prior.mean)[None]
+    found, plain = (model_differences(m, labels=labels, progress=False).flux for m in (model, tiny_model))
+    np.testing.assert_allclose(found, plain, atol=1e-6)
+    here = tiny_model.labels.to_quantities(labels)
+    both = [model.predict(here, domain=domain).flux.value for domain in ("observed", "synthetic")]
+    assert np.abs(both[0] - both[1] - plain).max() > 1e-3
 
 
 def test_file_keeps_zero_points(tiny_model, tmp_path):

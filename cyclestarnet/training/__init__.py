@@ -40,6 +40,7 @@ from cyclestarnet.training.evaluation import (
 from cyclestarnet.training.inputs import read_labels
 from cyclestarnet.training.logs import read_run
 from cyclestarnet.training.ranks import Ranks, rank_table
+from cyclestarnet.training.repeats import Repeatability, repeatability
 from cyclestarnet.training.runs import Run, finish, joined_processes, prepare, train
 from cyclestarnet.training.settings import TrainingSettings
 from cyclestarnet.training.streams import StreamedSpectra, StreamedSynthetic
@@ -55,6 +56,7 @@ __all__ = [
     "LabelTransport",
     "ObservedSpectra",
     "Ranks",
+    "Repeatability",
     "Residuals",
     "Run",
     "Standing",
@@ -103,6 +105,7 @@ __all__ = [
     "read_labels",
     "read_run",
     "regress_labels",
+    "repeatability",
     "save_emulator",
     "sliced_wasserstein",
     "train",
