@@ -436,9 +436,9 @@ def row_of(stack: Spectrum, row: int) -> Spectrum:
     --------
     >>> import numpy as np, astropy.units as u
     >>> from cyclestarnet.spectra import Spectrum, row_of
-    >>> stack = Spectrum(flux=np.ones((2, 3)) * u.one, spectral_axis=[5000, 5001, 5002] * u.AA)
+    >>> stack = Spectrum(flux=np.ones((2, 5)) * u.one, spectral_axis=np.arange(5000, 5005) * u.AA)
     >>> row_of(stack, 1).flux.shape
-    (3,)
+    (5,)
     """
     last = stack.flux.ndim - 1
     place = row if getattr(stack, "spectral_axis_index", last) == last else (slice(None), row)
