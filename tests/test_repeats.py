@@ -107,3 +107,19 @@ def test_tables_that_tell_nothing_are_refused(bare, rng):
     table["object"] = [f"{k}" for k in range(len(table))]
     with pytest.raises(SpectrumError, match="no star has two fitted spectra"):
         repeatability(bare, table)
+
+
+def test_tables_of_other_errors_are_refused(tiny_model, bare, rng):
+    """Hidden errors that were never added must not be taken off."""
+    flux = bare.predict(bare.labels.to_quantities(bare.prior.mean)).flux.value
+    stars = to_spectrum(rng.normal(flux, 0.01, (2, len(flux))), bare.grid, ivar=np.full((2, len(flux)), 1e4))
+    table = bare.fit_many(stars, space="emulator", progress=False)
+    table["object"] = ["one", "one"]
+    with pytest.raises(LabelError, match="space='emulator'"):
+        repeatability(bare, table)
+    other = replace(tiny_model, noise=replace(tiny_model.noise, label_error=np.diag(ERRORS**2)))
+    with pytest.raises(LabelError, match="another model"):
+        repeatability(other, table)
+    table.meta.clear()
+    with pytest.raises(LabelError, match="smaller than the hidden ones of tiny"):
+        repeatability(other, table)

@@ -6,6 +6,7 @@ pass here can still be too small.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from cyclestarnet.blanks import floats_of
 from cyclestarnet.exceptions import LabelError, SpectrumError
 from cyclestarnet.labels import difference_unit
 from cyclestarnet.model import CalibratedModel
+from cyclestarnet.model_file import digest_of
 
 __all__ = ["Repeatability", "repeatability"]
 
@@ -94,7 +96,8 @@ def repeatability(model: CalibratedModel, table: QTable, *, by: str = "object") 
     Raises
     ------
     LabelError
-        If the table lacks a label of the model, its error, or the column ``by``.
+        If the table lacks a label of the model, its error, or the column ``by``, or is of another model or of fits
+        with the emulator alone.
     SpectrumError
         If no star has two spectra.
 
@@ -113,9 +116,16 @@ def repeatability(model: CalibratedModel, table: QTable, *, by: str = "object") 
         raise LabelError(
             f"the table must have a row per spectrum, as fit_many makes it, but lacks {', '.join(missing)}"
         )
+    _require_fits_of(model, table)
     names = [name for name in names if name in table.colnames and f"{name}_err" in table.colnames]
     values, errors = (np.column_stack([floats_of(table[f"{name}{end}"]) for name in names]) for end in ("", "_err"))
     independent = errors**2 - _hidden(model, values, names)
+    small = ((independent <= 0) & (errors > 0)).any(axis=0)
+    if small.any():
+        raise LabelError(
+            f"errors of {', '.join(np.array(names)[small])} are smaller than the hidden ones of {model.name}: fit the "
+            "spectra with this model, in the observed space"
+        )
     finite = np.isfinite(values).all(axis=1) & np.isfinite(errors).all(axis=1)
     stars, star = np.unique(np.asarray(table[by]).astype(str)[finite], return_inverse=True)
     values, variance = values[finite], independent[finite].clip(min=0)
@@ -134,6 +144,14 @@ def repeatability(model: CalibratedModel, table: QTable, *, by: str = "object") 
     for name in ("ratio", "ratio_err"):
         found[name].info.format = ".2f"
     return Repeatability(found)
+
+
+def _require_fits_of(model: CalibratedModel, table: QTable) -> None:
+    """Raise if the table says that it is of another model, or of the emulator alone, whose errors hold others."""
+    if table.meta.get("weights", own := digest_of(model)) != own:
+        raise LabelError(f"the table was fitted with another model than {model.name}; fit the spectra with this one")
+    if json.loads(table.meta.get("options", "{}")).get("space") == "emulator":
+        raise LabelError("the table was fitted with space='emulator', without hidden errors; fit in the observed space")
 
 
 def _hidden(model: CalibratedModel, values: np.ndarray, names: list[str]) -> np.ndarray:
