@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import astropy.units as u
 import torch
@@ -44,6 +44,11 @@ from cyclestarnet.published import read_published_parts
 from cyclestarnet.results import FitResult, Posterior, signed
 from cyclestarnet.spectra import Spectrum
 from cyclestarnet.storage import origin
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from cyclestarnet.training.adaptation import AdaptationReport
 
 __all__ = ["CalibratedModel"]
 
@@ -725,6 +730,43 @@ class CalibratedModel(ModelParts):
         many, setup = ManyOptions(**given), SurveySetup.of(self, FitOptions(**{"method": "lm"} | chosen))
         stars = setup.paired(star_sources(spectra, grid=self.grid, selection=many.selection))
         return sample_survey(stars, setup, SampleManyOptions(**sampled), many, digest=self._digest)
+
+    # -- its own spectra ------------------------------------------------------------
+    def adapt(
+        self, observed: ArrayLike | Spectrum | str | Path, errors: ArrayLike | None = None, **options: Any
+    ) -> tuple[CalibratedModel, AdaptationReport]:
+        """Finish the training on your own observed spectra, of which no label is known.
+
+        Parameters
+        ----------
+        observed : path-like, or array, Quantity or `~specutils.Spectrum`, shape (n, n_pixels)
+            50 or more observed spectra, at rest, on the pixels of ``model.grid``, or an HDF5 file of them.
+        errors : array or Quantity, shape (n, n_pixels), optional
+            Standard deviation of ``observed``. Needed of arrays without an uncertainty.
+        **options
+            Keyword arguments of `cyclestarnet.adapt`, which does the work and says all.
+
+        Returns
+        -------
+        model : `~cyclestarnet.CalibratedModel`
+            The new one; this one does not change.
+        report : `~cyclestarnet.training.AdaptationReport`
+            What held-out stars look like before and after.
+
+        Raises
+        ------
+        SpectrumError, GridError, ValueError
+            As `cyclestarnet.adapt`.
+
+        Examples
+        --------
+        ::
+
+            adapted, report = model.adapt("mine.h5", folder="mine")
+        """
+        from cyclestarnet.training.adaptation import adapt  # late: trainings stand above models
+
+        return adapt(self, observed, errors, **options)
 
     @cached_property
     def _digest(self) -> str:

@@ -58,7 +58,7 @@ def stars(line_family):
     return dict(zip(("observed", "errors"), observe(line_family, 60, seed=5)[1:], strict=True))
 
 
-def briefly(model, stars, **changes):
+def briefly(model, stars, adapt=adapt, **changes):
     """Adapt for a moment; 10 stars are held out."""
     options = {"settings": adaptation_settings(model, n_iterations=6, seed=3), "held_out": 1 / 6, "progress": False}
     return adapt(model, **(stars | options | changes))
@@ -209,7 +209,8 @@ def test_a_page_without_matplotlib_says_what_it_lacks(adapted, tmp_path, monkeyp
 
 # -- the same again ---------------------------------------------------------------------------------
 def test_seeds(tiny_model, stars, adapted):
-    np.testing.assert_array_equal(weights(briefly(tiny_model, stars)[0]), weights(adapted[0]))
+    again, _ = briefly(tiny_model, stars, adapt=CalibratedModel.adapt)  # also as a method
+    np.testing.assert_array_equal(weights(again), weights(adapted[0]))
     other = briefly(tiny_model, stars, settings=adaptation_settings(tiny_model, n_iterations=6, seed=4))
     assert (weights(other[0]) != weights(adapted[0])).any()
 
