@@ -9,6 +9,7 @@ from cyclestarnet.plotting.lines import (
     plot_recovery_error,
 )
 from cyclestarnet.plotting.ranks import plot_ranks
+from cyclestarnet.plotting.residuals import plot_residuals
 from cyclestarnet.plotting.results import plot_fit, plot_posterior
 from cyclestarnet.plotting.training import plot_training
 
@@ -24,5 +25,6 @@ __all__ = [
     "plot_ranks",
     "plot_recovery",
     "plot_recovery_error",
+    "plot_residuals",
     "plot_training",
 ]

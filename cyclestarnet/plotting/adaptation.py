@@ -12,6 +12,7 @@ import numpy as np
 from astropy.table import Table
 
 from cyclestarnet.plotting.axes import DOMAIN_STYLES, NEUTRAL, label_text, new_axes, pyplot, tidy, with_gaps
+from cyclestarnet.residuals import ResidualMap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,12 +68,13 @@ def plot_adaptation(report: Any, *, axes: Sequence[Axes] | None = None) -> list[
         raise ValueError(f"4 axes are needed, but got {len(axes)}")
     standings = {"before": report.before, "after": report.after}
     _chi2_panel(axes[0], standings)
-    width, middle = {}, {}
-    for when, standing in standings.items():
-        low, middle[when], high = _quantiles(standing.residual)
-        width[when] = (high - low) / 2
-    _wavelength_panel(axes[1], report.grid, width, "half-width of residuals (16-84 %)")
-    _wavelength_panel(axes[2], report.grid, middle, "median residual")
+    tables = {
+        when: ResidualMap(standing.residual, report.grid, in_sigma=False).to_table()
+        for when, standing in standings.items()
+    }
+    curves = {axes[1]: ("half_width", "half-width of residuals (16-84 %)"), axes[2]: ("bias", "median residual")}
+    for ax, (name, text) in curves.items():
+        _wavelength_panel(ax, report.grid, {when: table[name] for when, table in tables.items()}, text)
     axes[2].axhline(0, color=NEUTRAL, lw=0.8, ls=":")
     _label_panel(axes[3], report, standings)
     for ax in axes[:4]:
@@ -89,14 +91,6 @@ def _chi2_panel(ax, standings):
         ax.hist(values, edges, histtype="step", lw=1.5, color=COLORS[when], label=f"{when}: {np.median(values):.2f}")
     ax.set_xscale("log")
     ax.set(xlabel="reduced χ² of held-out stars", ylabel="stars")
-
-
-def _quantiles(residual):
-    """16th, 50th and 84th percentile per pixel; NaN where fewer than 3 stars see it."""
-    seen = np.isfinite(residual).sum(0) >= 3
-    result = np.full((3, residual.shape[1]), np.nan)
-    result[:, seen] = np.nanpercentile(residual[:, seen], [16, 50, 84], axis=0)
-    return result
 
 
 def _wavelength_panel(ax, grid, curves, ylabel):
