@@ -19,6 +19,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from cyclestarnet import CalibratedModel, datasets
+from cyclestarnet.plotting.diagrams import Diagram
 
 sys.path.append(str(Path(__file__).parents[1] / "recipes"))
 from list_tables import list_table, write_rst
@@ -125,64 +126,21 @@ def derivatives():
 
 
 # -- diagrams -----------------------------------------------------------------
-class Diagram:
-    """Boxes and arrows on a plane with one unit per inch."""
+def diagram(width, height):
+    """An empty diagram of some inches."""
+    return Diagram(plt.figure(figsize=(width, height)).add_axes((0, 0, 1, 1)), width, height)
 
-    def __init__(self, width, height):
-        self.figure = plt.figure(figsize=(width, height))
-        self.axis = self.figure.add_axes((0, 0, 1, 1))
-        self.axis.set(xlim=(0, width), ylim=(0, height))
-        self.axis.axis("off")
-        self.boxes = {}
 
-    def box(self, name, x, y, text, colour, *, width=1.15, height=0.52, data=False):
-        """Draw a box; rounded and white for data, filled for functions."""
-        self.axis.text(
-            x, y, text, ha="center", va="center", fontsize=9.5, zorder=3, linespacing=1.25,
-        )  # fmt: skip
-        style = "round,pad=0,rounding_size=0.2" if data else "square,pad=0"
-        self.axis.add_patch(
-            matplotlib.patches.FancyBboxPatch(
-                (x - width / 2, y - height / 2), width, height, boxstyle=style, lw=1.2, zorder=2,
-                edgecolor=colour, facecolor="white" if data else matplotlib.colors.to_rgba(colour, 0.18),
-            )
-        )  # fmt: skip
-        self.boxes[name] = (x, y, width, height)
-
-    def arrow(self, start, stop, *, colour="0.45", width=1.1, line="-", text=None, sides=None, shift=0.0):
-        """Draw an arrow between the facing sides of two boxes."""
-        points = []
-        (x0, y0, *_), (x1, y1, *_) = self.boxes[start], self.boxes[stop]
-        across = sides == "across" or (sides is None and abs(x1 - x0) > 0.3)
-        for name, sign in ((start, 1), (stop, -1)):
-            x, y, w, h = self.boxes[name]
-            if across:
-                points.append((x + sign * np.sign(x1 - x0) * w / 2, y))
-            else:
-                points.append((x, y + sign * np.sign(y1 - y0) * h / 2))
-        points[1] = (points[1][0] + shift, points[1][1])
-        self.axis.annotate(
-            "", points[1], points[0], zorder=1,
-            arrowprops={"arrowstyle": "-|>", "color": colour, "lw": width, "ls": line, "shrinkA": 0, "shrinkB": 0,
-                        "mutation_scale": 11},
-        )  # fmt: skip
-        if text:
-            middle = np.mean(points, axis=0)
-            self.axis.text(middle[0], middle[1] + 0.09, text, ha="center", va="bottom", fontsize=8.5, color="0.3")
-
-    def note(self, x, y, text, **options):
-        self.axis.text(x, y, text, **({"ha": "center", "va": "center", "fontsize": 9, "color": "0.3"} | options))
-
-    def save(self, name):
-        # No date and fixed identifiers: the same figure is the same file.
-        with plt.rc_context({"svg.hashsalt": "cyclestarnet", "svg.fonttype": "path"}):
-            self.figure.savefig(STATIC / f"{name}.svg", metadata={"Date": None}, facecolor="white")
-        plt.close(self.figure)
+def save(d, name):
+    # No date and fixed identifiers: the same figure is the same file.
+    with plt.rc_context({"svg.hashsalt": "cyclestarnet", "svg.fonttype": "path"}):
+        d.ax.figure.savefig(STATIC / f"{name}.svg", metadata={"Date": None}, facecolor="white")
+    plt.close(d.ax.figure)
 
 
 def networks():
     """The networks of both domains, with the way of a fit by Eq. 11 in bold."""
-    d = Diagram(11.6, 4.5)
+    d = diagram(11.6, 4.5)
     top, shared, bottom, split = 3.75, 2.75, 1.75, 0.75
     columns = (0.85, 2.25, 3.65, 5.05, 6.45, 7.85, 9.25, 10.75)
     d.box("labels", columns[0], top, "labels", SYNTHETIC, data=True)
@@ -199,13 +157,13 @@ def networks():
     d.box("d_sp", columns[6], split, "decoder\n" r"$D_\mathrm{sp}$", OBSERVED, width=0.95)
     d.box("d_s", columns[7], top, "decoder " r"$D_\mathrm{synth}$" "\n→ synthetic", SYNTHETIC, width=1.4)
     d.box("d_o", columns[7], bottom, "decoder " r"$D_\mathrm{obs}$" "\n→ observed", OBSERVED, width=1.4)
-    bold = {"colour": "black", "width": 2.4}
+    bold = {"color": "black", "width": 2.4}
     for start, stop in (("labels", "payne"), ("payne", "x_s"), ("x_s", "e_s")):
         d.arrow(start, stop, **bold)
     for start, stop in (("e_s", "e_sh"), ("e_sh", "z_sh"), ("z_sh", "d_sh"), ("d_sh", "d_o")):
         d.arrow(start, stop, **bold)
     for start, stop in (("x_o", "e_o"), ("e_o", "e_sp"), ("e_sp", "z_sp"), ("z_sp", "d_sp"), ("d_sp", "d_o")):
-        d.arrow(start, stop, colour="black", width=1.6, line="--")
+        d.arrow(start, stop, color="black", width=1.6, line="--")
     d.arrow("e_o", "e_sh")
     d.arrow("d_sh", "d_s")
     d.note(0.27, 2.35, "bold: a fit in the observed domain (Eq. 11)", ha="left")
@@ -213,12 +171,12 @@ def networks():
     d.note(0.27, 1.2, "rounded: data;  filled: networks", ha="left")
     d.note(0.27, 0.95, "blue: synthetic domain;  red: observed;", ha="left")
     d.note(0.27, 0.7, "green: both domains", ha="left")
-    d.save("networks")
+    save(d, "networks")
 
 
 def data_flow():
     """The way of a star through the package."""
-    d = Diagram(11.6, 2.7)
+    d = diagram(11.6, 2.7)
     row, above = 0.95, 2.05
     columns = (0.85, 2.75, 4.65, 6.55, 8.45, 10.55)
     texts = ("FITS file", "Spectrum", "Pixels", "Objective", "optimum", "FitResult")
@@ -247,7 +205,7 @@ def data_flow():
     )  # fmt: skip
     for x, text in zip(columns, captions, strict=True):
         d.note(x, row - 0.36, text, va="top", fontsize=8.5)
-    d.save("data_flow")
+    save(d, "data_flow")
 
 
 # -- table --------------------------------------------------------------------

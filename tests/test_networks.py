@@ -248,3 +248,55 @@ def test_initial_weights_fill_the_xavier_range(module):
             largest = layer.weight.abs().max().item()
             assert (0.9 if layer.weight.numel() > 100 else 0.5) * bound < largest <= bound  # few draws rarely fill it
             assert (layer.bias == 0.01).all()
+
+
+# -- the table of layers -------------------------------------------------------------
+def layers_of(module, x):
+    """(filters, kernel, stride, length, parameters) of each layer of a sequence, by torch."""
+    rows = []
+    for layer in module:
+        x = layer(x)
+        if hasattr(layer, "kernel_size"):
+            n = sum(weight.numel() for weight in layer.parameters())
+            rows.append((layer.out_channels, *layer.kernel_size, *layer.stride, x.shape[-1], n))
+    return rows, x
+
+
+@pytest.mark.parametrize("split_filters", [4, 0])
+def test_the_table_has_the_layers_of_the_networks(tiny_settings, split_filters):
+    settings = NetworkSettings(**(tiny_settings.to_dict() | {"split_filters": split_filters}))
+    network, expected, width = TranslationNetwork(settings), {}, 0
+    flux, hidden = torch.zeros(2, 1, settings.n_pixels), []
+    for domain in ("synth", "obs"):
+        expected[f"E_{domain}"], encoded = layers_of(getattr(network, f"encoder_{domain}"), flux)
+    for branch in ("sh", "sp") if split_filters else ("sh",):
+        expected[f"E_{branch}"], latent = layers_of(getattr(network, f"encoder_{branch}"), encoded)
+        expected[f"D_{branch}"], decoded = layers_of(getattr(network, f"decoder_{branch}"), latent)
+        hidden.append(decoded)
+        width += latent.shape[1]
+    expected["D_synth"], _ = layers_of(network.decoder_synth, hidden[0])
+    expected["D_obs"], _ = layers_of(network.decoder_obs, torch.cat(hidden, 1))
+    for domain, n_latent in (("synth", settings.shared_filters), ("obs", width)):
+        critic = Critic(settings, n_latent)
+        expected[f"C_{domain}, spectrum"], _ = layers_of(critic.discriminator_x, flux)
+        latent = torch.zeros(2, n_latent, settings.latent_length)
+        expected[f"C_{domain}, latent"], _ = layers_of(critic.discriminator_z, latent)
+        expected[f"C_{domain}"] = [(1, 1, 1, 1, critic.fc.in_features + 1)]
+    table = settings.to_table()
+    found = {name: [] for name in table["network"]}
+    for name, _, *numbers in table.iterrows():
+        found[name].append(tuple(numbers))
+    assert found == expected
+
+
+def test_the_figure_of_the_networks_has_their_sizes():
+    pytest.importorskip("matplotlib").use("Agg")
+    from cyclestarnet.plotting import plot_networks
+
+    layers = {"domain": [(4, 7, 4)], "shared": [(8, 7, 2)], "split": [(5, 7, 2)], "critic_latent": [(9, 1, 1)]}
+    ax = plot_networks(NetworkSettings(103, **layers, critic_spectrum=[(6, 7, 4)], split_filters=3))
+    text = "\n".join(text.get_text() for text in ax.texts)
+    for size in ("103 pixels", "25 × 10", "3 × 10", "spectrum 6\n", "latent 9", "split latent"):
+        assert size in text
+    alone = plot_networks(NetworkSettings(split_filters=0))
+    assert "split latent" not in "\n".join(text.get_text() for text in alone.texts)

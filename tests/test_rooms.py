@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "model": NOUNS | {"io", "datasets", "networks", "pipeline", "published", "model_file"},
     "training": NOUNS | {"io", "networks", "data"},
     "lines": NOUNS,
-    "plotting": NOUNS | {"lines", "training"},
+    "plotting": NOUNS | {"lines", "networks", "training"},
 }
 # These join what their rooms hold to a model, and run it.
 ABOVE_MODEL = {

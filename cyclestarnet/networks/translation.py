@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 import torch
+from astropy.table import QTable
 from torch import Tensor, nn
 
 from cyclestarnet.exceptions import GridError
@@ -147,6 +148,64 @@ class NetworkSettings:
         25
         """
         return asdict(self)
+
+    def to_table(self) -> QTable:
+        """Make a table of all layers (S1, Table 2).
+
+        Returns
+        -------
+        `~astropy.table.QTable`
+            A row per layer: ``network``, such as ``"E_synth"``, ``"D_sh"`` or ``"C_obs"``, the critics' with what they
+            look at; ``layer``; ``filters``, ``kernel`` and ``stride``; ``length``, the positions of its result; and
+            ``parameters``.
+
+        Examples
+        --------
+        >>> from cyclestarnet.networks import NetworkSettings
+        >>> print(NetworkSettings().to_table()[:5])
+        network         layer         filters kernel stride length parameters
+        ------- --------------------- ------- ------ ------ ------ ----------
+        E_synth           convolution      32      7      4   1791        256
+        E_synth           convolution      64      7      4    447      14400
+          E_obs           convolution      32      7      4   1791        256
+          E_obs           convolution      64      7      4    447      14400
+           E_sh           convolution     128      7      4    111      57472
+        """
+        rows: list[tuple] = []
+
+        def down(name: str, n_in: int, length: int, layers: Layers) -> tuple[int, int]:
+            for n_out, kernel, stride in layers:
+                length = _out_length(length, ((n_out, kernel, stride),))
+                weights = n_out * (n_in * kernel + 1)
+                rows.append((name, "convolution", n_out, kernel, stride, length, weights))
+                n_in = n_out
+            return n_in, length
+
+        def up(name: str, n_in: int, length: int, layers: Layers) -> tuple[int, int]:
+            for n_out, kernel, stride in reversed(layers):
+                length = (length - 1) * stride + kernel
+                weights = n_out * (n_in * kernel + 1)
+                rows.append((name, "transposed convolution", n_out, kernel, stride, length, weights))
+                n_in = n_out
+            return n_in, length
+
+        latents = {"sh": (self.shared, self.shared_filters), "sp": (self.split, self.split_filters)}
+        latents = {branch: own for branch, own in latents.items() if own[1]}
+        for domain in ("synth", "obs"):
+            width, length = down(f"E_{domain}", 1, self.n_pixels, self.domain)
+        for branch, (layers, filters) in latents.items():
+            down(f"E_{branch}", *down(f"E_{branch}", width, length, layers), ((filters, 1, 1),))
+        widths = {}
+        for branch, (layers, filters) in latents.items():
+            widths[branch], _ = up(f"D_{branch}", filters, self.latent_length, layers)
+        for domain, n_in in (("synth", widths["sh"]), ("obs", sum(widths.values()))):
+            down(f"D_{domain}", *up(f"D_{domain}", n_in, length, self.domain), ((1, 1, 1),))
+        for domain, filters in (("synth", self.shared_filters), ("obs", self.shared_filters + self.split_filters)):
+            n_x, length_x = down(f"C_{domain}, spectrum", 1, self.n_pixels, self.critic_spectrum)
+            n_z, length_z = down(f"C_{domain}, latent", filters, self.latent_length, self.critic_latent)
+            joined = n_x * length_x + n_z * length_z
+            rows.append((f"C_{domain}", "fully connected", 1, 1, 1, 1, joined + 1))
+        return QTable(rows=rows, names=("network", "layer", "filters", "kernel", "stride", "length", "parameters"))
 
 
 def _out_length(length: int, layers: Layers) -> int:

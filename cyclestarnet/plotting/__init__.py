@@ -2,6 +2,7 @@
 
 from cyclestarnet.plotting.adaptation import adaptation_page, plot_adaptation
 from cyclestarnet.plotting.derivatives import plot_derivatives, plot_recovery
+from cyclestarnet.plotting.diagrams import plot_networks
 from cyclestarnet.plotting.lines import (
     plot_error_map,
     plot_missing_lines,
@@ -20,6 +21,7 @@ __all__ = [
     "plot_error_map",
     "plot_fit",
     "plot_missing_lines",
+    "plot_networks",
     "plot_posterior",
     "plot_precision_recall",
     "plot_ranks",
