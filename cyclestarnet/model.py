@@ -39,7 +39,15 @@ from cyclestarnet.pipeline.options import (
 from cyclestarnet.pipeline.parts import ModelParts
 from cyclestarnet.pipeline.sample import sample_one
 from cyclestarnet.pipeline.sample_many import sample_survey
-from cyclestarnet.pipeline.translate import DOMAINS, encode_split_latent, predictor_of, seen_flux, spectrum_of
+from cyclestarnet.pipeline.translate import (
+    DOMAINS,
+    EncodedSpectra,
+    encode_spectra,
+    encode_split_latent,
+    predictor_of,
+    seen_flux,
+    spectrum_of,
+)
 from cyclestarnet.published import read_published_parts
 from cyclestarnet.results import FitResult, Posterior, signed
 from cyclestarnet.spectra import Spectrum
@@ -436,6 +444,48 @@ class CalibratedModel(ModelParts):
         (flux, used), translator = seen_flux(self, spectrum, domain=domain, normalise=normalise), self.translator
         reconstruct = translator.reconstruct_obs if domain == "observed" else translator.reconstruct_synth
         return spectrum_of(self, reconstruct(flux[None])[0], domain, used=used, source=spectrum)
+
+    def encode(
+        self,
+        spectra: Iterable[Spectrum | str | Path] | Spectrum | str | Path,
+        *,
+        domain: str = "observed",
+        normalise: bool | None = None,
+    ) -> EncodedSpectra:
+        """Find the latents of spectra: what the networks know of a star (S1, Figure 10).
+
+        Parameters
+        ----------
+        spectra : iterable of `~specutils.Spectrum` or path-like
+            All that `fit_many` takes. Synthetic spectra need no uncertainty.
+        domain : {"observed", "synthetic"}, optional
+            Of the spectra. Default: observed.
+        normalise : bool, optional
+            As in `fit`.
+
+        Returns
+        -------
+        `~cyclestarnet.pipeline.EncodedSpectra`
+            A row per spectrum, in the order of the input. Those of spectra that cannot be used are NaN, and
+            ``messages`` says why.
+
+        Raises
+        ------
+        SpectrumError
+            If none can be used.
+        FileNotFoundError, IsADirectoryError
+            If nothing matches a pattern, a path is not there, or is a folder.
+        ValueError
+            If there is no such domain.
+
+        Examples
+        --------
+        >>> from cyclestarnet import CalibratedModel, datasets
+        >>> encoded = CalibratedModel.from_pretrained().encode(datasets.k_giant())
+        >>> encoded.shared_latent.shape, encoded.split_latent.shape
+        ((1, 25, 24), (1, 1, 24))
+        """
+        return encode_spectra(self, star_sources(spectra, grid=self.grid), domain=domain, normalise=normalise)
 
     def derivative_spectrum(self, labels, name, *, domain="observed", like=None):
         """Derivative of the spectrum with respect to one label (S1, Equation 8); see `derivative_spectra`.

@@ -20,6 +20,7 @@ from cyclestarnet.training.alignment import (
     prior_mismatch,
     regress_labels,
     sliced_wasserstein,
+    tsne,
 )
 
 DISTANCES = {
@@ -192,6 +193,32 @@ def test_missing_scikit_learn_names_the_extra(rng, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)
     with pytest.raises(ImportError, match=r'pip install "cyclestarnet\[training\]"'):
         classifier_accuracy(*shifted(rng, 20), seed=0)
+
+
+# -- maps --------------------------------------------------------------------------------------
+def own_neighbours(first, second):
+    """Fraction of the members whose nearest neighbour is of their own sample."""
+    places = np.concatenate([first, second])
+    distance = np.linalg.norm(places[:, None] - places, axis=-1)
+    np.fill_diagonal(distance, np.inf)
+    sample = np.repeat([0, 1], [len(first), len(second)])
+    return np.mean(sample[distance.argmin(1)] == sample)
+
+
+@pytest.mark.parametrize(("shift", "low", "high"), [(8.0, 1.0, 1.0), (0.0, 0.3, 0.7)])
+def test_a_map_parts_what_is_apart_and_mixes_what_is_alike(rng, shift, low, high):
+    a, b = rng.normal(size=(2, 40, 6))
+    places = tsne(a, b + shift, seed=1)
+    assert low <= own_neighbours(*places) <= high
+    again = tsne(a, b + shift, seed=1)
+    np.testing.assert_array_equal(places, again)
+
+
+def test_a_map_needs_neighbours_and_numbers(rng):
+    with pytest.raises(ValueError, match="perplexity must be positive, but is 0"):
+        tsne(rng.normal(size=(9, 3)), rng.normal(size=(9, 3)), seed=0, perplexity=0)
+    with pytest.raises(ValueError, match="b holds NaN"):
+        tsne(rng.normal(size=(9, 3)), np.full((9, 3), np.nan), seed=0)
 
 
 # -- label transport ------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from cyclestarnet import (
     LabelSet,
     ModelFileError,
     OtherRunError,
+    SpectrumError,
 )
 from cyclestarnet.fitting.chains import autocorrelation_time
 from cyclestarnet.fitting.lbfgs import lbfgs
@@ -122,6 +123,44 @@ def test_missing_labels_are_named(model):
 def test_unknown_domain_is_refused(model):
     with pytest.raises(ValueError, match="domain must be one of 'observed', 'synthetic', but is 'obs'"):
         model.predict(STAR, domain="obs")
+
+
+# -- latents ---------------------------------------------------------------------------------
+def test_latents_are_those_of_the_encoders(model, star):
+    flux = np.array([star.flux.value, 1 + 0 * star.flux.value])
+    encoded = model.encode(to_spectrum(flux, model.grid, ivar=np.full(flux.shape, SIGMA**-2)))
+    shared, split = model.translator.encode_obs(flux)
+    np.testing.assert_allclose(encoded.shared_latent, shared, atol=1e-6)
+    np.testing.assert_allclose(encoded.split_latent, split, atol=1e-6)
+    np.testing.assert_array_equal(encoded.flux, flux)
+    assert encoded.used.all()
+
+
+def test_synthetic_spectra_have_shared_latents_only(model):
+    synthetic = model.predict(quantities(model, np.array([VALUES, VALUES])), domain="synthetic")
+    encoded = model.encode(synthetic, domain="synthetic")
+    np.testing.assert_allclose(encoded.shared_latent, model.translator.encode_synth(synthetic.flux.value), atol=1e-6)
+    assert encoded.split_latent is None
+
+
+def test_masked_pixels_do_not_matter_to_latents(model, star):
+    mask = np.arange(N) % 11 == 0
+    given = [spectrum(model, np.where(mask, value, star.flux.value), mask=mask) for value in (1.0, 50.0)]
+    encoded = model.encode(given)
+    np.testing.assert_array_equal(*encoded.shared_latent)
+    np.testing.assert_array_equal(encoded.used, [~mask, ~mask])
+
+
+def test_a_bad_spectrum_among_others_has_no_latents(model, star, tmp_path):
+    encoded = model.encode([star, tmp_path / "apStar-lost.fits", star])
+    assert encoded.good.tolist() == [True, False, True]
+    assert np.isnan(encoded.shared_latent[1]).all()
+    np.testing.assert_allclose(encoded.shared_latent[0], model.encode(star).shared_latent[0], atol=1e-5)
+    assert "apStar-lost.fits" in encoded.messages[1]
+    with pytest.raises(SpectrumError, match="none of 1 spectra can be encoded: "):
+        model.encode([tmp_path / "apStar-lost.fits"])
+    with pytest.raises(SpectrumError, match="none of 0 spectra"):
+        model.encode([])
 
 
 # -- translation -----------------------------------------------------------------------------

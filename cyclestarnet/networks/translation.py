@@ -163,13 +163,13 @@ class NetworkSettings:
         --------
         >>> from cyclestarnet.networks import NetworkSettings
         >>> print(NetworkSettings().to_table()[:5])
-        network         layer         filters kernel stride length parameters
-        ------- --------------------- ------- ------ ------ ------ ----------
-        E_synth           convolution      32      7      4   1791        256
-        E_synth           convolution      64      7      4    447      14400
-          E_obs           convolution      32      7      4   1791        256
-          E_obs           convolution      64      7      4    447      14400
-           E_sh           convolution     128      7      4    111      57472
+        network    layer    filters kernel stride length parameters
+        ------- ----------- ------- ------ ------ ------ ----------
+        E_synth convolution      32      7      4   1791        256
+        E_synth convolution      64      7      4    447      14400
+          E_obs convolution      32      7      4   1791        256
+          E_obs convolution      64      7      4    447      14400
+           E_sh convolution     128      7      4    111      57472
         """
         rows: list[tuple] = []
 

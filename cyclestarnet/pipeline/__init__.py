@@ -4,8 +4,10 @@ from cyclestarnet.pipeline.journal import read_results, write_results
 from cyclestarnet.pipeline.options import FitOptions, ManyOptions, SampleManyOptions, SampleOptions
 from cyclestarnet.pipeline.parts import FlagLimits, ModelParts, Population
 from cyclestarnet.pipeline.setup import FitSetup
+from cyclestarnet.pipeline.translate import EncodedSpectra
 
 __all__ = [
+    "EncodedSpectra",
     "FitOptions",
     "FitSetup",
     "FlagLimits",

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
 import numpy as np
 from astropy.nddata import StdDevUncertainty
 
+from cyclestarnet.exceptions import CycleStarNetError, SpectrumError
 from cyclestarnet.networks.predictor import EmulatorPredictor, ObservedPredictor
 from cyclestarnet.pipeline.options import check_choice
 from cyclestarnet.pipeline.parts import ModelParts
 from cyclestarnet.spectra import Spectrum, star_name, to_spectrum
 
-__all__ = ["DOMAINS", "encode_split_latent", "predictor_of", "seen_flux", "spectrum_of"]
+__all__ = [
+    "DOMAINS",
+    "EncodedSpectra",
+    "encode_spectra",
+    "encode_split_latent",
+    "predictor_of",
+    "seen_flux",
+    "spectrum_of",
+]
+
+log = logging.getLogger(__name__)
 
 DOMAINS = ("observed", "synthetic")
 SYNTHETIC_SIGMA = 0.005  # of a synthetic spectrum without an error; it decides nothing
@@ -185,3 +201,110 @@ def spectrum_of(
     if source is not None:
         meta["object"] = star_name(source)
     return to_spectrum(flux, parts.grid, mask=None if used is None else ~used, meta=meta)
+
+
+# -- latents ---------------------------------------------------------------------
+class _Star(Protocol):
+    """A spectrum that is read when its turn comes, as a `~cyclestarnet.io.stars.StarSource`."""
+
+    @property
+    def name(self) -> str: ...
+
+    def read(self) -> Spectrum: ...
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedSpectra:
+    """Latents of spectra of one domain; those of spectra that cannot be used are NaN.
+
+    Parameters
+    ----------
+    domain : {"observed", "synthetic"}
+        Of the spectra.
+    names : tuple of str
+        Of the stars.
+    flux : array, shape (n, n_pixels)
+        Normalised flux on the model's pixels, as the encoders saw it: filled where pixels do not count.
+    used : array of bool, shape (n, n_pixels)
+        Which pixels count.
+    shared_latent : array, shape (n, shared_filters, latent_length)
+        What both domains have in common.
+    split_latent : array, shape (n, split_filters, latent_length), or None
+        What observed spectra have besides. None of synthetic spectra, and of networks without one.
+    messages : tuple of str
+        Why a spectrum cannot be used; empty if it can.
+
+    Examples
+    --------
+    ::
+
+        encoded = model.encode("spectra/apStar-*.fits")
+        encoded.shared_latent[encoded.good].mean(axis=0)
+    """
+
+    domain: str
+    names: tuple[str, ...]
+    flux: np.ndarray
+    used: np.ndarray
+    shared_latent: np.ndarray
+    split_latent: np.ndarray | None
+    messages: tuple[str, ...]
+
+    @property
+    def good(self) -> np.ndarray:
+        """Which spectra could be used, (n,)."""
+        return np.array([not message for message in self.messages])
+
+
+def encode_spectra(
+    parts: ModelParts, stars: Iterable[_Star], *, domain: str = "observed", normalise: bool | None = None
+) -> EncodedSpectra:
+    """Encode spectra; see `~cyclestarnet.CalibratedModel.encode`.
+
+    Parameters
+    ----------
+    parts : `~cyclestarnet.pipeline.ModelParts`
+        The model.
+    stars : iterable of `~cyclestarnet.io.stars.StarSource`
+        Where the spectra are.
+    domain : {"observed", "synthetic"}, optional
+        Of the spectra.
+    normalise : bool, optional
+        As `~cyclestarnet.pipeline.ModelParts.pixels_of` takes it.
+
+    Returns
+    -------
+    `EncodedSpectra`
+
+    Raises
+    ------
+    SpectrumError
+        If there are no spectra, or none can be used.
+    ValueError
+        If there is no such domain.
+
+    Examples
+    --------
+    ::
+
+        encode_spectra(model, star_sources("spectra/apStar-*.fits"))
+    """
+    check_choice("domain", domain, DOMAINS)
+    names, messages, flux, used = [], [], [], []
+    nothing = np.full(parts.grid.n_pixels, np.nan), np.zeros(parts.grid.n_pixels, dtype=bool)
+    for star in stars:
+        try:
+            row, message = seen_flux(parts, star.read(), domain=domain, normalise=normalise), ""
+        except (CycleStarNetError, OSError, TypeError, ValueError) as error:
+            row, message = nothing, str(error) or type(error).__name__
+            log.warning("%s cannot be encoded: %s", star.name or f"spectrum {len(names)}", message)
+        for column, value in zip((names, messages, flux, used), (star.name, message, *row), strict=True):
+            column.append(value)
+    if all(messages):
+        raise SpectrumError(f"none of {len(names)} spectra can be encoded" + (f": {messages[0]}" if messages else ""))
+    spectra = np.array(flux)
+    if domain == "observed":
+        shared, split = parts.translator.encode_obs(spectra)
+    else:
+        shared, split = parts.translator.encode_synth(spectra), None
+    return EncodedSpectra(domain, tuple(names), spectra, np.array(used), shared, split, tuple(messages))

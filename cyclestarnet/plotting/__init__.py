@@ -9,6 +9,7 @@ from cyclestarnet.plotting.lines import (
     plot_precision_recall,
     plot_recovery_error,
 )
+from cyclestarnet.plotting.populations import plot_embeddings
 from cyclestarnet.plotting.ranks import plot_ranks
 from cyclestarnet.plotting.residuals import plot_residuals
 from cyclestarnet.plotting.results import plot_fit, plot_posterior
@@ -18,6 +19,7 @@ __all__ = [
     "adaptation_page",
     "plot_adaptation",
     "plot_derivatives",
+    "plot_embeddings",
     "plot_error_map",
     "plot_fit",
     "plot_missing_lines",

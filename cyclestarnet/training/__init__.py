@@ -11,6 +11,7 @@ from cyclestarnet.training.alignment import (
     prior_mismatch,
     regress_labels,
     sliced_wasserstein,
+    tsne,
 )
 from cyclestarnet.training.assembly import (
     Residuals,
@@ -109,5 +110,6 @@ __all__ = [
     "save_emulator",
     "sliced_wasserstein",
     "train",
+    "tsne",
     "typical_latent",
 ]

@@ -36,6 +36,7 @@ __all__ = [
     "prior_mismatch",
     "regress_labels",
     "sliced_wasserstein",
+    "tsne",
 ]
 
 N_FOLDS = 5
@@ -257,6 +258,60 @@ def mmd(a: ArrayLike, b: ArrayLike) -> float:
     n = len(a)
     within_a, within_b = ((k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (kernel[:n, :n], kernel[n:, n:]))
     return float(within_a + within_b - 2 * kernel[:n, n:].mean())
+
+
+def tsne(
+    a: ArrayLike, b: ArrayLike, *, seed: int, perplexity: float = 30.0, n_components: int = 50
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lay two samples out on a plane by t-SNE [1]_, so that neighbours stay neighbours (S1, Figure 10).
+
+    The map is made of their `principal_components`. It shows whether the samples mix, and which members are alike;
+    distances across the map, and the sizes of its islands, mean nothing.
+
+    Parameters
+    ----------
+    a, b : array, shapes (n_a, ...) and (n_b, ...)
+        Two samples of 2 or more members; what follows ``n`` is flattened.
+    seed : int
+        Of the decomposition and the map.
+    perplexity : float, optional
+        About how many neighbours a member has. Default: 30, or less of samples of fewer than 90 together.
+    n_components : int, optional
+        Directions kept, at most. Default: 50.
+
+    Returns
+    -------
+    a, b : array, shapes (n_a, 2) and (n_b, 2)
+        Places on the map.
+
+    Raises
+    ------
+    ValueError
+        If the samples differ in what follows ``n``, or hold NaN or infinities, or ``perplexity`` is not positive.
+    ImportError
+        If scikit-learn is not installed.
+
+    References
+    ----------
+    .. [1] van der Maaten & Hinton 2008, JMLR 9, 2579.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.training.alignment import tsne
+    >>> a = np.random.default_rng(0).normal(size=(20, 5))
+    >>> first, second = tsne(a, a + 20, seed=0)
+    >>> first.shape, second.shape
+    ((20, 2), (20, 2))
+    """
+    if not perplexity > 0:
+        raise ValueError(f"perplexity must be positive, but is {perplexity}")
+    first, second = principal_components(a, b, seed=seed, n_components=n_components)
+    pooled = np.concatenate([first, second])
+    start = pooled[:, :2] * 1e-4 if pooled.shape[1] > 1 else "random"  # the same map of the same samples
+    perplexity = min(perplexity, (len(pooled) - 1) / 3)
+    places = _sklearn("manifold").TSNE(perplexity=perplexity, init=start, random_state=seed).fit_transform(pooled)
+    return places[: len(first)], places[len(first) :]
 
 
 def _standardised(a: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
