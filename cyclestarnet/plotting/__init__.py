@@ -9,10 +9,10 @@ from cyclestarnet.plotting.lines import (
     plot_precision_recall,
     plot_recovery_error,
 )
-from cyclestarnet.plotting.populations import plot_embeddings
+from cyclestarnet.plotting.populations import plot_embeddings, plot_kiel
 from cyclestarnet.plotting.ranks import plot_ranks
 from cyclestarnet.plotting.residuals import plot_residuals
-from cyclestarnet.plotting.results import plot_fit, plot_posterior
+from cyclestarnet.plotting.results import plot_fit, plot_fits, plot_posterior
 from cyclestarnet.plotting.training import plot_training
 
 __all__ = [
@@ -22,6 +22,8 @@ __all__ = [
     "plot_embeddings",
     "plot_error_map",
     "plot_fit",
+    "plot_fits",
+    "plot_kiel",
     "plot_missing_lines",
     "plot_networks",
     "plot_posterior",

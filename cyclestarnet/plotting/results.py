@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import astropy.units as u
@@ -11,13 +11,15 @@ import numpy as np
 
 from cyclestarnet.exceptions import GridError
 from cyclestarnet.grid import Window, range_of
-from cyclestarnet.plotting.axes import label_text, new_axes, new_figure
+from cyclestarnet.plotting.axes import DOMAIN_STYLES, OTHERS, label_text, new_axes, new_figure, tidy
 from cyclestarnet.results import FitResult, Posterior
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_fit", "plot_posterior"]
+__all__ = ["plot_fit", "plot_fits", "plot_posterior"]
+
+WIDE, MOST_WINDOWS = 30.0, 3  # Angstrom; of windows that are chosen
 
 
 def plot_fit(
@@ -105,7 +107,107 @@ def _fit_title(result):
     shown = [(n, 0 if n == "teff" else 2) for n in ("teff", "logg", "m_h", "alpha_m") if n in labels]
     told = {n: f"{labels[n].value:.{digits}f} ± {errors[n].value:.{digits}f}" for n, digits in shown}
     text = ", ".join(f"{label_text(n)} = {value}" + " K" * (n == "teff") for n, value in told.items())
-    return f"{result.meta.get('object', '')}  {text}  (χ²/dof {result.reduced_chi2:.2f})"
+    return f"{result.meta.get('object', '')}  {text}  (χ²/dof {result.reduced_chi2:.2f})".lstrip()
+
+
+def plot_fits(
+    results: Mapping[str, FitResult],
+    *,
+    windows: Sequence[Window] | None = None,
+    axes: Sequence[Axes] | None = None,
+) -> list[Axes]:
+    """Plot fits of one star beside each other, with their residuals, in some windows (S1, Figure 7).
+
+    Parameters
+    ----------
+    results : mapping of str to `~cyclestarnet.FitResult`
+        Fits of the same star with the same grid, such as with the emulator alone and with its translation.
+    windows : sequence of (low, high), optional
+        Vacuum wavelengths, in Angstrom if they have no unit. Default: in each of the first three chips the 30 Å where
+        the models differ most, or where the lines of a single one are deepest.
+    axes : sequence of `~matplotlib.axes.Axes`, optional
+        Two per window, first all of the fluxes, then all of the residuals. Default: a new figure.
+
+    Returns
+    -------
+    list of `~matplotlib.axes.Axes`
+        As above. The legend has the reduced χ² of the fits, the title the labels of the last.
+
+    Raises
+    ------
+    GridError
+        If a window holds no pixel, or the fits have different grids.
+    ValueError
+        If there is no result, or there are not two axes per window.
+
+    Examples
+    --------
+    ::
+
+        star = datasets.k_giant()
+        texts = {"emulator": "emulator alone", "observed": "translated"}
+        plot_fits({text: model.fit(star, space=space) for space, text in texts.items()})
+    """
+    results = dict(results)
+    if not results:
+        raise ValueError("there are no fits to plot")
+    first, last = (list(results.values())[k] for k in (0, -1))
+    wavelength = first.spectrum.spectral_axis.to_value(u.AA)
+    if any(not np.array_equal(own.spectrum.spectral_axis.to_value(u.AA), wavelength) for own in results.values()):
+        raise GridError("fits that are compared must have the same wavelengths")
+    ranges = _telling_ranges(wavelength, results) if windows is None else [range_of(window) for window in windows]
+    for low, high in ranges:
+        if not ((wavelength >= low) & (wavelength <= high)).any():
+            raise GridError(f"window {low:g} to {high:g} Angstrom holds no pixel of the fits")
+    n = len(ranges)
+    if axes is None:
+        axes = new_axes(2, n, figsize=(1 + 4.0 * n, 4.8), height_ratios=[2, 1], sharey="row")
+    axes = list(np.ravel(axes))
+    if len(axes) != 2 * n:
+        raise ValueError(f"axes must be two per window, {2 * n}, but are {len(axes)}")
+    plain, translated = (color for _, color in DOMAIN_STYLES.values())
+    colors = [*(plain, *OTHERS)[: len(results) - 1], translated]
+    data, sigma = (
+        np.where(first.spectrum.mask, np.nan, values)
+        for values in (first.spectrum.flux.value, first.spectrum.uncertainty.array)
+    )
+    for (low, high), top, bottom in zip(ranges, axes[:n], axes[n:], strict=True):
+        show = (wavelength >= low) & (wavelength <= high)
+        top.plot(wavelength[show], data[show], color="0.6", lw=2, label="data")
+        bottom.fill_between(wavelength[show], -sigma[show], sigma[show], color="0.85", lw=0, label="±1σ of the data")
+        bottom.axhline(0, color="0.6", lw=0.6, ls=":")
+        for (name, own), color in zip(results.items(), colors, strict=True):
+            text = f"{name}, χ²/dof {own.reduced_chi2:.2f}"
+            top.plot(wavelength[show], own.model_spectrum.flux.value[show], color=color, lw=0.9, label=text)
+            bottom.plot(wavelength[show], own.residual.value[show], color=color, lw=0.8)
+        top.set(xlim=(low, high))
+        top.tick_params(labelbottom=False)
+        bottom.set(xlim=(low, high), xlabel="vacuum wavelength [Å]")
+        tidy(top)
+        tidy(bottom)
+    axes[0].set_ylabel("normalised flux")
+    axes[n].set_ylabel("data − model")
+    handles = [*axes[0].get_legend_handles_labels()[0], *axes[n].get_legend_handles_labels()[0]]
+    axes[0].figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    axes[0].set_title(_fit_title(last), fontsize=10, loc="left")
+    return axes
+
+
+def _telling_ranges(wavelength, results):
+    """Ranges [Angstrom], one in each of some chips, where models differ most."""
+    models = np.array([own.model_spectrum.flux.value for own in results.values()])
+    signal = np.ptp(models, axis=0) if len(models) > 1 else 1 - models[0]
+    breaks = np.flatnonzero(np.diff(wavelength) > 5 * np.median(np.diff(wavelength))) + 1
+    ranges = []
+    for part in np.split(np.arange(len(wavelength)), breaks)[:MOST_WINDOWS]:
+        own = wavelength[part]
+        width = min(WIDE, own[-1] - own[0])
+        total = np.concatenate([[0.0], np.cumsum(signal[part] ** 2)])
+        starts = np.flatnonzero(own <= own[-1] - width + 1e-6)
+        stops = np.searchsorted(own, own[starts] + width)
+        low = own[starts[np.argmax(total[stops] - total[starts])]]
+        ranges.append((low, low + width))
+    return ranges
 
 
 def plot_posterior(posterior: Posterior, names: Sequence[str]) -> list[Axes]:
