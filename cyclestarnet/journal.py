@@ -18,6 +18,7 @@ __all__ = ["Journal"]
 log = logging.getLogger(__name__)
 
 _JOURNAL = "cyclestarnet-survey-2"
+LONG = 120  # characters of an option in a message
 
 
 class Journal:
@@ -179,5 +180,11 @@ def _change(key, then, now):
         if len(then) != len(now):
             return f"{key}: {len(then)} then, {len(now)} now"
         k = next(k for k, (a, b) in enumerate(zip(then, now, strict=True)) if repr(a) != repr(b))
-        return f"{key}: number {k} was {then[k]!r:.80} then, is {now[k]!r:.80} now"
-    return f"{key}: {then!r:.80} then, {now!r:.80} now"
+        return f"{key}: number {k} was {_short(then[k])} then, is {_short(now[k])} now"
+    return f"{key}: {_short(then)} then, {_short(now)} now"
+
+
+def _short(value):
+    """Its beginning and its end, where the name of a file is."""
+    text = repr(value)
+    return text if len(text) <= LONG else f"{text[: LONG // 2]}…{text[-LONG // 2 :]}"

@@ -1,9 +1,13 @@
 """Shared fixtures: a seeded generator, the developers' data where they are at hand, and tiny networks and models."""
 
 import multiprocessing
+import os
 from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core each; to be said before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import astropy.units as u
 import numpy as np
