@@ -1,10 +1,11 @@
 """How long it takes to sample a posterior, beside the mixture of moves that was used before.
 
-``python benchmarks/sampling.py`` prints two tables: posteriors of many shapes that are known in closed form, with
+``python benchmarks/sampling.py`` prints three tables: posteriors of many shapes that are known in closed form, with
 Kolmogorov-Smirnov tests against the truth, and the packaged K giant in the observed space. ``tau`` is the longest
 autocorrelation time in steps, of all parameters and of the numbers that are tested. "Before" are the moves by which
 chains were made before independent draws were among them: four steps in five by differential evolution, others by
-stretches; of the K giant also the evaluation of one walker after the other. Times are of the processor, on one thread.
+stretches; of the K giant also the evaluation of one walker after the other. The third table compares all labels of
+three stars by emcee and by NUTS. Times are of the processor, on one thread.
 """
 
 import argparse
@@ -14,9 +15,11 @@ import time
 from datetime import date
 from pathlib import Path
 
+import astropy.units as u
 import emcee
 import numpy as np
 import torch
+from astropy.nddata import StdDevUncertainty
 
 from cyclestarnet import CalibratedModel, datasets
 from cyclestarnet.fitting.approximation import Approximation, approximate
@@ -25,6 +28,8 @@ from cyclestarnet.fitting.sampling import sample_posterior
 from cyclestarnet.pipeline.fit import make_objective, prepare_stars
 from cyclestarnet.pipeline.options import FitOptions
 from cyclestarnet.pipeline.setup import FitSetup
+from cyclestarnet.spectra import Spectrum
+from cyclestarnet.training import draw_labels
 
 sys.path.append(str(Path(__file__).parents[1] / "recipes"))
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
@@ -114,6 +119,44 @@ def star_rows(model, star, options):
                    f"{cost / cpu:.0f}")  # fmt: skip
 
 
+def simulated(model, seed, snr=100.0):
+    """A star of the label prior with noise, as the model would see it."""
+    rng = np.random.default_rng(seed)
+    star = model.predict(model.labels.to_quantities(draw_labels(model.population.prior, model.labels, 1, seed=seed)[0]))
+    flux, sigma = star.flux.value, np.full(star.flux.shape, 1 / snr)
+    return Spectrum(
+        flux=rng.normal(flux, sigma) * u.dimensionless_unscaled,
+        spectral_axis=star.spectral_axis,
+        uncertainty=StdDevUncertainty(sigma),
+    )
+
+
+def nuts_rows(model, stars):
+    """All labels of each star by emcee and by NUTS: how far medians and widths are apart."""
+    yield ("star", "medians, largest difference [σ]", "of that, by chance", "widths, ratio", "CPU-s, emcee", "NUTS",
+           "steps, emcee", "NUTS", "acceptance of NUTS")  # fmt: skip
+    for name, star in stars.items():
+        fit = model.fit(star, method="lm", normalise=not name.startswith("simulated"))
+        (one, first), (two, second) = (
+            timed(lambda w=way, s=star, f=fit: model.sample(s, start=f, sampler=w, seed=1, progress=False))
+            for way in ("emcee", "nuts")
+        )
+        offsets, ratios, chance = [], [], []
+        for label in model.labels:
+            values = [posterior.samples[label].value for posterior in (one, two)]
+            width, other = (np.subtract(*np.percentile(found, [84, 16])) / 2 for found in values)
+            offsets.append(abs(np.median(values[0]) - np.median(values[1])) / width)
+            ratios.append(other / width)
+            n_draws = [
+                posterior.n_steps * posterior.n_walkers / posterior.label_autocorrelation_time[label]
+                for posterior in (one, two)
+            ]
+            chance.append(1.25 * np.sqrt(sum(1 / n for n in n_draws)))  # error of a median
+        yield (name, f"{max(offsets):.3f}", f"{np.mean(chance):.3f}", f"{min(ratios):.2f} to {max(ratios):.2f}",
+               f"{first:.0f}", f"{second:.0f}", f"{one.n_steps}", f"{two.n_steps}",
+               f"{two.acceptance_fraction:.2f}")  # fmt: skip
+
+
 def hardware():
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
@@ -135,7 +178,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=4000, help="of each chain of a known shape; 0: none")
     parser.add_argument("--star-steps", type=int, default=1000, help="of the K giant's chains by the moves before")
-    parser.add_argument("--seeds", type=int, default=3, help="samplings of the K giant")
+    parser.add_argument("--seeds", type=int, default=3, help="samplings of the K giant; 0: no star")
     parser.add_argument("--tables", type=Path, help="folder to write them to, in reStructuredText")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -146,6 +189,8 @@ def main():
     if options.seeds:
         model = CalibratedModel.from_pretrained()
         tables["star"] = show(f"K giant, observed space; {about}", star_rows(model, datasets.k_giant(), options))
+        stars = {"K giant": datasets.k_giant()} | {f"simulated, {seed}": simulated(model, seed) for seed in (1, 2)}
+        tables["nuts"] = show(f"All labels, observed space; {about}", nuts_rows(model, stars))
     for name, table in tables.items():
         if options.tables:
             write_rst(options.tables / f"sampling_{name}.rst", table)

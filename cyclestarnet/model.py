@@ -627,7 +627,7 @@ class CalibratedModel(ModelParts):
 
     @takes(SampleOptions, FitOptions)
     def sample(self, spectrum: Spectrum | str | Path, *more: Any, **options: Any) -> Posterior:
-        """Sample the posterior with emcee, started from the optimum and its covariance.
+        """Sample the posterior with emcee, or for a second opinion with NUTS, from the optimum and its covariance.
 
         If ``start`` is a result, options of a fit that are not given are those of that fit; unless it
         has all that is to be sampled, `fit` is done first. With ``split_latent="fitted"`` the split
@@ -650,7 +650,7 @@ class CalibratedModel(ModelParts):
         SpectrumError, GridError, LabelError
             As `fit`.
         ImportError
-            If emcee is not installed.
+            If emcee is not installed, or mici for ``sampler="nuts"``.
 
         Warns
         -----

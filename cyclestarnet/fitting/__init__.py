@@ -3,11 +3,12 @@
 An `Objective` is the posterior of stars: a `Predictor`, data with errors,
 `Parameters` that say what varies, and a `Prior`. `levenberg_marquardt` (and
 ``lbfgs.lbfgs``, by gradients) finds its `Optimum`, `sample_posterior` makes a
-`Chain` of its samples.
+`Chain` of its samples, and `sample_by_gradients` another one.
 """
 
 from cyclestarnet.fitting.chains import Chain, ChainState, ChainStore, autocorrelation_time
 from cyclestarnet.fitting.isochrones import IsochronePrior, mist_isochrones
+from cyclestarnet.fitting.nuts import sample_by_gradients
 from cyclestarnet.fitting.objective import Objective
 from cyclestarnet.fitting.optimum import Optimum
 from cyclestarnet.fitting.parameters import Parameters
@@ -34,5 +35,6 @@ __all__ = [
     "autocorrelation_time",
     "levenberg_marquardt",
     "mist_isochrones",
+    "sample_by_gradients",
     "sample_posterior",
 ]

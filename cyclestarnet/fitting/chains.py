@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-__all__ = ["Chain", "ChainState", "ChainStore", "autocorrelation_time"]
+__all__ = ["LONG_ENOUGH", "Chain", "ChainState", "ChainStore", "Course", "Progress", "autocorrelation_time"]
+
+log = logging.getLogger(__name__)
+
+LONG_ENOUGH = 50.0  # autocorrelation times, beyond which their estimate can be trusted (emcee's rule, after Sokal)
+SHORTEST = 10  # autocorrelation times of chains of which a few hundred draws are enough
+STABLE = 0.05  # relative change of the longest since the check before, in chains of 50; it falls with their root
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +78,66 @@ class Chain:
     n_walkers: int
     lowest_acceptance: float
     n_nan: int
+
+    @classmethod
+    def of_walkers(
+        cls,
+        positions: np.ndarray,
+        log_posterior: np.ndarray,
+        acceptance: np.ndarray,
+        *,
+        converged: bool,
+        n_nan: int,
+    ) -> Chain:
+        """Leave out the burn-in, two autocorrelation times of it, and what is too close to its neighbours.
+
+        Parameters
+        ----------
+        positions : array, shape (n_steps, n_walkers, k)
+            Of all walkers at all steps.
+        log_posterior : array, shape (n_steps, n_walkers)
+            Logarithm of the density there.
+        acceptance : array, shape (n_walkers,)
+            Acceptance fraction of each walker.
+        converged : bool
+            Whether the chain was found long enough.
+        n_nan : int
+            Positions at which the density was NaN or +inf.
+
+        Returns
+        -------
+        `Chain`
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from cyclestarnet.fitting.chains import Chain
+        >>> positions = np.random.default_rng(1).normal(size=(200, 4, 1))
+        >>> chain = Chain.of_walkers(positions, np.zeros((200, 4)), np.ones(4), converged=True, n_nan=0)
+        >>> chain.samples.shape
+        (796, 1)
+        """
+        n_steps, n_walkers, k = positions.shape
+        n_stuck = int((acceptance == 0).sum())
+        if n_stuck:
+            log.warning("%d of %d walkers never moved", n_stuck, n_walkers)
+        tau = autocorrelation_time(positions)
+        known = np.isfinite(tau).all()
+        discard = min(int(2 * tau.max()), n_steps // 2) if known else n_steps // 2
+        thin = max(1, int(0.5 * tau.min())) if known else 1
+        kept = slice(discard + thin - 1, None, thin)
+        return cls(
+            samples=positions[kept].reshape(-1, k),
+            log_posterior=log_posterior[kept].reshape(-1),
+            acceptance_fraction=float(acceptance.mean()),
+            autocorrelation_time=tau,
+            converged=converged,
+            n_steps=n_steps,
+            thin=thin,
+            n_walkers=n_walkers,
+            lowest_acceptance=float(acceptance.min()),
+            n_nan=n_nan,
+        )
 
     def autocorrelation_time_of(self, derived: np.ndarray) -> float:
         """Estimate the autocorrelation time of what was derived from the samples, from the draws that were kept.
@@ -216,6 +283,159 @@ class ChainStore(Protocol):
             store.save(ChainState(positions, log_posterior, accepted, random_state, 0, centre, covariance, 0.7))
         """
         ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a sampling is, and how far it will probably go.
+
+    Parameters
+    ----------
+    n_steps : int
+        Steps done; 0 before the first one.
+    expected_steps : int
+        Steps at which the chain will probably be long enough; not more than it may have.
+    seconds_per_step : float
+        As measured, of the clock on the wall.
+    autocorrelation_time : float
+        In steps, the longest of all parameters; before the first check, a guess from the positions at
+        which the walkers start.
+
+    Examples
+    --------
+    >>> from cyclestarnet.fitting.chains import Progress
+    >>> Progress(n_steps=40, expected_steps=150, seconds_per_step=0.2, autocorrelation_time=3.0).seconds_left
+    22.0
+    """
+
+    n_steps: int
+    expected_steps: int
+    seconds_per_step: float
+    autocorrelation_time: float
+
+    @property
+    def seconds_left(self) -> float:
+        """Time until the expected end."""
+        return max(self.expected_steps - self.n_steps, 0) * self.seconds_per_step
+
+
+class Course:
+    """What checks find of a chain as it grows, and where it will probably end.
+
+    Parameters
+    ----------
+    check_every : int
+        Steps between checks; later, a tenth of the chain.
+    max_steps : int
+        Where the chain ends in any case.
+    length : float
+        Autocorrelation times after which the chain is long enough.
+
+    Attributes
+    ----------
+    converged : bool
+        Whether the chain was long enough at the last check.
+
+    Raises
+    ------
+    ValueError
+        If a number is too small.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.fitting.chains import Course
+    >>> course = Course(check_every=20, max_steps=1000, length=50.0)
+    >>> course.begin(np.random.default_rng(1).normal(size=(200, 8, 2)), guess=2.0)
+    >>> course.converged
+    True
+    """
+
+    def __init__(self, *, check_every: int, max_steps: int, length: float):
+        if max_steps < 1 or check_every < 1:
+            raise ValueError(f"max_steps and check_every must be positive, but are {max_steps} and {check_every}")
+        if not length >= SHORTEST:
+            raise ValueError(f"length must be {SHORTEST} autocorrelation times or more, but is {length}")
+        self.every, self.max_steps, self.length, self.converged = check_every, max_steps, length, False
+        self.longest, self.measured, self.next = np.nan, np.nan, check_every
+
+    def begin(self, chain: np.ndarray, *, guess: float) -> None:
+        """Check what there is already, as it was checked before.
+
+        Parameters
+        ----------
+        chain : array, shape (n_steps, n_walkers, k)
+            Empty, or of a run that is continued.
+        guess : float
+            Of the longest autocorrelation time, before it has been measured.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from cyclestarnet.fitting.chains import Course
+        >>> course = Course(check_every=20, max_steps=1000, length=50.0)
+        >>> course.begin(np.empty((0, 8, 2)), guess=3.0)
+        >>> course.progress(0, 0.1).expected_steps
+        151
+        """
+        self.longest = guess
+        while self.next <= len(chain):
+            self.check(chain[: self.next])
+
+    def check(self, chain: np.ndarray) -> bool:
+        """Look whether the chain is long enough, if it is time.
+
+        Parameters
+        ----------
+        chain : array, shape (n_steps, n_walkers, k)
+            So far.
+
+        Returns
+        -------
+        bool
+            Whether it was time.
+
+        Examples
+        --------
+        ::
+
+            while not course.converged:
+                chain = prolonged(chain)
+                course.check(chain)
+        """
+        if len(chain) < self.next:
+            return False
+        self.next += max(self.every, len(chain) // 10)
+        previous, self.measured = self.measured, float(autocorrelation_time(chain).max())  # NaN of one is NaN of all
+        if np.isfinite(self.measured):
+            self.longest = self.measured
+        all_moved = (chain != chain[0]).any(axis=(0, 2)).all()
+        stable = abs(self.measured - previous) < STABLE * (LONG_ENOUGH / self.length) ** 0.5 * self.measured
+        self.converged = bool(all_moved and stable and len(chain) > self.length * self.measured)
+        return True
+
+    def progress(self, n_steps: int, seconds: float) -> Progress:
+        """Tell how far the chain is, and how far it will probably go.
+
+        Parameters
+        ----------
+        n_steps : int
+            Steps so far.
+        seconds : float
+            Of the clock, that each of them took.
+
+        Returns
+        -------
+        `Progress`
+
+        Examples
+        --------
+        ::
+
+            bar.total = course.progress(n_steps, seconds).expected_steps
+        """
+        expected = n_steps if self.converged else max(int(self.length * self.longest) + 1, self.next)
+        return Progress(n_steps, min(expected, self.max_steps), seconds, self.longest)
 
 
 def autocorrelation_time(chain: np.ndarray) -> np.ndarray:

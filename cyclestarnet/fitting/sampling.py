@@ -2,60 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from cyclestarnet.fitting.approximation import Approximation
-from cyclestarnet.fitting.chains import Chain, ChainState, ChainStore, autocorrelation_time
+from cyclestarnet.fitting.chains import LONG_ENOUGH, Chain, ChainState, ChainStore, Course, Progress
 
-__all__ = ["Progress", "sample_posterior"]
+__all__ = ["sample_posterior"]
 
-log = logging.getLogger(__name__)
-
-LONG_ENOUGH = 50  # autocorrelation times, beyond which their estimate can be trusted (emcee's rule, after Sokal)
-SHORTEST = 10  # autocorrelation times of chains of which a few hundred draws are enough
-STABLE = 0.05  # relative change of the longest since the check before, in chains of 50; it falls with their root
 SHARES = (0.3, 0.75)  # least and largest part of the steps that propose anew from the approximation
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a sampling is, and how far it will probably go.
-
-    Parameters
-    ----------
-    n_steps : int
-        Steps done; 0 before the first one.
-    expected_steps : int
-        Steps at which the chain will probably be long enough; not more than it may have.
-    seconds_per_step : float
-        As measured, of the clock on the wall.
-    autocorrelation_time : float
-        In steps, the longest of all parameters; before the first check, a guess from the positions at
-        which the walkers start.
-
-    Examples
-    --------
-    >>> from cyclestarnet.fitting.sampling import Progress
-    >>> Progress(n_steps=40, expected_steps=150, seconds_per_step=0.2, autocorrelation_time=3.0).seconds_left
-    22.0
-    """
-
-    n_steps: int
-    expected_steps: int
-    seconds_per_step: float
-    autocorrelation_time: float
-
-    @property
-    def seconds_left(self) -> float:
-        """Time until the expected end."""
-        return max(self.expected_steps - self.n_steps, 0) * self.seconds_per_step
 
 
 def sample_posterior(
@@ -153,10 +112,7 @@ def sample_posterior(
     n_walkers = least if n_walkers is None else n_walkers
     if n_walkers < least:
         raise ValueError(f"n_walkers must be at least {least} for {middle.size} free parameters, but is {n_walkers}")
-    if max_steps < 1 or check_every < 1:
-        raise ValueError(f"max_steps and check_every must be positive, but are {max_steps} and {check_every}")
-    if not length >= SHORTEST:
-        raise ValueError(f"length must be {SHORTEST} autocorrelation times or more, but is {length}")
+    course = Course(check_every=check_every, max_steps=max_steps, length=length)
     density = _BoundedDensity(log_posterior, low, high)
     kept = None if store is None else store.load()
     if kept is None:
@@ -173,7 +129,7 @@ def sample_posterior(
 
     backend = sampler.backend
     done, watch = backend.iteration, watch or (lambda progress: None)
-    course = _Course(backend.chain[:done], check_every, max_steps, share, length)
+    course.begin(backend.chain[:done], guess=2 / share**2 - 1)  # if that share of as many proposals is accepted
     if kept is None:
         watch(course.progress(0, seconds))
     latest: ChainState | None = None  # after the last complete step: an interrupt may come in the middle of the next
@@ -197,7 +153,13 @@ def sample_posterior(
     finally:
         if store is not None and latest is not None:
             store.save(latest)
-    return _result(backend, course.converged, density.n_nan)
+    return Chain.of_walkers(
+        backend.get_chain(),
+        backend.get_log_prob(),
+        backend.accepted / backend.iteration,
+        converged=course.converged,
+        n_nan=density.n_nan,
+    )
 
 
 class _BoundedDensity:
@@ -304,57 +266,3 @@ def _acceptance(log_ratio: np.ndarray) -> float:
         return 0.0
     ratio = np.exp(log_ratio - log_ratio.max())
     return float(np.minimum.outer(ratio, ratio).mean() / ratio.mean())
-
-
-# -- convergence ---------------------------------------------------------------------------
-class _Course:
-    """What checks find of a chain as it grows, and where it will probably end."""
-
-    def __init__(self, chain: np.ndarray, check_every: int, max_steps: int, share: float, length: float):
-        self.every, self.max_steps, self.length, self.converged = check_every, max_steps, length, False
-        self.longest = 2 / share**2 - 1  # autocorrelation time if that share of as many proposals is accepted
-        self.measured = np.nan
-        self.next = check_every
-        while self.next <= len(chain):  # of a chain that is continued, what was found before
-            self.check(chain[: self.next])
-
-    def check(self, chain: np.ndarray) -> bool:
-        """Look whether the chain is long enough, if it is time; return whether it was."""
-        if len(chain) < self.next:
-            return False
-        self.next += max(self.every, len(chain) // 10)
-        previous, self.measured = self.measured, float(autocorrelation_time(chain).max())  # NaN of one is NaN of all
-        if np.isfinite(self.measured):
-            self.longest = self.measured
-        all_moved = (chain != chain[0]).any(axis=(0, 2)).all()
-        stable = abs(self.measured - previous) < STABLE * (LONG_ENOUGH / self.length) ** 0.5 * self.measured
-        self.converged = bool(all_moved and stable and len(chain) > self.length * self.measured)
-        return True
-
-    def progress(self, n_steps: int, seconds: float) -> Progress:
-        """What is to be told after a number of steps, of which each took some seconds."""
-        expected = n_steps if self.converged else max(int(self.length * self.longest) + 1, self.next)
-        return Progress(n_steps, min(expected, self.max_steps), seconds, self.longest)
-
-
-def _result(backend: Any, converged: bool, n_nan: int) -> Chain:
-    chain, n_steps = backend.get_chain(), backend.iteration
-    tau, acceptance = autocorrelation_time(chain), backend.accepted / n_steps
-    n_stuck = int((acceptance == 0).sum())
-    if n_stuck:
-        log.warning("%d of %d walkers never moved", n_stuck, len(acceptance))
-    known = np.isfinite(tau).all()
-    discard = min(int(2 * tau.max()), n_steps // 2) if known else n_steps // 2
-    thin = max(1, int(0.5 * tau.min())) if known else 1
-    return Chain(
-        samples=backend.get_chain(discard=discard, thin=thin, flat=True),
-        log_posterior=backend.get_log_prob(discard=discard, thin=thin, flat=True),
-        acceptance_fraction=float(acceptance.mean()),
-        autocorrelation_time=tau,
-        converged=converged,
-        n_steps=n_steps,
-        thin=thin,
-        n_walkers=len(acceptance),
-        lowest_acceptance=float(acceptance.min()),
-        n_nan=n_nan,
-    )

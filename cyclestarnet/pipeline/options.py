@@ -38,6 +38,7 @@ __all__ = [
 SPACES = ("observed", "synthetic", "emulator")
 METHODS = ("lbfgs", "lm")
 SPLIT_LATENTS = ("own", "typical", "fitted")
+SAMPLERS = ("emcee", "nuts")
 # What options are called elsewhere
 USUAL_NAMES = {
     "n_steps": "max_steps", "nsteps": "max_steps", "steps": "max_steps", "n_samples": "max_steps", "niter": "max_steps",
@@ -194,8 +195,11 @@ class SampleOptions:
         The same seed gives the same samples on the same machine. Default: another one each time.
     rng : `numpy.random.Generator`, optional
         Used instead of a seed, and advanced.
+    sampler : {"emcee", "nuts"}, optional
+        ``"nuts"``: a second opinion, by another method that shares nothing but the posterior: the No-U-Turn Sampler
+        of mici (extra ``nuts``), which follows exact gradients. It keeps no ``backend``. Default: ``"emcee"``.
     n_walkers : int, optional
-        Walkers of the ensemble. Default: twice the number of parameters and two.
+        Walkers of the ensemble. Default: twice the number of parameters and two. Of ``"nuts"``: chains, 4.
     max_steps : int, optional
         Sampling stops by itself when the chain is 50 autocorrelation times long, after 100 to 300 steps
         if the posterior is close to a Gaussian. This is where it stops in any case: the most that a
@@ -212,7 +216,8 @@ class SampleOptions:
     Raises
     ------
     ValueError
-        If a number is not positive, or both a seed and a generator are given.
+        If a number is not positive, both a seed and a generator are given, the sampler is unknown, or ``"nuts"`` is to
+        keep a backend.
 
     Examples
     --------
@@ -223,6 +228,7 @@ class SampleOptions:
 
     seed: int | None = None
     rng: np.random.Generator | None = None
+    sampler: str = "emcee"
     n_walkers: int | None = None
     max_steps: int = 10_000
     length: float = 50.0
@@ -230,6 +236,9 @@ class SampleOptions:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        check_choice("sampler", self.sampler, SAMPLERS)
+        if self.sampler == "nuts" and self.backend is not None:
+            raise ValueError('sampler="nuts" keeps no backend; leave it out, or take sampler="emcee"')
         if self.seed is not None and self.rng is not None:
             raise ValueError("give a seed or a generator (rng), not both")
         if self.max_steps < 1:

@@ -16,8 +16,9 @@ from astropy.table import QTable
 from cyclestarnet.exceptions import FitWarning
 from cyclestarnet.files import as_json
 from cyclestarnet.fitting.approximation import approximate
-from cyclestarnet.fitting.chains import Chain
-from cyclestarnet.fitting.sampling import Progress, sample_posterior
+from cyclestarnet.fitting.chains import Chain, Progress
+from cyclestarnet.fitting.nuts import sample_by_gradients
+from cyclestarnet.fitting.sampling import sample_posterior
 from cyclestarnet.fitting.solvers import levenberg_marquardt
 from cyclestarnet.pipeline.chains import ChainFile
 from cyclestarnet.pipeline.fit import fit_one, make_objective, prepare_stars
@@ -88,30 +89,39 @@ def sample_one(
     singly = make_objective(parts, stars, setup)
     optimum = levenberg_marquardt(singly, _begin(setup, start))
     centre, covariance = approximate(singly, setup.parameters.values(optimum.inputs[0]))
-    objective, parameters = make_objective(parts, stars, setup, together=TOGETHER), setup.parameters
-    store = None
-    if sampling.backend is not None:
-        store = ChainFile(sampling.backend, _identity(digest, stars.pixels[0], setup, sampling.seed))
     with tqdm(desc="sampling", unit="step", disable=not sampling.progress) as bar:
-        chain = sample_posterior(
-            objective.log_posterior,
-            parameters.lower,
-            parameters.upper,
-            centre,
-            covariance,
-            rng=sampling.generator(),
-            n_walkers=sampling.n_walkers,
-            max_steps=sampling.max_steps,
-            length=sampling.length,
-            store=store,
-            watch=partial(_show, bar),
-        )
+        watch = partial(_show, bar)
+        if sampling.sampler == "nuts":
+            chain = _by_gradients(singly, centre, covariance, sampling, watch)
+        else:
+            store = None
+            if sampling.backend is not None:
+                store = ChainFile(sampling.backend, _identity(digest, stars.pixels[0], setup, sampling.seed))
+            chain = sample_posterior(
+                make_objective(parts, stars, setup, together=TOGETHER).log_posterior,
+                setup.parameters.lower,
+                setup.parameters.upper,
+                centre,
+                covariance,
+                rng=sampling.generator(),
+                n_walkers=sampling.n_walkers,
+                max_steps=sampling.max_steps,
+                length=sampling.length,
+                store=store,
+                watch=watch,
+            )
     posterior = _posterior(chain, setup, start, _hidden_errors(parts, singly, optimum, setup))
     if not posterior.converged:
         warnings.warn(
             f"the chain of {posterior.n_steps} steps is too short: {posterior.headline}", FitWarning, stacklevel=3
         )
     return posterior
+
+
+def _by_gradients(objective, centre, covariance, sampling, watch) -> Chain:
+    chains = {} if sampling.n_walkers is None else {"n_chains": sampling.n_walkers}
+    chosen = {"rng": sampling.generator(), "max_steps": sampling.max_steps, "length": sampling.length}
+    return sample_by_gradients(objective, centre, covariance, watch=watch, **chosen, **chains)
 
 
 def _begin(setup, start):
