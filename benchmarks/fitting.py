@@ -214,7 +214,7 @@ def measure_derivatives(model, repeats):
 def measure_gpu(model, options):
     """Wall seconds per star on a GPU."""
     model.emulator.cuda(), model.translator.network.cuda()
-    spectra, setup = chosen_stars(model, options), FitSetup.of(model, FitOptions(method="lm"))
+    spectra, setup = chosen_stars(model, options), FitSetup.of(model, FitOptions())
     fit_stars(model, spectra, setup)
     torch.cuda.reset_peak_memory_stats()
     _, cpu, wall, _ = timed(lambda: fit_stars(model, spectra, setup))

@@ -95,10 +95,10 @@ def star_rows(model, star, options):
     """The K giant: seconds of a step, and of 50 autocorrelation times."""
     yield ("free labels", "CPU-s per step before", "now", "tau before", "now", "CPU-s of 50 tau before",
            "CPU-s of sample() now", "its steps", "its acceptance", "times faster")  # fmt: skip
-    fit = model.fit(star, method="lm")
+    fit = model.fit(star)
     for free in (tuple(model.labels), FEW):
         fixed = {name: fit.labels[name] for name in model.labels if name not in free}
-        setup = FitSetup.of(model, FitOptions(start=fit, fixed=fixed, method="lm"))
+        setup = FitSetup.of(model, FitOptions(start=fit, fixed=fixed))
         stars, _ = prepare_stars(model, [star], setup)
         singly, batched = (make_objective(model, stars, setup, together=n) for n in (1, 6))
         bounds = setup.parameters.lower, setup.parameters.upper
@@ -136,7 +136,7 @@ def nuts_rows(model, stars):
     yield ("star", "medians, largest difference [σ]", "of that, by chance", "widths, ratio", "CPU-s, emcee", "NUTS",
            "steps, emcee", "NUTS", "acceptance of NUTS")  # fmt: skip
     for name, star in stars.items():
-        fit = model.fit(star, method="lm", normalise=not name.startswith("simulated"))
+        fit = model.fit(star, normalise=not name.startswith("simulated"))
         (one, first), (two, second) = (
             timed(lambda w=way, s=star, f=fit: model.sample(s, start=f, sampler=w, seed=1, progress=False))
             for way in ("emcee", "nuts")

@@ -108,7 +108,7 @@ class CalibratedModel(ModelParts):
     --------
     >>> from cyclestarnet import CalibratedModel, datasets
     >>> model = CalibratedModel.from_pretrained()
-    >>> result = model.fit(datasets.k_giant(), method="lm")
+    >>> result = model.fit(datasets.k_giant())
     >>> bool(4400 < result.labels["teff"].value < 4600), result.labels["teff"].unit
     (True, Unit("K"))
     """
@@ -617,7 +617,7 @@ class CalibratedModel(ModelParts):
         Examples
         --------
         >>> from cyclestarnet import CalibratedModel, datasets
-        >>> result = CalibratedModel.from_pretrained().fit(datasets.k_giant(), method="lm")
+        >>> result = CalibratedModel.from_pretrained().fit(datasets.k_giant())
         >>> result.success, result.flags.names
         (True, [])
         """
@@ -670,7 +670,7 @@ class CalibratedModel(ModelParts):
         posterior = sample_one(self, self._read(spectrum), SampleOptions(**sampling), chosen, digest=self._digest)
         return signed(posterior, self._digest)
 
-    @takes(ManyOptions, FitOptions, method="lm")
+    @takes(ManyOptions, FitOptions)
     def fit_many(
         self, spectra: Iterable[Spectrum | str | Path] | Spectrum | str | Path, *more: Any, **options: Any
     ) -> QTable:
@@ -713,7 +713,7 @@ class CalibratedModel(ModelParts):
         """
         one_only("fit_many", more)
         given, chosen = sorted_options(options, ManyOptions, FitOptions)
-        many, fitting = ManyOptions(**given), FitOptions(**{"method": "lm"} | chosen)
+        many, fitting = ManyOptions(**given), FitOptions(**chosen)
         setup = SurveySetup.of(self, fitting)
         return fit_survey(
             setup.paired(star_sources(spectra, grid=self.grid, selection=many.selection)),
@@ -724,7 +724,7 @@ class CalibratedModel(ModelParts):
             meta=origin({"model": self.name, "weights": self._digest}, setup.options),
         )
 
-    @takes(ManyOptions, SampleManyOptions, FitOptions, method="lm")
+    @takes(ManyOptions, SampleManyOptions, FitOptions)
     def sample_many(
         self, spectra: Iterable[Spectrum | str | Path] | Spectrum | str | Path, *more: Any, **options: Any
     ) -> QTable:
@@ -749,7 +749,7 @@ class CalibratedModel(ModelParts):
             <cyclestarnet.Posterior.to_table>`, that is medians, errors and ends of the central 68 % interval with the
             errors that residuals do not show, whether the chain is long enough (``converged``), its steps,
             acceptance and longest autocorrelation time; χ², S/N and flags of the fit; and ``seed``, with which
-            ``sample(spectrum, method="lm", seed=…)`` gives the same samples, -1 without any. Labels that are fixed
+            ``sample(spectrum, seed=…)`` gives the same samples, -1 without any. Labels that are fixed
             have an error of 0. Rows of stars that could not be sampled have NaN labels, the flag ``FAILED`` and
             the reason in ``message``.
 
@@ -769,7 +769,7 @@ class CalibratedModel(ModelParts):
         --------
         >>> from cyclestarnet import CalibratedModel, datasets
         >>> model, star = CalibratedModel.from_pretrained(), datasets.k_giant()
-        >>> labels = model.fit(star, space="emulator", method="lm").labels
+        >>> labels = model.fit(star, space="emulator").labels
         >>> held = {name: labels[name] for name in model.labels if name != "teff"}
         >>> table = model.sample_many([star], space="emulator", fixed=held, progress=False)
         >>> table["converged"][0], table["teff_low"][0] < table["teff"][0] < table["teff_high"][0]
@@ -777,7 +777,7 @@ class CalibratedModel(ModelParts):
         """
         one_only("sample_many", more)
         given, sampled, chosen = sorted_options(options, ManyOptions, SampleManyOptions, FitOptions)
-        many, setup = ManyOptions(**given), SurveySetup.of(self, FitOptions(**{"method": "lm"} | chosen))
+        many, setup = ManyOptions(**given), SurveySetup.of(self, FitOptions(**chosen))
         stars = setup.paired(star_sources(spectra, grid=self.grid, selection=many.selection))
         return sample_survey(stars, setup, SampleManyOptions(**sampled), many, digest=self._digest)
 

@@ -163,7 +163,7 @@ class ResidualMap:
         >>> from cyclestarnet import CalibratedModel, datasets
         >>> from cyclestarnet.residuals import ResidualMap
         >>> model = CalibratedModel.from_pretrained()
-        >>> result = model.fit(datasets.k_giant(), space="emulator", method="lm")
+        >>> result = model.fit(datasets.k_giant(), space="emulator")
         >>> ResidualMap.of([result], model.grid).values.shape
         (1, 7167)
         """

@@ -199,7 +199,7 @@ class Result:
         --------
         >>> import tempfile
         >>> from cyclestarnet import CalibratedModel, FitResult, datasets
-        >>> result = CalibratedModel.from_pretrained().fit(datasets.k_giant(), space="emulator", method="lm")
+        >>> result = CalibratedModel.from_pretrained().fit(datasets.k_giant(), space="emulator")
         >>> path = tempfile.mkdtemp() + "/star.fits"
         >>> result.write(path)
         >>> bool(FitResult.read(path)["teff"] == result["teff"])
@@ -309,7 +309,7 @@ class FitResult(Result):
     Examples
     --------
     >>> from cyclestarnet import CalibratedModel, datasets
-    >>> result = CalibratedModel.from_pretrained().fit(datasets.k_giant(), method="lm")
+    >>> result = CalibratedModel.from_pretrained().fit(datasets.k_giant())
     >>> result.labels["teff"].unit, result.uncertainties["mg_h"].unit
     (Unit("K"), Unit("dex"))
     """

@@ -180,7 +180,7 @@ def _start_worker(model, options):
 
 def _fit_star(star):
     model, options = _worker
-    setup = FitSetup.of(model, FitOptions(method="lm", start=star.start, **options))
+    setup = FitSetup.of(model, FitOptions(start=star.start, **options))
     begin = time.process_time()
     spectrum = to_spectrum(star.flux, model.grid, ivar=star.ivar)
     (result,) = fit_stars(model, [spectrum], setup)
@@ -362,7 +362,7 @@ def split_latent(bench):
     bench.fit("observed", stars)
     bench.fit("typical", stars, split_latent="typical")
     try:
-        setup = FitSetup.of(bench.model, FitOptions(method="lm", split_latent="fitted"))
+        setup = FitSetup.of(bench.model, FitOptions(split_latent="fitted"))
         (probe,) = fit_stars(bench.model, [to_spectrum(stars[0].flux, bench.model.grid, ivar=stars[0].ivar)], setup)
         if isinstance(probe, Exception):
             raise probe
@@ -394,7 +394,7 @@ def peculiar_stars(bench):
     """What the model predicts for the K giant with one abundance changed, with noise of S/N 100."""
     model, snr = bench.model, 100.0
     giant = read_apvisit(get_pkg_data_filename("data/apVisit-r13-9518-57729-104.fits", package="cyclestarnet"))
-    (fit,) = fit_stars(model, [giant], FitSetup.of(model, FitOptions(method="lm")))
+    (fit,) = fit_stars(model, [giant], FitSetup.of(model, FitOptions()))
     base, stars = {name: fit.labels[name] for name in model.labels}, []
     for name in ELEMENTS:
         for offset in OFFSETS:

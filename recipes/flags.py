@@ -142,7 +142,7 @@ def read_stars(path, n):
 
 def count_flags(model, spectra):
     """How many fits raise each flag, {name: n}, and how many raise any, under ``"any"``."""
-    setup, counts = FitSetup.of(model, FitOptions(method="lm")), Counter()
+    setup, counts = FitSetup.of(model, FitOptions()), Counter()
     for first in range(0, len(spectra), BATCH):
         for result in fit_stars(model, spectra[first : first + BATCH], setup):
             names = ["FAILED"] if isinstance(result, Exception) else result.flags.names

@@ -111,9 +111,7 @@ def main(argv=None):
     for way, stars, truth in ways(generator, options.number, options.seed):
         tries = [("", None)] + ([(", as they are", False)] if way == "other pixels" else [])
         for (what, normalise), space in itertools.product(tries, SPACES):
-            table = model.fit_many(
-                stars, space=space, method="lm", normalise=normalise, workers=options.workers, progress=False
-            )
+            table = model.fit_many(stars, space=space, normalise=normalise, workers=options.workers, progress=False)
             rows.append([way + what, space, *cells(table, truth, reference.setdefault(space, table))])
             log.info("%s", rows[-1])
     title = (

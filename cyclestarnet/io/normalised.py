@@ -52,7 +52,7 @@ def read_normalised(path: Any, **kwargs: Any) -> Spectrum:
     >>> import tempfile
     >>> from specutils import Spectrum
     >>> from cyclestarnet import CalibratedModel, datasets
-    >>> result = CalibratedModel.from_pretrained().fit(datasets.k_giant(), space="emulator", method="lm")
+    >>> result = CalibratedModel.from_pretrained().fit(datasets.k_giant(), space="emulator")
     >>> path = tempfile.mkdtemp() + "/model.fits"
     >>> result.model_spectrum.write(path, format="tabular-fits")
     >>> bool((Spectrum.read(path).flux == result.model_spectrum.flux).all())

@@ -39,7 +39,7 @@ from cyclestarnet.spectra import Spectrum
 
 __all__ = ["fit_numbered", "fit_one", "fit_stars", "make_objective", "prepare_stars"]
 
-SOLVERS = {"lbfgs": lbfgs, "lm": levenberg_marquardt}
+SOLVERS = {"lm": levenberg_marquardt, "lbfgs": lbfgs}
 AIR_SHIFT = (-92.0, -72.0)  # km/s: where lines appear if air wavelengths are taken for vacuum
 STILL = 2.0  # km/s, half a pixel: continuum pixels of faster stars have moved
 SLOW = 50.0  # km/s: edges of chips that slower stars move are hardly a dozen pixels
@@ -84,7 +84,7 @@ def prepare_stars(
     --------
     ::
 
-        setup = FitSetup.of(model, FitOptions(method="lm"))
+        setup = FitSetup.of(model, FitOptions())
         stars, places = prepare_stars(model, [spectrum], setup)
     """
     search, good, places = _shift_search(parts), [], []
@@ -252,7 +252,7 @@ def _starts(parts, stars, setup):
     else:
         fixed = {name: value for name, value in (options.fixed or {}).items() if name in parts.labels}
         tied = [[name for name in group if name in parts.labels] for group in options.tied]
-        rough = FitOptions(space="synthetic", method="lm", fixed=fixed, tied=tied, prior=options.prior)
+        rough = FitOptions(space="synthetic", fixed=fixed, tied=tied, prior=options.prior)
         objective = make_objective(parts, stars, FitSetup.of(parts, rough))
         guess = levenberg_marquardt(objective, begin[:, :n], tolerance=0.1).inputs
     begin[:, :n] = np.where(setup.free[:n], np.clip(guess, parts.labels.lower, parts.labels.upper), begin[:, :n])
@@ -281,7 +281,7 @@ def fit_stars(parts: ModelParts, spectra: Sequence[Spectrum], setup: FitSetup) -
     --------
     ::
 
-        results = fit_stars(model, spectra, FitSetup.of(model, FitOptions(method="lm")))
+        results = fit_stars(model, spectra, FitSetup.of(model, FitOptions()))
     """
     with one_thread():
         return _fitted(parts, spectra, setup)
@@ -323,7 +323,7 @@ def fit_numbered(
     --------
     ::
 
-        results = fit_numbered(spectra, [0, 1], setup=SurveySetup.of(model, FitOptions(method="lm")))
+        results = fit_numbered(spectra, [0, 1], setup=SurveySetup.of(model, FitOptions()))
     """
     if setup.common is not None:
         return fit_stars(setup.parts, spectra, setup.common)

@@ -267,7 +267,7 @@ def fit_survey(
     ::
 
         stars = star_sources("spectra/apStar-*.fits")
-        setup = SurveySetup.of(model, FitOptions(method="lm"))
+        setup = SurveySetup.of(model, FitOptions())
         fit_survey(stars, partial(fit_numbered, setup=setup), partial(failed_row, model.labels))
     """
     many = ManyOptions() if many is None else many

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 SPACES = ("observed", "synthetic", "emulator")
-METHODS = ("lbfgs", "lm")
+METHODS = ("lm", "lbfgs")
 SPLIT_LATENTS = ("own", "typical", "fitted")
 SAMPLERS = ("emcee", "nuts")
 # What options are called elsewhere
@@ -107,9 +107,9 @@ class FitOptions:
         Whether the model's own error in each pixel counts in the weights, too. Default: True.
         False, with ``prior=None``, is the fit as the paper prints it (Eq. 11): deep lines, which no model
         gets right to the noise, then decide.
-    method : {"lbfgs", "lm"}, optional
-        L-BFGS with a strong-Wolfe line search, or Levenberg-Marquardt, which is quicker and ends
-        within a fraction of the error bar.
+    method : {"lm", "lbfgs"}, optional
+        Levenberg-Marquardt, the default, which is several times quicker and ends within a fraction of the error
+        bar; or the paper's, L-BFGS with a strong-Wolfe line search.
 
     Raises
     ------
@@ -143,7 +143,7 @@ class FitOptions:
     ignore: Any = None
     inflation: float = 1.0
     model_scatter: bool = True
-    method: str = "lbfgs"
+    method: str = "lm"
 
     def __post_init__(self) -> None:
         check_choice("space", self.space, SPACES)
@@ -451,15 +451,13 @@ def one_only(name: str, more: Sequence[Any]) -> None:
         )
 
 
-def takes(*kinds: type, **defaults: Any):
+def takes(*kinds: type):
     """Give a function that takes ``**options`` the signature and the documentation of classes of options.
 
     Parameters
     ----------
     *kinds : type
         Classes of options, whose fields are the keyword arguments.
-    **defaults : object
-        Defaults that differ from those of the class.
 
     Returns
     -------
@@ -470,18 +468,18 @@ def takes(*kinds: type, **defaults: Any):
     --------
     >>> import inspect
     >>> from cyclestarnet.pipeline.options import SampleOptions, takes
-    >>> @takes(SampleOptions, max_steps=100)
+    >>> @takes(SampleOptions)
     ... def sample(**options):
     ...     return options
     >>> inspect.signature(sample).parameters["max_steps"].default
-    100
+    10000
     """
 
     def decorate(function):
         signature, added, text = inspect.signature(function), [], []
         for kind in kinds:
             for own in fields(kind):
-                default = defaults.get(own.name, None if own.default is MISSING else own.default)
+                default = None if own.default is MISSING else own.default
                 added.append(inspect.Parameter(own.name, inspect.Parameter.KEYWORD_ONLY, default=default))
             section = re.search(r"^Parameters\n-+\n(.*?)(?=\n\w[^\n]*\n-+\n)", inspect.getdoc(kind), re.M | re.S)
             text.append(section.group(1).rstrip())

@@ -73,7 +73,7 @@ def sample_survey(
     --------
     ::
 
-        setup = SurveySetup.of(model, FitOptions(method="lm"))
+        setup = SurveySetup.of(model, FitOptions())
         sample_survey(star_sources("apStar-*.fits"), setup, SampleManyOptions(), ManyOptions(), digest=digest_of(model))
     """
     check_choice("space", setup.options.space, ("observed", "emulator"))

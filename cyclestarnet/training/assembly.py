@@ -438,7 +438,7 @@ def fit_residuals(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FitWarning)
-                result = model.fit(row_of(spectra, row), space=space, method="lm")
+                result = model.fit(row_of(spectra, row), space=space)
         except (CycleStarNetError, FloatingPointError, np.linalg.LinAlgError) as error:
             reasons.append(f"validation star {row}: {error}")
             log.warning("left out %s", reasons[-1])

@@ -312,7 +312,7 @@ def _fits(model: CalibratedModel, spectra: Spectrum, progress: bool) -> tuple[np
     n_stars, n_labels = spectra.flux.shape[0], len(model.labels)
     shapes = ((n_labels,), (), (model.grid.n_pixels,), (model.grid.n_pixels,))
     values, chi2, residual, sigma = (np.full((n_stars, *shape), np.nan) for shape in shapes)
-    setup = FitSetup.of(model, FitOptions(method="lm"))
+    setup = FitSetup.of(model, FitOptions())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FitWarning)
         for first in tqdm(range(0, n_stars, BATCH), desc=f"stars, {model.name}", disable=not progress):

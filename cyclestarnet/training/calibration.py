@@ -325,7 +325,7 @@ def _laplace(
     model: CalibratedModel, stars: Sequence[_Star], settings: _Settings
 ) -> Iterator[tuple[bool, dict[str, int]]]:
     """Whether fits converged, and ranks of the truth by label, of each star."""
-    common = FitOptions(method="lm", space=settings.space, normalise=False)
+    common = FitOptions(space=settings.space, normalise=False)
     if len(settings.free) == len(model.labels):
         results = iter(fit_stars(model, [star.spectrum for star in stars], FitSetup.of(model, common)))
     else:

@@ -123,7 +123,7 @@ def compare_labels(
     progress : bool, optional
         Show a bar. Default: True.
     **options
-        Fields of `~cyclestarnet.pipeline.FitOptions`, such as ``space``. Default: ``method="lm"``.
+        Fields of `~cyclestarnet.pipeline.FitOptions`, such as ``space``.
 
     Returns
     -------
@@ -144,7 +144,7 @@ def compare_labels(
     >>> from cyclestarnet.spectra import Spectrum, row_of
     >>> from cyclestarnet.training.evaluation import compare_labels, label_table
     >>> model, star = CalibratedModel.from_pretrained(), datasets.k_giant()
-    >>> known = model.fit(star, method="lm")
+    >>> known = model.fit(star)
     >>> spectra = Spectrum(
     ...     flux=known.spectrum.flux[None],
     ...     spectral_axis=known.spectrum.spectral_axis,
@@ -216,7 +216,7 @@ def fitted_labels(
     about : str, optional
         What the bar and the log call them. Default: ``"stars"``.
     **options
-        Fields of `~cyclestarnet.pipeline.FitOptions`, such as ``space``. Default: ``method="lm"``.
+        Fields of `~cyclestarnet.pipeline.FitOptions`, such as ``space``.
 
     Returns
     -------
@@ -235,7 +235,7 @@ def fitted_labels(
     """
     n_stars, n, rows = spectra.flux.shape[0], len(model.labels), []
     found: list[tuple] = []  # of each star what is needed: results of thousands with their spectra would fill a memory
-    setup = FitSetup.of(model, FitOptions(**({"method": "lm"} | options)))
+    setup = FitSetup.of(model, FitOptions(**options))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FitWarning)  # the flags say it
         for first in tqdm(range(0, n_stars, BATCH), desc=about, disable=not progress):
