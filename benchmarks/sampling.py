@@ -138,8 +138,8 @@ def nuts_rows(model, stars):
     for name, star in stars.items():
         fit = model.fit(star, normalise=not name.startswith("simulated"))
         (one, first), (two, second) = (
-            timed(lambda w=way, s=star, f=fit: model.sample(s, start=f, sampler=w, seed=1, progress=False))
-            for way in ("emcee", "nuts")
+            timed(lambda o=options, s=star, f=fit: model.sample(s, start=f, seed=1, progress=False, **o))
+            for options in ({"sampler": "emcee"}, {"sampler": "nuts", "length": 120})
         )
         offsets, ratios, chance = [], [], []
         for label in model.labels:
