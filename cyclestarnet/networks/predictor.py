@@ -541,7 +541,7 @@ class NetworkPredictor:
 
         def pull(cotangent: Array) -> Array:
             rows = torch.as_tensor(cotangent, dtype=self.dtype, device=self.device).reshape(-1, self.n_pixels)
-            gradients = torch.autograd.grad(fluxes, leaves, rows.split(self.together), retain_graph=True)
+            gradients = _pulled(fluxes, leaves, rows.split(self.together))
             return _like(labels, torch.cat(gradients).reshape(labels.shape).double())
 
         flux = torch.cat([part.detach() for part in fluxes])
@@ -944,7 +944,7 @@ class MovingPredictor:
 
         def pull(cotangent: Array) -> Array:
             rows = torch.as_tensor(cotangent, dtype=torch.float64, device=self.device).reshape(-1, self.n_pixels)
-            to_flux, to_motion = torch.autograd.grad(flux, leaves, rows, retain_graph=True)
+            to_flux, to_motion = _pulled([flux], leaves, [rows])
             gradient = torch.cat([pull_rest(to_flux), to_motion[self.columns].T], dim=1)
             return _like(labels, gradient.reshape(labels.shape))
 
@@ -1006,6 +1006,13 @@ class MovingPredictor:
             assert predictor.expected_slopes(labels) is None
         """
         return None
+
+
+def _pulled(fluxes: Sequence[Tensor], leaves: Sequence[Tensor], rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Products of cotangents with Jacobians, by way of a sum: torch imports all of SymPy if it is handed cotangents."""
+    with torch.enable_grad():
+        total = torch.stack([(flux * row).sum() for flux, row in zip(fluxes, rows, strict=True)]).sum()
+    return torch.autograd.grad(total, leaves, retain_graph=True)
 
 
 def _star_by_star(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
