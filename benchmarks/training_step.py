@@ -89,20 +89,20 @@ class PlainTraining:
         return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
 
 
-def make_trainer(settings):
+def make_trainer(settings, device="cpu"):
     """A trainer on made spectra: lines whose depths follow the labels, with noise in the observed domain."""
     rng = np.random.default_rng(0)
     network = NetworkSettings()
     lines = torch.tensor(0.1 * (rng.random((5, network.n_pixels)) ** 20), dtype=torch.float32)
 
     def emulator(labels):
-        return 1 - labels.sigmoid() @ lines
+        return 1 - labels.sigmoid() @ lines.to(labels)
 
     pool = rng.normal(size=(1000, 5))
     sigma = np.full((64, network.n_pixels), 0.01)
     flux = emulator(torch.tensor(pool[:64], dtype=torch.float32)).numpy() + rng.normal(size=sigma.shape) * sigma
     observed = ObservedSpectra(flux, sigma, np.zeros(sigma.shape, dtype=bool), settings)
-    return Trainer(network, settings, SyntheticSpectra(emulator, pool, settings), observed)
+    return Trainer(network, settings, SyntheticSpectra(emulator, pool, settings), observed, device=device)
 
 
 def peak():
