@@ -21,7 +21,6 @@ from functools import partial
 from numbers import Real
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import astropy.units as u
 import h5py
@@ -34,7 +33,7 @@ from cyclestarnet.files import as_json, check_no_folder, write_atomically, write
 from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.io.catalogue import BAD_FLAGS, Catalogue, CatalogueRow
 from cyclestarnet.io.readers import read
-from cyclestarnet.io.stars import StarSource, star_sources
+from cyclestarnet.io.stars import StarSource, survey_sources
 from cyclestarnet.io.training_set import BLOCK_ROWS, Selection, arrays_of_row
 from cyclestarnet.journal import Journal
 from cyclestarnet.processes import run_in_processes
@@ -46,7 +45,6 @@ __all__ = ["StarCuts", "prepare_training_set", "summarise_preparation"]
 READ_ROWS = 32  # files between two lines of the journal: what a kill costs
 SPLITS = MappingProxyType({"train": 0.8, "val": 0.1, "test": 0.1})
 _NAME_IN_FILE = re.compile(r"(2M|AP)\d{8}[+-]\d{6,7}")  # the end of names of files of APOGEE
-_FITS_ENDINGS = (".fits", ".fit", ".fits.gz", ".fits.fz", ".fits.bz2")
 
 CANNOT_BE_READ, OFF_THE_GRID, UNUSABLE = "cannot be read", "not on the grid", "no usable spectrum"
 UNKNOWN, SNR, CHI2, BROADENING, FLAGS = "not in the catalogue", "S/N", "chi2", "broadening", "flags"
@@ -251,43 +249,6 @@ def _note_names(outcome, spectrum, path):
         outcome.star = outcome.apogee_id = named.group()
 
 
-def _sources(spectra: Any, reader: Callable[[str], Spectrum]) -> list[StarSource]:
-    """Stars of a folder, a list in a file, a pattern, or whatever else holds spectra."""
-    if isinstance(spectra, str | os.PathLike):
-        path = Path(spectra)
-        if path.is_dir():
-            spectra = _files_of_folder(path)
-        elif path.is_file() and not path.name.lower().endswith((*_FITS_ENDINGS, ".h5", ".hdf5")):
-            spectra = _files_of_list(path)
-    stars = star_sources(spectra, reader=reader)
-    if not stars:
-        raise ValueError("there are no spectra to prepare")
-    return stars
-
-
-def _files_of_folder(folder):
-    files = [
-        os.path.join(place, name)
-        for place, _, names in os.walk(folder)
-        for name in names
-        if name.lower().endswith(_FITS_ENDINGS) and not name.startswith(".")
-    ]
-    if not files:
-        raise FileNotFoundError(f"no FITS file in {folder} or its folders")
-    return sorted(files)
-
-
-def _files_of_list(path):
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except UnicodeDecodeError:
-        raise FileFormatError(f"{path} is no FITS file by its name, and no list of paths by what it holds") from None
-    files = [os.path.join(path.parent, line) for line in lines if line and not line.startswith("#")]
-    if not files:
-        raise FileFormatError(f"{path} lists no files; it must have a path in each line")
-    return files
-
-
 # -- the rows of an unfinished set -------------------------------------------------
 class _Rows:
     """Rows of pixels in a file, in the order in which they came."""
@@ -458,7 +419,7 @@ def prepare_training_set(
     if path.exists() and not overwrite and not staged.exists():
         raise FileExistsError(f"{path} exists; use overwrite=True to replace it, or another name")
     known = None if catalogue is None else Catalogue(catalogue)
-    stars = _sources(spectra, reader)
+    stars = survey_sources(spectra, reader=reader)
     run = {
         "task": "prepare",
         "pixels": _digest(grid.wavelength.value, grid.chips, recipe.pixels, recipe.degree),

@@ -23,7 +23,10 @@ from cyclestarnet.io.training_set import Selection, TrainingSet
 from cyclestarnet.reading.hdf5 import dataset_of, open_hdf5
 from cyclestarnet.spectra import PortableSpectrum, Spectrum, row_of, star_name
 
-__all__ = ["StarSource", "star_sources"]
+__all__ = ["StarSource", "splits_of", "star_sources", "survey_sources"]
+
+FITS_ENDINGS = (".fits", ".fit", ".fits.gz", ".fits.fz", ".fits.bz2")
+HDF5_ENDINGS = (".h5", ".hdf5")
 
 
 class StarSource:
@@ -251,7 +254,7 @@ def star_sources(
             spectra = sorted(glob.glob(path, recursive=True))
             if not spectra:
                 raise FileNotFoundError(f"no file matches the pattern {path!r}; the working directory is {os.getcwd()}")
-        elif Path(path).suffix.lower() in (".h5", ".hdf5"):
+        elif Path(path).suffix.lower() in HDF5_ENDINGS:
             spectra = TrainingSet(path, split=_only_split(path))
         else:
             if os.path.isdir(path):
@@ -282,10 +285,113 @@ def star_sources(
     return stars if isinstance(spectra, Iterator) else list(stars)
 
 
+def survey_sources(
+    spectra: Spectra,
+    *,
+    grid: WavelengthGrid | None = None,
+    split: str | None = None,
+    reader: Callable[[str], Spectrum] = read,
+) -> list[StarSource]:
+    """List the stars of whatever a user names on a command line: as `star_sources`, and folders and lists in files.
+
+    Parameters
+    ----------
+    spectra : path-like, or all that `star_sources` takes
+        A folder, whose FITS files are taken, also those of its folders; a text file with a path in each line, relative
+        to its own folder (``#`` begins a comment).
+    grid : `~cyclestarnet.WavelengthGrid`, optional
+        As in `star_sources`.
+    split : str, optional
+        Of an HDF5 file. Default: the only one.
+    reader : callable, optional
+        As in `star_sources`.
+
+    Returns
+    -------
+    list of `StarSource`
+        None of them is read yet.
+
+    Raises
+    ------
+    FileNotFoundError, FileFormatError
+        As `star_sources`, and if a folder has no FITS file, or a file of text is no list.
+    ValueError
+        If there is no star.
+
+    Examples
+    --------
+    ::
+
+        stars = survey_sources("spectra", grid=model.grid)
+    """
+    if isinstance(spectra, str | os.PathLike):
+        path = Path(spectra)
+        if path.is_dir():
+            spectra = _files_of_folder(path)
+        elif path.suffix.lower() in HDF5_ENDINGS and split is not None:
+            spectra = TrainingSet(path, split=split)
+        elif path.is_file() and not path.name.lower().endswith((*FITS_ENDINGS, *HDF5_ENDINGS)):
+            spectra = _files_of_list(path)
+    stars = list(star_sources(spectra, grid=grid, reader=reader))
+    if not stars:
+        raise ValueError("there are no spectra")
+    return stars
+
+
+def _files_of_folder(folder: Path) -> list[str]:
+    files = [
+        os.path.join(place, name)
+        for place, _, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith(FITS_ENDINGS) and not name.startswith(".")
+    ]
+    if not files:
+        raise FileNotFoundError(f"no FITS file in {folder} or its folders")
+    return sorted(files)
+
+
+def _files_of_list(path: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError:
+        raise FileFormatError(f"{path} is no FITS file by its name, and no list of paths by what it holds") from None
+    files = [os.path.join(path.parent, line) for line in lines if line and not line.startswith("#")]
+    if not files:
+        raise FileFormatError(f"{path} lists no files; it must have a path in each line")
+    return files
+
+
+def splits_of(path: str | os.PathLike[str]) -> list[str]:
+    """List the splits of a training file.
+
+    Parameters
+    ----------
+    path : path-like
+        HDF5 file in the layout of `cyclestarnet.io.write_training_set`.
+
+    Returns
+    -------
+    list of str
+        Such as ``"train"``; empty if the file has none.
+
+    Raises
+    ------
+    FileNotFoundError, FileFormatError
+        If it is not there, or damaged.
+
+    Examples
+    --------
+    ::
+
+        splits_of("stars.h5")
+    """
+    with open_hdf5(path, "training file") as file:
+        return [name.removeprefix("spectra ") for name in file if name.startswith("spectra ")]
+
+
 def _only_split(path: str) -> str:
     """The split of a training file that has one only."""
-    with open_hdf5(path, "training file") as file:
-        splits = [name.removeprefix("spectra ") for name in file if name.startswith("spectra ")]
+    splits = splits_of(path)
     if len(splits) > 1:
         raise FileFormatError(
             f"{path} has the splits {', '.join(splits)}; choose one: TrainingSet({path!r}, split={splits[0]!r})"
