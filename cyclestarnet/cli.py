@@ -1,5 +1,5 @@
 """Command line: ``cyclestarnet adapt``, ``demo``, ``fit``, ``info``, ``mock-lines``, ``prepare``,
-``sample`` and ``train``."""
+``report``, ``sample`` and ``train``."""
 
 from __future__ import annotations
 
@@ -287,6 +287,30 @@ def _prepare(options: argparse.Namespace) -> int:
     return 0
 
 
+def _report(options: argparse.Namespace) -> int:
+    """Put the figures and numbers of the paper, of a model and a set of spectra, on one page."""
+    from cyclestarnet.plotting.axes import pyplot
+    from cyclestarnet.reading.tables import read_table
+    from cyclestarnet.training.evidence import collect_evidence
+
+    if (options.output / "report.html").exists() and not options.overwrite:
+        raise FileExistsError(f"{options.output} has a report; use --overwrite")
+    pyplot()  # what is missing must not be found out after all fits
+    isochrones = None if options.isochrones is None else read_table(options.isochrones)
+    evidence = collect_evidence(
+        _model(options.model),
+        options.spectra,
+        n_stars=options.stars,
+        split=options.split,
+        seed=options.seed,
+        progress=sys.stderr.isatty(),
+    )
+    page = evidence.write(options.output, training=options.training, mock=options.mock, isochrones=isochrones)
+    print(repr(evidence))
+    print(f"page: {page}")
+    return 0
+
+
 def _mock_lines(options: argparse.Namespace) -> int:
     """Take known lines away, train, and see what comes back; run again, it goes on where it was."""
     from cyclestarnet.lines.config import example_mock_config, read_mock_config
@@ -378,6 +402,19 @@ def _parser():
     sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that read (1)")
     sub.add_argument("--overwrite", action="store_true", help="replace an existing set")
     sub.set_defaults(run=_prepare)
+
+    sub = commands.add_parser("report", help=_report.__doc__)
+    sub.add_argument("model", help="embedded model or .safetensors file")
+    sub.add_argument("spectra", help="HDF5 file, folder, text file with a path in each line, or pattern in quotes")
+    sub.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="for page, figures and tables")
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing report")
+    sub.add_argument("--stars", type=int, default=200, metavar="N", help="how many to draw from the set (200)")
+    sub.add_argument("--split", help="of an HDF5 file (test, or else val, or else the only one)")
+    sub.add_argument("--seed", type=int, default=0, help="of everything random (0)")
+    sub.add_argument("--training", type=Path, metavar="FOLDER", help="of a training, to show its progress")
+    sub.add_argument("--mock", type=Path, metavar="FOLDER", help="of a study by mock-lines, to show its errors")
+    sub.add_argument("--isochrones", type=Path, metavar="TABLE", help="with columns teff, logg, age and m_h")
+    sub.set_defaults(run=_report)
 
     sub = commands.add_parser("sample", help=_sample.__doc__)
     sub.add_argument("files", nargs="+", help="as for fit")

@@ -34,7 +34,8 @@ MAY_IMPORT = {
 ABOVE_MODEL = {
     "training", "training.adaptation", "training.arrays", "training.assembly", "training.before_after",
     "training.calibration", "training.emulators",
-    "training.evaluation", "training.inputs", "training.repeats", "training.runs", "training.shortcuts",
+    "training.evaluation", "training.evidence", "training.inputs", "training.repeats", "training.runs",
+    "training.shortcuts",
     "training.zero_points", "lines.mock", "lines.mock_study", "lines.config",
 }  # fmt: skip
 ANYTHING = {"cli", "__main__", "__init__"}

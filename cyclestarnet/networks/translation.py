@@ -150,7 +150,7 @@ class NetworkSettings:
         return asdict(self)
 
     def to_table(self) -> QTable:
-        """Make a table of all layers (S1, Table 2).
+        """Make a table of all layers (S1, Table A1).
 
         Returns
         -------

@@ -3,6 +3,7 @@
 from cyclestarnet.plotting.adaptation import adaptation_page, plot_adaptation
 from cyclestarnet.plotting.derivatives import plot_derivatives, plot_recovery
 from cyclestarnet.plotting.diagrams import plot_networks
+from cyclestarnet.plotting.evidence import evidence_figures
 from cyclestarnet.plotting.lines import (
     plot_error_map,
     plot_missing_lines,
@@ -17,6 +18,7 @@ from cyclestarnet.plotting.training import plot_training
 
 __all__ = [
     "adaptation_page",
+    "evidence_figures",
     "plot_adaptation",
     "plot_derivatives",
     "plot_embeddings",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +10,7 @@ import numpy as np
 from astropy.table import Table
 
 from cyclestarnet.plotting.axes import DOMAIN_STYLES, NEUTRAL, label_text, new_axes, pyplot, tidy, with_gaps
+from cyclestarnet.plotting.pages import html_table, image, page, png_of
 from cyclestarnet.residuals import ResidualMap
 
 if TYPE_CHECKING:
@@ -21,12 +20,6 @@ __all__ = ["adaptation_page", "plot_adaptation"]
 
 COLORS = {"before": DOMAIN_STYLES["synth"][1], "after": DOMAIN_STYLES["obs"][1]}
 SMOOTH = 25  # pixels over which residuals are averaged to be seen
-STYLE = """\
-body { font: 16px/1.5 sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 1rem 0; }
-td, th { padding: 0.2rem 0.8rem; border-bottom: 1px solid #ddd; text-align: left; }
-td + td { font-variant-numeric: tabular-nums; }
-img { max-width: 100%; }"""
 
 
 def plot_adaptation(report: Any, *, axes: Sequence[Axes] | None = None) -> list[Axes]:
@@ -138,27 +131,24 @@ def adaptation_page(report: Any) -> str:
 
         page = adaptation_page(report)
     """
-    title = html.escape(f"{report.before.name} → {report.after.name}")
     n_stars = len(report.before.reduced_chi2)
     facts = Table(
         rows=[(str(key), str(value)) for key, value in report.provenance.items()], names=("", " "), dtype=("U", "U")
     )
     parts = [
-        f"<h1>{title}</h1>",
         f"<p>Trained on {report.n_trained:,} observed spectra; the figures are those of {n_stars} held-out stars, "
         "each fitted with both models. Labels of single stars are not known here: their medians are compared with the "
         "label prior, which zero points follow.</p>",
-        _html_table(report.to_table()),
+        html_table(report.to_table()),
         _figure(report),
         "<h2>Labels</h2>",
         "<p>Medians of the held-out stars; shifts are in σ of the prior; change and scatter are those of the single "
         "stars, after − before.</p>",
-        _html_table(report.to_label_table()),
+        html_table(report.to_label_table()),
         "<h2>The new model</h2>",
-        _html_table(facts),
+        html_table(facts),
     ]
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
+    return page(f"{report.before.name} → {report.after.name}", parts)
 
 
 def _figure(report):
@@ -168,20 +158,6 @@ def _figure(report):
         return f"<p>{html.escape(str(error))}</p>"
     figure = plot_adaptation(report)[0].figure
     try:
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110)
+        return image(png_of(figure), "Held-out stars before and after")
     finally:
         plt.close(figure)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="Held-out stars before and after" src="data:image/png;base64,{data}">'
-
-
-def _html_table(table):
-    """Rows of a table; numbers with four digits."""
-
-    def cell(value):
-        return f"{value:.4g}" if isinstance(value, (float, np.floating)) else html.escape(str(value))
-
-    head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in table.colnames)
-    rows = ("".join(f"<td>{cell(row[name])}</td>" for name in table.colnames) for row in table)
-    return f"<table><tr>{head}</tr>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "breaks_of",
     "element_style",
     "label_text",
     "mark_guess",
@@ -31,6 +32,7 @@ __all__ = [
     "pixels_of",
     "plain_log_ticks",
     "pyplot",
+    "telling_ranges",
     "tidy",
     "with_gaps",
 ]
@@ -310,6 +312,67 @@ def with_gaps(grid: WavelengthGrid, array: ArrayLike, show: ArrayLike = True) ->
     array([1. , 0.9, nan, 0.8, 0.7])
     """
     return np.insert(np.where(show, array, np.nan), [start for start, _ in grid.chips[1:]], np.nan)
+
+
+def breaks_of(wavelength: np.ndarray) -> np.ndarray:
+    """Find where wavelengths leap from one chip to the next.
+
+    Parameters
+    ----------
+    wavelength : array, shape (n_pixels,)
+        In Angstrom, rising.
+
+    Returns
+    -------
+    array of int
+        First pixels of all chips but the first.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.plotting.axes import breaks_of
+    >>> breaks_of(np.array([1.0, 1.1, 1.2, 2.0, 2.1]))
+    array([3])
+    """
+    steps = np.diff(wavelength)
+    return np.flatnonzero(steps > 5 * np.median(steps)) + 1
+
+
+def telling_ranges(wavelength: np.ndarray, signal: np.ndarray, *, width: float) -> list[tuple[float, float]]:
+    """Find the stretch of each chip where most is to be seen.
+
+    Parameters
+    ----------
+    wavelength : array, shape (n_pixels,)
+        In Angstrom, rising.
+    signal : array, shape (n_pixels,)
+        What is to be seen; the sum of its squares counts.
+    width : float
+        Of the stretches, in Angstrom. A chip that is narrower is taken whole.
+
+    Returns
+    -------
+    list of (float, float)
+        Both ends of a stretch per chip.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.plotting.axes import telling_ranges
+    >>> wavelength = np.arange(100.0)
+    >>> telling_ranges(wavelength, np.exp(-((wavelength - 50) ** 2)), width=10)  # doctest: +ELLIPSIS
+    [(np.float64(4...), np.float64(5...))]
+    """
+    ranges = []
+    for part in np.split(np.arange(len(wavelength)), breaks_of(wavelength)):
+        own = wavelength[part]
+        span = min(width, own[-1] - own[0])
+        total = np.concatenate([[0.0], np.cumsum(signal[part] ** 2)])
+        starts = np.flatnonzero(own <= own[-1] - span + 1e-6)
+        stops = np.searchsorted(own, own[starts] + span)
+        low = own[starts[np.argmax(total[stops] - total[starts])]]
+        ranges.append((low, low + span))
+    return ranges
 
 
 def plain_log_ticks(ax: Axes) -> None:

@@ -81,7 +81,7 @@ def plot_embeddings(
             ax.plot([], [], "o", color=color, ms=4, label=name)
         ax.set(xticks=[], yticks=[])
         ax.set_title(title, fontsize=10, loc="left")
-    axes[-1].legend(frameon=False, fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
+    axes[0].legend(frameon=False, fontsize=9, ncols=2, loc="upper left", bbox_to_anchor=(0, 0), borderaxespad=0.2)
     return axes
 
 

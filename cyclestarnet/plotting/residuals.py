@@ -107,7 +107,9 @@ def _panel(ax, residuals, limit):
     width = max(1, len(seen) // N_COLUMNS)
     table, (edges, starts) = residuals.to_table(width=width), _columns(residuals.grid, width)
     levels = np.linspace(-limit, limit, N_ROWS + 1)
-    peak = min(2 * limit / N_ROWS / (2.5 * max(residuals.statistics.half_width, 1e-9)), 1.0)  # of a Gaussian
+    peak = min(
+        2 * limit / N_ROWS / (1.6 * max(residuals.statistics.half_width, 1e-9)), 1.0
+    )  # 1.6 times that of a Gaussian
     for chip, columns in zip(edges, starts, strict=True):
         density = np.array([_share(residuals.values[:, part], levels) for part in columns])
         if density.any():

@@ -11,7 +11,16 @@ import numpy as np
 
 from cyclestarnet.exceptions import GridError
 from cyclestarnet.grid import Window, range_of
-from cyclestarnet.plotting.axes import DOMAIN_STYLES, OTHERS, label_text, new_axes, new_figure, tidy
+from cyclestarnet.plotting.axes import (
+    DOMAIN_STYLES,
+    OTHERS,
+    breaks_of,
+    label_text,
+    new_axes,
+    new_figure,
+    telling_ranges,
+    tidy,
+)
 from cyclestarnet.results import FitResult, Posterior
 
 if TYPE_CHECKING:
@@ -60,8 +69,7 @@ def plot_fit(
     """
     wavelength = result.spectrum.spectral_axis.to_value(u.AA)
     if window is None:
-        breaks = np.flatnonzero(np.diff(wavelength) > 5 * np.median(np.diff(wavelength))) + 1
-        ranges = [(part[0], part[-1]) for part in np.split(wavelength, breaks)]
+        ranges = [(part[0], part[-1]) for part in np.split(wavelength, breaks_of(wavelength))]
     else:
         low, high = range_of(window)
         if not ((wavelength >= low) & (wavelength <= high)).any():
@@ -155,7 +163,12 @@ def plot_fits(
     wavelength = first.spectrum.spectral_axis.to_value(u.AA)
     if any(not np.array_equal(own.spectrum.spectral_axis.to_value(u.AA), wavelength) for own in results.values()):
         raise GridError("fits that are compared must have the same wavelengths")
-    ranges = _telling_ranges(wavelength, results) if windows is None else [range_of(window) for window in windows]
+    if windows is None:
+        models = np.array([own.model_spectrum.flux.value for own in results.values()])
+        signal = np.ptp(models, axis=0) if len(models) > 1 else 1 - models[0]
+        ranges = telling_ranges(wavelength, signal, width=WIDE)[:MOST_WINDOWS]
+    else:
+        ranges = [range_of(window) for window in windows]
     for low, high in ranges:
         if not ((wavelength >= low) & (wavelength <= high)).any():
             raise GridError(f"window {low:g} to {high:g} Angstrom holds no pixel of the fits")
@@ -191,23 +204,6 @@ def plot_fits(
     axes[0].figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
     axes[0].set_title(_fit_title(last), fontsize=10, loc="left")
     return axes
-
-
-def _telling_ranges(wavelength, results):
-    """Ranges [Angstrom], one in each of some chips, where models differ most."""
-    models = np.array([own.model_spectrum.flux.value for own in results.values()])
-    signal = np.ptp(models, axis=0) if len(models) > 1 else 1 - models[0]
-    breaks = np.flatnonzero(np.diff(wavelength) > 5 * np.median(np.diff(wavelength))) + 1
-    ranges = []
-    for part in np.split(np.arange(len(wavelength)), breaks)[:MOST_WINDOWS]:
-        own = wavelength[part]
-        width = min(WIDE, own[-1] - own[0])
-        total = np.concatenate([[0.0], np.cumsum(signal[part] ** 2)])
-        starts = np.flatnonzero(own <= own[-1] - width + 1e-6)
-        stops = np.searchsorted(own, own[starts] + width)
-        low = own[starts[np.argmax(total[stops] - total[starts])]]
-        ranges.append((low, low + width))
-    return ranges
 
 
 def plot_posterior(posterior: Posterior, names: Sequence[str]) -> list[Axes]:

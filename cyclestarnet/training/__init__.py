@@ -38,6 +38,7 @@ from cyclestarnet.training.evaluation import (
     learn_label_error,
     offset_figures,
 )
+from cyclestarnet.training.evidence import Evidence, collect_evidence
 from cyclestarnet.training.inputs import read_labels
 from cyclestarnet.training.logs import read_run
 from cyclestarnet.training.ranks import Ranks, rank_table
@@ -53,6 +54,7 @@ __all__ = [
     "AdaptationReport",
     "Anchors",
     "Config",
+    "Evidence",
     "LabelOffsets",
     "LabelTransport",
     "ObservedSpectra",
@@ -75,6 +77,7 @@ __all__ = [
     "assemble_model",
     "calibration_ranks",
     "classifier_accuracy",
+    "collect_evidence",
     "compare_labels",
     "compare_models",
     "correlation_inflation",

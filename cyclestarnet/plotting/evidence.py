@@ -1,0 +1,301 @@
+"""The evidence for a model: all figures of the paper that there is data for, tables, and a page with both.
+
+S1 is O'Briain et al. (2021).
+"""
+
+from __future__ import annotations
+
+import html
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import astropy.units as u
+import numpy as np
+from astropy.table import QTable, Table
+
+from cyclestarnet._version import __version__
+from cyclestarnet.files import write_atomically
+from cyclestarnet.plotting.axes import pyplot, telling_ranges
+from cyclestarnet.plotting.derivatives import plot_derivatives
+from cyclestarnet.plotting.diagrams import plot_networks
+from cyclestarnet.plotting.lines import plot_error_map, plot_recovery_error
+from cyclestarnet.plotting.pages import html_table, image, page, png_of
+from cyclestarnet.plotting.populations import plot_embeddings, plot_kiel
+from cyclestarnet.plotting.residuals import plot_residuals
+from cyclestarnet.plotting.results import plot_fits
+from cyclestarnet.plotting.training import plot_training
+from cyclestarnet.reading.tables import read_table
+
+__all__ = ["EvidenceFigure", "evidence_figures", "write_evidence"]
+
+log = logging.getLogger(__name__)
+
+SPACES = {
+    "emulator": "emulator alone (Eq. 9)",
+    "synthetic": "translated data (Eq. 10)",
+    "observed": "translated emulator (Eq. 11)",
+}
+METALLICITIES = ("m_h", "fe_h")
+MANY = 500  # stars, from which single ones hide each other
+DERIVATIVE_WIDTH = 60.0  # Angstrom
+
+
+@dataclass(frozen=True)
+class EvidenceFigure:
+    """A figure that can be drawn.
+
+    Parameters
+    ----------
+    name : str
+        Of its file.
+    caption : str
+        What it shows, and which figure of the paper.
+    draw : callable
+        Takes nothing, and returns the axes.
+
+    Examples
+    --------
+    ::
+
+        for figure in evidence_figures(evidence):
+            axes = figure.draw()
+    """
+
+    name: str
+    caption: str
+    draw: Callable[[], Any]
+
+
+def evidence_figures(
+    evidence: Any,
+    *,
+    training: str | os.PathLike[str] | None = None,
+    mock: str | os.PathLike[str] | None = None,
+    isochrones: QTable | None = None,
+) -> Iterator[EvidenceFigure]:
+    """List the figures that there is data for, in the order of a report.
+
+    Parameters
+    ----------
+    evidence : `~cyclestarnet.training.Evidence`
+        Of `~cyclestarnet.training.collect_evidence`.
+    training, mock, isochrones : optional
+        As `~cyclestarnet.training.Evidence.write` takes them.
+
+    Yields
+    ------
+    `EvidenceFigure`
+
+    Examples
+    --------
+    ::
+
+        {figure.name: figure.draw() for figure in evidence_figures(evidence)}
+    """
+    residuals = {SPACES[space]: own for space, own in evidence.residuals.items()}
+    yield EvidenceFigure(
+        "residuals",
+        "Residuals of fits without and with the translation, in σ of the quoted errors (S1, Figure 8).",
+        lambda: plot_residuals(residuals),
+    )
+    for domain, own in evidence.autoencoders.items():
+        yield EvidenceFigure(
+            f"autoencoder_{domain}",
+            f"Spectra of the {domain} domain less what its own encoder and decoder make of them (S1, Figures 5 and 6)."
+            + (" They contain the noise of the spectra." if domain == "observed" else ""),
+            lambda domain=domain, own=own: plot_residuals({f"{domain} → {domain}": own}),
+        )
+    for name, fits in evidence.examples.items():
+        results = {SPACES[space]: own for space, own in fits.items()}
+        yield EvidenceFigure(
+            name.lower().replace(" ", "_"),
+            f"The star nearest to a {name}, where both fits differ most (S1, Figure 7).",
+            lambda results=results: plot_fits(results),
+        )
+    if evidence.maps:
+        yield EvidenceFigure(
+            "latents",
+            "Maps by t-SNE of stars of both domains, by their spectra and by their shared latents (S1, Figure 10).",
+            lambda: plot_embeddings(
+                {
+                    f"{text}: told apart {100 * evidence.scores[name]:.0f} % of the time": evidence.maps[name]
+                    for name, text in (("spectra", "spectra"), ("latents", "shared latents"))
+                }
+            ),
+        )
+    yield from _kiel_diagrams(evidence, isochrones)
+    yield EvidenceFigure(
+        "derivatives",
+        f"Spectra of the {next(iter(evidence.examples))} in both domains, and their derivatives by abundances "
+        "(Eq. 8; S1, Figures 12 and 14).",
+        lambda: _derivatives(evidence.derivatives),
+    )
+    yield EvidenceFigure(
+        "networks", "The networks with their critics (S1, Figure 3).", lambda: plot_networks(evidence.settings)
+    )
+    if training is not None:
+        yield EvidenceFigure("training", "The training (S1, Figure B1).", lambda: plot_training(training))
+    if mock is not None:
+        study = Path(mock)
+        yield EvidenceFigure(
+            "recovery_error",
+            "Error of restored pixels against the fraction of lines that was masked (S1, Table 1).",
+            lambda: plot_recovery_error(_found(study, "study.ecsv")),
+        )
+        yield EvidenceFigure(
+            "error_map",
+            "Where the error of restored pixels is large (S1, Figure 13).",
+            lambda: plot_error_map(_found(study, "recovery.ecsv")),
+        )
+
+
+def _kiel_diagrams(evidence, isochrones):
+    tables = {SPACES[space]: own for space, own in evidence.tables.items() if {"teff", "logg"} <= set(own.colnames)}
+    if not tables:
+        return
+    bins = 30 if evidence.n_fitted > MANY else None
+    yield EvidenceFigure(
+        "kiel_chi2",
+        "Labels by three ways to fit, coloured by χ² (S1, Figure 9).",
+        lambda: plot_kiel(tables, bins=bins, isochrones=isochrones),
+    )
+    metallicity = [name for name in METALLICITIES if name in evidence.tables["observed"].colnames]
+    if metallicity:
+        known = evidence.catalogue
+        known = {"labels of the set": known} if known is not None and {"teff", "logg"} <= set(known.colnames) else {}
+        yield EvidenceFigure(
+            "kiel_metallicity",
+            "The same, coloured by metallicity"
+            + (", beside the labels that the set has" if known else "")
+            + " (S1, Figure 11).",
+            lambda: plot_kiel(tables | known, color=metallicity[-1], bins=bins, isochrones=isochrones),
+        )
+
+
+def _derivatives(domains):
+    synthetic, observed = domains["synthetic"], domains["observed"]
+    wavelength = synthetic.grid.wavelength.to_value(u.AA)
+    abundances = [name for name in synthetic if name.endswith("_h")] or list(synthetic)[:1]
+    slope = np.sqrt(np.sum([observed[name].value ** 2 for name in abundances], axis=0))
+    window = telling_ranges(wavelength, slope, width=DERIVATIVE_WIDTH)[0]
+    names = None if abundances[0].endswith("_h") else abundances
+    return plot_derivatives(synthetic, observed, window=window, names=names)
+
+
+def _found(folder, name):
+    """A table of a mock study, the first of its name in the folder or those below."""
+    found = sorted(folder.rglob(name))
+    if not found:
+        raise FileNotFoundError(f"{folder} has no {name}; give the folder of a study by cyclestarnet mock-lines")
+    return read_table(found[0])
+
+
+# -- the report ----------------------------------------------------------------------------
+def write_evidence(
+    evidence: Any,
+    folder: str | os.PathLike[str],
+    *,
+    training: str | os.PathLike[str] | None = None,
+    mock: str | os.PathLike[str] | None = None,
+    isochrones: QTable | None = None,
+) -> Path:
+    """Write tables, figures and a page; see `~cyclestarnet.training.Evidence.write`.
+
+    Parameters
+    ----------
+    evidence : `~cyclestarnet.training.Evidence`
+        Of `~cyclestarnet.training.collect_evidence`.
+    folder : path-like
+        Made if it is not there.
+    training, mock, isochrones : optional
+        As there.
+
+    Returns
+    -------
+    `~pathlib.Path`
+        The page.
+
+    Raises
+    ------
+    ImportError
+        If Matplotlib is not installed.
+    OSError
+        If a file cannot be written.
+
+    Examples
+    --------
+    ::
+
+        write_evidence(evidence, "report")
+    """
+    plt, folder = pyplot(), Path(folder)
+    for name, table in _tables(evidence).items():
+        _write_table(table, folder / "tables" / f"{name}.ecsv")
+    shown = []
+    for figure in evidence_figures(evidence, training=training, mock=mock, isochrones=isochrones):
+        try:
+            drawn = np.ravel(figure.draw())[0].figure
+            try:
+                png = png_of(drawn)
+            finally:
+                plt.close(drawn)
+        except Exception as error:  # one figure that fails must not cost the others, which took minutes
+            log.warning("figure %s cannot be drawn: %s", figure.name, error)
+            shown.append(f"<p>{html.escape(figure.caption)} Not drawn: {html.escape(str(error))}</p>")
+            continue
+        path = folder / "figures" / f"{figure.name}.png"
+        write_atomically(path, lambda temporary, png=png: temporary.write_bytes(png))
+        shown.append(
+            f"<figure>{image(png, figure.caption)}<figcaption>{html.escape(figure.caption)}</figcaption></figure>"
+        )
+    text = page(f"{evidence.model} on {evidence.spectra}", _parts(evidence, shown))
+    target = folder / "report.html"
+    write_atomically(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return target
+
+
+def _tables(evidence):
+    tables = {"numbers": evidence.to_table(), "layers": evidence.settings.to_table()}
+    tables |= {f"fits_{space}": own for space, own in evidence.tables.items()}
+    tables |= {f"residuals_{space}": own.to_table() for space, own in evidence.residuals.items()}
+    tables |= {f"autoencoder_{domain}": own.to_table() for domain, own in evidence.autoencoders.items()}
+    for name, places in evidence.maps.items():
+        x, y = np.concatenate(places).T
+        domain = np.repeat(["synthetic", "observed"], [len(part) for part in places])
+        tables[f"map_{name}"] = QTable({"domain": domain, "x": x, "y": y})
+    return tables
+
+
+def _write_table(table, path):
+    write_atomically(path, lambda temporary: table.write(temporary, format="ascii.ecsv", overwrite=True))
+
+
+def _parts(evidence, shown):
+    drawn = len(evidence.tables["observed"])
+    facts = Table(rows=list(evidence.provenance.items()) or [("", "")], names=("", " "), dtype=("U", "U"))
+    yield (
+        f"<p>{evidence.n_fitted} of {drawn} stars, drawn from {evidence.n_spectra:,} of "
+        f"{html.escape(evidence.spectra)} (seed {evidence.seed}), were fitted in three ways: with the emulator alone, "
+        "after translation of the data, and with the translated emulator, which the table calls observed. Made by "
+        f"cyclestarnet {html.escape(__version__)}.</p>"
+    )
+    yield (
+        "<p>The paper's numbers are those of its own model and of its APOGEE spectra. χ² and residuals in σ depend on "
+        "the signal-to-noise ratio of the stars as much as on the model: compare models on the same stars. "
+        "Whether the spectra of this set are real, only its owner knows.</p>"
+    )
+    yield html_table(evidence.to_table())
+    yield "<h2>Figures</h2>"
+    yield from shown
+    yield "<h2>Layers of the networks (S1, Table A1)</h2>"
+    yield html_table(evidence.settings.to_table())
+    failed = evidence.tables["observed"][~np.isfinite(evidence.tables["observed"]["reduced_chi2"])]
+    if len(failed):
+        yield "<h2>Stars that could not be fitted</h2>"
+        yield html_table(failed["object", "message"])
+    yield "<h2>The model</h2>"
+    yield html_table(facts)
