@@ -1,7 +1,9 @@
 """Calibrate synthetic stellar spectra on observed ones without labelled stars (Cycle-StarNet), and fit with them."""
 
 from cyclestarnet._version import __version__
+from cyclestarnet.cards import ModelCard, model_card
 from cyclestarnet.continuum import ContinuumRecipe
+from cyclestarnet.datasets import list_models
 from cyclestarnet.derivatives import DerivativeSpectra, ensemble_derivatives
 from cyclestarnet.exceptions import (
     CycleStarNetError,
@@ -50,6 +52,7 @@ __all__ = [
     "LabelError",
     "LabelSet",
     "ManyOptions",
+    "ModelCard",
     "ModelFileError",
     "NetworkSettings",
     "NoiseModel",
@@ -68,7 +71,9 @@ __all__ = [
     "air_to_vacuum",
     "difference_unit",
     "ensemble_derivatives",
+    "list_models",
     "mist_isochrones",
+    "model_card",
     "read_apstar",
     "read_apvisit",
     "read_aspcapstar",

@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 def _model(name):
     from cyclestarnet import CalibratedModel
 
-    return CalibratedModel.load(name) if Path(name).suffix == ".safetensors" else CalibratedModel.from_pretrained(name)
+    is_file = "://" not in str(name) and Path(name).suffix == ".safetensors"
+    return CalibratedModel.load(name) if is_file else CalibratedModel.from_pretrained(name)
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -110,11 +111,9 @@ def _info(options: argparse.Namespace) -> int:
     """Print what a model is made of, or how far a training is."""
     if Path(options.model).is_dir():
         return _info_of_run(Path(options.model))
-    model = _model(options.model)
-    print(repr(model))
-    print("\n".join(model.labels.to_table().pformat(max_lines=-1, max_width=-1)))
-    for key, value in model.provenance.items():
-        print(f"{key}: {value}")
+    from cyclestarnet.cards import model_card
+
+    print(model_card(options.model))
     return 0
 
 
@@ -467,7 +466,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     --------
     >>> from cyclestarnet.cli import main
     >>> main(["info", "apogee-giants"])
-    <CalibratedModel ...
+    <ModelCard ...
     0
     """
     options = _parser().parse_args(argv)

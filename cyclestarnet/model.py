@@ -120,12 +120,14 @@ class CalibratedModel(ModelParts):
 
     @classmethod
     def from_pretrained(cls, name: str = "apogee-giants") -> Self:
-        """Load a model that ships with the package.
+        """Load a model that ships with the package, or that somebody publishes.
 
         Parameters
         ----------
         name : str, optional
-            One of `cyclestarnet.datasets.list_models`. Default: ``"apogee-giants"``.
+            One of `cyclestarnet.list_models`, or the address of a file, which is fetched once into the download cache
+            of astropy; ``#sha256=…`` after it says which file it must be (`~cyclestarnet.datasets.fetch_model`).
+            Default: ``"apogee-giants"``.
 
         Returns
         -------
@@ -135,6 +137,10 @@ class CalibratedModel(ModelParts):
         ------
         ValueError
             If there is no such model; the message lists those that exist.
+        OSError
+            If an address cannot be reached, and its file is not in the cache.
+        ModelFileError
+            If the file is damaged, foreign, or another one than its address says.
 
         Examples
         --------

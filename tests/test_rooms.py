@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "pipeline": NOUNS | {"fitting", "networks"},
     "published": NOUNS | {"networks", "fitting", "pipeline", "data"},
     "model_file": NOUNS | {"networks", "fitting", "pipeline"},
+    "cards": NOUNS | {"datasets", "model_file"},
     "model": NOUNS | {"io", "datasets", "networks", "pipeline", "published", "model_file"},
     "training": NOUNS | {"io", "networks", "data"},
     "lines": NOUNS,
