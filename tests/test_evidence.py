@@ -12,7 +12,7 @@ from cyclestarnet.exceptions import FileFormatError
 from cyclestarnet.io import TrainingSet
 from cyclestarnet.io.stars import star_sources
 from cyclestarnet.plotting import plot_networks
-from cyclestarnet.plotting.evidence import EvidenceFigure
+from cyclestarnet.plotting.evidence import EvidenceFigure, evidence_figures
 from cyclestarnet.spectra import to_spectrum
 from cyclestarnet.training import collect_evidence, evidence
 
@@ -192,6 +192,14 @@ def test_a_report_has_page_figures_and_tables(found, tmp_path):
     assert "<td>1.97</td>" in page
     assert f"<td>star {BAD}</td>" in page
     assert "has no study.ecsv; give the folder of a study by cyclestarnet mock-lines" in page
+
+
+def test_a_training_and_a_mock_study_have_figures_of_their_own(found, tmp_path):
+    def names(**folders):
+        return [figure.name for figure in evidence_figures(found, **folders)]
+
+    assert names(training=tmp_path) == [*names(), "training"]
+    assert names(mock=tmp_path) == [*names(), "recovery_error", "error_map"]
 
 
 def test_a_figure_that_fails_does_not_cost_the_others(found, few_figures, tmp_path):

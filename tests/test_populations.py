@@ -125,7 +125,7 @@ def test_fits_are_drawn_where_they_differ_most(tiny_model):
     within = (plain.get_xdata() >= line[0]) & (plain.get_xdata() <= line[1])
     np.testing.assert_allclose(plain.get_ydata(), np.where(within, 0.21, 0.01))
     assert not translated.get_ydata().any()
-    assert "star 7" in axes[0].get_title(loc="left")
+    assert "star 7" in axes[0].figure.get_suptitle()
 
 
 def test_masked_data_are_a_gap(tiny_model):

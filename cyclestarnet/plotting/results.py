@@ -139,7 +139,7 @@ def plot_fits(
     Returns
     -------
     list of `~matplotlib.axes.Axes`
-        As above. The legend has the reduced χ² of the fits, the title the labels of the last.
+        As above. The legend of the figure has the reduced χ² of the fits, its title the labels of the last.
 
     Raises
     ------
@@ -201,8 +201,9 @@ def plot_fits(
     axes[0].set_ylabel("normalised flux")
     axes[n].set_ylabel("data − model")
     handles = [*axes[0].get_legend_handles_labels()[0], *axes[n].get_legend_handles_labels()[0]]
-    axes[0].figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
-    axes[0].set_title(_fit_title(last), fontsize=10, loc="left")
+    figure = axes[0].figure  # a title as wide as this of one panel would push the others away
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    figure.suptitle(_fit_title(last), fontsize=10, x=0.01, ha="left")
     return axes
 
 
