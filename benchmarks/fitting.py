@@ -54,7 +54,7 @@ def simulated(model, n, seed=0):
     """Spectra that the model makes of labels from its prior, with its own scatter, noise and bad pixels."""
     rng = np.random.default_rng(seed)
     labels = rng.multivariate_normal(model.prior.mean, model.prior.covariance, min(n, N_DISTINCT))
-    predictor = ObservedPredictor(model.emulator, model.translator, model.population.typical_split_latent)
+    predictor = ObservedPredictor(model.translated_emulator, model.translator, model.population.typical_split_latent)
     flux = predictor.flux(labels.clip(model.labels.lower, model.labels.upper))
     for k in range(n):
         sigma = np.full(model.grid.n_pixels, 1 / rng.uniform(60, 250))
@@ -78,7 +78,7 @@ class PlainFit:
     def __init__(self, model):
         self.translator = copy.deepcopy(model.translator)
         self.translator.network.requires_grad_(True)
-        self.emulator = copy.deepcopy(model.emulator).requires_grad_(True)
+        self.emulator = copy.deepcopy(model.translated_emulator).requires_grad_(True)
         self.mean, self.precision = (self._tensor(a) for a in (model.prior.mean, model.prior.precision))
         self.lower, self.scale = (self._tensor(a) for a in (model.labels.lower, model.labels.scale))
 
@@ -86,10 +86,9 @@ class PlainFit:
     def _tensor(array):
         return torch.tensor(array, dtype=torch.float32)
 
-    def __call__(self, flux, ivar, filled, start):
+    def __call__(self, flux, ivar, filled, start, dof):
         """Labels and number of evaluations, from arrays (n_pixels,) and the labels to start from."""
         flux, ivar = self._tensor(flux), self._tensor(ivar)
-        dof = int((ivar > 0).sum()) - len(start)
         with torch.no_grad():
             _, split = self.translator.network.encode_obs(self.translator.standardise(self._tensor(filled))[None])
         scaled = ((self._tensor(start) - self.lower) / self.scale - 0.5).requires_grad_()
@@ -117,12 +116,13 @@ class PlainFit:
 def fit_plainly(model, spectra):
     """A loop over stars that are on the model's pixels already; starts as ours."""
     stars, _ = prepare_stars(model, spectra, FitSetup.of(model, FitOptions()))
-    ivar = make_objective(model, stars, FitSetup.of(model, FitOptions())).ivar.numpy()
+    objective = make_objective(model, stars, FitSetup.of(model, FitOptions()))
+    ivar, dof = objective.ivar.numpy(), objective.dof.tolist()
     starts = np.repeat(model.prior.mean[None], len(stars), axis=0)
     if model.shortcuts is not None:
         starts = model.shortcuts.first_guess(stars.shared_latent).clip(model.labels.lower, model.labels.upper)
     fit = PlainFit(model)
-    return lambda: [fit(*star) for star in zip(stars.flux, ivar, stars.filled, starts, strict=True)]
+    return lambda: [fit(*star) for star in zip(stars.flux, ivar, stars.filled, starts, dof, strict=True)]
 
 
 def fit_ours(model, spectra, method):

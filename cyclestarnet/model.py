@@ -39,6 +39,7 @@ from cyclestarnet.pipeline.options import (
 from cyclestarnet.pipeline.parts import ModelParts
 from cyclestarnet.pipeline.sample import sample_one
 from cyclestarnet.pipeline.sample_many import sample_survey
+from cyclestarnet.pipeline.spectral_model import spectral_model
 from cyclestarnet.pipeline.translate import (
     DOMAINS,
     EncodedSpectra,
@@ -54,6 +55,7 @@ from cyclestarnet.spectra import Spectrum
 from cyclestarnet.storage import origin
 
 if TYPE_CHECKING:
+    from astropy.modeling import Fittable1DModel
     from numpy.typing import ArrayLike
 
     from cyclestarnet.training.adaptation import AdaptationReport
@@ -349,6 +351,58 @@ class CalibratedModel(ModelParts):
                 stacklevel=2,
             )
         return spectrum
+
+    def as_spectral_model(
+        self,
+        labels: Mapping[str, u.Quantity] | None = None,
+        *,
+        domain: str = "observed",
+        like: Spectrum | None = None,
+    ) -> Fittable1DModel:
+        """Return the forward model as one of `astropy.modeling`, to be joined with components of your own.
+
+        It has a parameter for each label, a number in the label's unit, with the training range as bounds. Add an
+        emission line, multiply it by a continuum, tie and fix its parameters, and fit it with a fitter of astropy that
+        keeps bounds (``TRFLSQFitter``; ``weights=1 / sigma``) to normalised flux, such as the ``spectrum`` of a
+        `FitResult`. `fit` does more: it has the errors of the
+        model, a prior, and flags.
+
+        Parameters
+        ----------
+        labels : mapping of str to `~astropy.units.Quantity`, or result of a fit, optional
+            To begin with. Default: the mean of the model's prior.
+        domain : {"observed", "synthetic"}, optional
+            Whose spectra: translated ones (default), or those of the emulator.
+        like : `~specutils.Spectrum`, optional
+            As in `predict`.
+
+        Returns
+        -------
+        `~astropy.modeling.Fittable1DModel`
+            Of vacuum wavelength, a `~astropy.units.Quantity` or in Angstrom, within the model's range; between pixels
+            by cubic splines. Derivatives by labels are exact.
+
+        Raises
+        ------
+        LabelError
+            If a label is missing, misspelt, has a wrong unit or is out of range.
+        GridError
+            If it is evaluated where the model has no pixels.
+
+        Examples
+        --------
+        >>> from astropy.modeling.models import Gaussian1D
+        >>> from cyclestarnet import CalibratedModel
+        >>> star = CalibratedModel.from_pretrained().as_spectral_model()
+        >>> star.teff = 4500
+        >>> emission = star + Gaussian1D(0.1, mean=15_700, stddev=0.3)
+        >>> print(f"{emission(15_700.0) - star(15_700.0):.2f}")
+        0.10
+        """
+        values = self.population.prior.mean
+        if labels is not None:
+            values = self.labels.to_array(completed(self, labels)[0], check_range=True)
+        return spectral_model(self, values, domain=domain, split_latent=encode_split_latent(self, like, domain=domain))
 
     def to_observed(
         self, spectrum: Spectrum, *, like: Spectrum | None = None, normalise: bool | None = None

@@ -17,7 +17,9 @@ from astropy.nddata import StdDevUncertainty
 from astropy.table import QTable, Table
 from scipy.optimize import brentq
 from scipy.special import ndtr
+from specutils import SpectrumList
 
+from cyclestarnet.descriptions import described
 from cyclestarnet.exceptions import LabelError
 from cyclestarnet.labels import LabelSet, LabelValues, difference_unit, html_of
 from cyclestarnet.spectra import PortableSpectrum, Spectrum
@@ -378,6 +380,32 @@ class FitResult(Result):
             meta={"header": spectrum_header(origin(self.meta, self.options))},
         )
 
+    def to_spectra(self) -> SpectrumList:
+        """Return data, model and residual as other programs take them.
+
+        Returns
+        -------
+        `~specutils.SpectrumList`
+            Three spectra on the same pixels, named by ``meta["name"]``: ``data`` and ``residual`` with errors and
+            mask, and ``model``, what was fitted to the data. jdaviz opens them:
+            ``Specviz().load_data(result.to_spectra())``.
+
+        Examples
+        --------
+        >>> from cyclestarnet import CalibratedModel, datasets
+        >>> result = CalibratedModel.from_pretrained().fit(datasets.k_giant(), space="emulator")
+        >>> [spectrum.meta["name"] for spectrum in result.to_spectra()]
+        ['data', 'model', 'residual']
+        """
+        parts = {"data": self.spectrum, "model": self.model_spectrum, "residual": self.residual_spectrum}
+        return SpectrumList(
+            Spectrum(
+                flux=own.flux, spectral_axis=own.spectral_axis, uncertainty=own.uncertainty, mask=own.mask,
+                meta=dict(own.meta) | {"name": name},
+            )
+            for name, own in parts.items()
+        )  # fmt: skip
+
     def __getitem__(self, name: str) -> u.Quantity:
         return self.labels[name]
 
@@ -459,7 +487,7 @@ class FitResult(Result):
             "continuum": [self.meta.get("continuum", "")],
             "message": [self.message],
         }
-        return QTable(columns, meta=origin(self.meta, self.options))
+        return described(QTable(columns, meta=origin(self.meta, self.options)))
 
     def summary(self) -> Table:
         """Make a table for people, a row per label.
@@ -699,7 +727,7 @@ class Posterior(Result):
             "autocorrelation_time": [np.max(self.autocorrelation_time)],
             "n_nan": [self.n_nan],
         }
-        return QTable(columns, meta=origin(self.meta, self.options))
+        return described(QTable(columns, meta=origin(self.meta, self.options)))
 
     def chain(self, name):
         """Draws of one label by walker.

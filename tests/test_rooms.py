@@ -14,7 +14,7 @@ PACKAGE = Path(cyclestarnet.__file__).parent
 
 NOUNS = {
     "blanks", "exceptions", "files", "labels", "grid", "spectra", "continuum", "derivatives", "noise", "results",
-    "progress", "_version", "reading", "journal", "processes", "storage", "residuals",
+    "progress", "_version", "reading", "journal", "processes", "storage", "descriptions", "residuals",
 }  # fmt: skip
 # Rooms, and modules that stand higher than their room, from the ground up; each may import itself and what is named.
 MAY_IMPORT = {

@@ -39,6 +39,7 @@ from typing import Any, Protocol
 import numpy as np
 from astropy.table import QTable
 
+from cyclestarnet.descriptions import described
 from cyclestarnet.exceptions import CycleStarNetError, OtherRunError
 from cyclestarnet.files import check_no_folder
 from cyclestarnet.journal import Journal
@@ -202,7 +203,7 @@ class _Rows:
             array = array[: self.n_stars]
             array = array.astype(str) if array.dtype == object else array
             columns[name] = array if self.units[name] is None else array << self.units[name]
-        return QTable(columns, copy=False, meta=dict(meta or {}))
+        return described(QTable(columns, copy=False, meta=dict(meta or {})))
 
 
 # -- the engine ------------------------------------------------------------------
