@@ -296,14 +296,18 @@ def _report(options: argparse.Namespace) -> int:
         raise FileExistsError(f"{options.output} has a report; use --overwrite")
     pyplot()  # what is missing must not be found out after all fits
     isochrones = None if options.isochrones is None else read_table(options.isochrones)
-    evidence = collect_evidence(
-        _model(options.model),
-        options.spectra,
-        n_stars=options.stars,
-        split=options.split,
-        seed=options.seed,
-        progress=sys.stderr.isatty(),
-    )
+    try:
+        evidence = collect_evidence(
+            _model(options.model),
+            options.spectra,
+            n_stars=options.stars,
+            split=options.split,
+            seed=options.seed,
+            progress=sys.stderr.isatty(),
+        )
+    except KeyboardInterrupt:
+        print("\ninterrupted, and nothing is saved; --stars takes fewer", file=sys.stderr)
+        return 130
     page = evidence.write(options.output, training=options.training, mock=options.mock, isochrones=isochrones)
     print(repr(evidence))
     print(f"page: {page}")

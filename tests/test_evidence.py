@@ -214,7 +214,10 @@ def test_without_scikit_learn_the_domains_are_not_compared(found, monkeypatch, c
     assert 'pip install "cyclestarnet[training]"' in caplog.text
 
 
-def test_the_command_line(tiny_model, path, few_figures, tmp_path, capsys):
+def test_the_command_line(tiny_model, path, few_figures, tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
     tiny_model.save(tmp_path / "tiny.safetensors")
     command = ["report", str(tmp_path / "tiny.safetensors"), str(path), "-o", str(tmp_path / "report"), "--stars", "4"]
     assert main(command) == 0
@@ -223,5 +226,9 @@ def test_the_command_line(tiny_model, path, few_figures, tmp_path, capsys):
     assert str(tmp_path / "report" / "report.html") in said
     assert main(command) == 2
     assert "has a report; use --overwrite" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(evidence, "_fits", interrupted)
+        assert main([*command, "--overwrite"]) == 130
+    assert "interrupted, and nothing is saved" in capsys.readouterr().err
     assert main([*command, "--overwrite", "--split", "dev"]) == 2
     assert "spectra dev" in capsys.readouterr().err

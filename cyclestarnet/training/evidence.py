@@ -48,7 +48,7 @@ LEAST_SCORED = 10  # members of either sample, for a classifier
 # Stars that are shown: what they are called, temperature [K] and log g
 EXAMPLES = {"K giant": (4750.0, 2.5), "M giant": (3800.0, 1.0)}
 SCALE = np.array([100.0, 0.3])  # by which their neighbours are chosen
-# What S1 found: mean residual and χ² of its Section 4.1.3, autoencoders of Section 4.1.2
+# What S1 found in its Section 4.1; its abstract calls the bias a mean residual
 PUBLISHED = {
     ("reduced chi2, mean", "emulator"): 1.97,
     ("reduced chi2, mean", "observed"): 1.22,
