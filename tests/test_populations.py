@@ -89,6 +89,14 @@ def test_isochrones_are_lines_of_their_own():
     assert [line.get_xdata().tolist() for line in ax.lines] == [[4100, 4600], [4000, 4500]]
 
 
+def test_isochrones_have_the_colour_of_stars_of_their_metallicity():
+    points = QTable({"teff": [4000, 4500, 4100, 4600] * u.K, "logg": [1, 2, 1, 2.0], "m_h": [0, 0, -1, -1.0]})
+    (ax,) = plot_kiel(stars(m_h=[-2.0, -1.0, 1.0]), color="m_h", isochrones=points)
+    (dots,) = ax.collections
+    low, high = (to_hex(dots.cmap(dots.norm(value))) for value in (-1.0, 0.0))
+    assert [to_hex(line.get_color()) for line in ax.lines] == [low, high]
+
+
 def test_tables_that_are_no_stars_are_refused():
     with pytest.raises(LabelError, match="the table 'a' lacks logg; it has teff"):
         plot_kiel({"a": QTable({"teff": [4000] * u.K})})

@@ -15,13 +15,14 @@ from numpy.typing import ArrayLike
 from cyclestarnet.blanks import floats_of
 from cyclestarnet.exceptions import LabelError
 from cyclestarnet.labels import unit_of_label
-from cyclestarnet.plotting.axes import DOMAIN_STYLES, NEUTRAL, label_text, new_axes, plain_log_ticks, tidy
+from cyclestarnet.plotting.axes import DOMAIN_STYLES, NEUTRAL, label_text, new_axes, plain_log_ticks, pyplot, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["plot_embeddings", "plot_kiel"]
 
+COLORS, METALLICITIES = "viridis", ("m_h", "fe_h")
 COLOR_TEXTS = {"reduced_chi2": "reduced χ²", "reduced_chi2_total": "reduced χ², with the model's scatter", "snr": "S/N"}
 
 
@@ -109,7 +110,8 @@ def plot_kiel(
         Cells along both axes; each shows the median of its stars. Default: the stars themselves.
     isochrones : `~astropy.table.Table`, optional
         Columns ``teff`` and ``logg``, and ``age`` and ``m_h`` if there are several, such as of
-        `~cyclestarnet.mist_isochrones`: their points in order. Default: none.
+        `~cyclestarnet.mist_isochrones`: their points in order. They have the colour of their metallicity where that is
+        what colours tell. Default: none.
     axes : sequence of `~matplotlib.axes.Axes`, optional
         One per table. Default: a new figure.
 
@@ -150,14 +152,14 @@ def plot_kiel(
     drawn = None
     for ax, (title, (teff, logg, values)) in zip(axes, stars.items(), strict=True):
         if isochrones is not None:
-            _isochrones(ax, isochrones)
+            _isochrones(ax, isochrones, norm if color in METALLICITIES else None, above=bins is not None)
         if values is None:
             ax.plot(teff, logg, "o", color="0.6", ms=2.5, mew=0)
         elif bins is None:
             order = np.argsort(values)  # the worst on top: they are what one looks for
-            drawn = ax.scatter(teff[order], logg[order], c=values[order], s=9, lw=0, cmap="viridis", norm=norm)
+            drawn = ax.scatter(teff[order], logg[order], c=values[order], s=9, lw=0, cmap=COLORS, norm=norm)
         else:
-            drawn = ax.pcolormesh(*edges, _medians(teff, logg, values, edges).T, cmap="viridis", norm=norm)
+            drawn = ax.pcolormesh(*edges, _medians(teff, logg, values, edges).T, cmap=COLORS, norm=norm)
         ax.set_title(f"{title}\n{len(teff):,} stars" if title else f"{len(teff):,} stars", fontsize=9, loc="left")
         ax.set(xlim=edges[0][[-1, 0]], ylim=edges[1][[-1, 0]], xlabel=label_text("teff", unit=True))
         tidy(ax)
@@ -221,10 +223,13 @@ def _medians(x, y, values, edges):
     return binned_statistic_2d(x, y, values, "median", edges).statistic
 
 
-def _isochrones(ax, table):
+def _isochrones(ax, table, norm, *, above):
+    """Lines of one age and metallicity each, in the colour of their metallicity if there is a scale for that."""
     names = [name for name in ("age", "m_h") if name in table.colnames]
     keys = np.column_stack([floats_of(table[name]) for name in names]) if names else np.zeros((len(table), 1))
     teff, logg = (_plain(table[name], name) for name in ("teff", "logg"))
+    colored = norm is not None and "m_h" in names
     for key in np.unique(keys, axis=0):
         mine = (keys == key).all(axis=1)
-        ax.plot(teff[mine], logg[mine], color=NEUTRAL, lw=0.7, zorder=0)
+        line_color = pyplot().get_cmap(COLORS)(norm(key[-1])) if colored else NEUTRAL
+        ax.plot(teff[mine], logg[mine], color=line_color, lw=0.8, zorder=3 if above else 0)
