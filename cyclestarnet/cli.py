@@ -1,5 +1,5 @@
-"""Command line: ``cyclestarnet adapt``, ``demo``, ``fit``, ``info``, ``mock-lines``, ``prepare``,
-``report``, ``sample`` and ``train``."""
+"""Command line: ``cyclestarnet adapt``, ``demo``, ``derivatives``, ``fit``, ``info``, ``missing-lines``,
+``mock-lines``, ``predict``, ``prepare``, ``report``, ``sample`` and ``train``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import argparse
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from cyclestarnet._version import __version__
 from cyclestarnet.exceptions import CycleStarNetError, CycleStarNetWarning
@@ -23,6 +27,26 @@ def _model(name):
 
     is_file = "://" not in str(name) and Path(name).suffix == ".safetensors"
     return CalibratedModel.load(name) if is_file else CalibratedModel.from_pretrained(name)
+
+
+def _bars(options: argparse.Namespace) -> bool:
+    """Whether to show progress bars."""
+    return sys.stderr.isatty() and not options.quiet
+
+
+def _labels(texts: Sequence[str]) -> dict[str, Any]:
+    """Labels of texts like ``teff=4500``, in their units."""
+    from cyclestarnet.labels import unit_of_label
+
+    labels = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            labels[name] = float(value) * unit_of_label(name)
+        except ValueError:
+            wrong = f"{value!r} is no number" if equals else "there is no ="
+            raise ValueError(f"labels are given as teff=4500 mg_h=-0.2, but in {text!r} {wrong}") from None
+    return labels
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -54,7 +78,7 @@ def _fit(options: argparse.Namespace) -> int:
             space=options.space,
             method=options.method,
             prior=None if options.no_prior else "training",
-            progress=sys.stderr.isatty(),
+            progress=_bars(options),
         )
     except KeyboardInterrupt:
         kept = "; run the same command again to go on where it was" if options.output else ", and nothing is saved"
@@ -65,6 +89,50 @@ def _fit(options: argparse.Namespace) -> int:
     else:
         _print_results(table)
     return 0 if table["success"].all() else 1
+
+
+def _predict(options: argparse.Namespace) -> int:
+    """Write the spectrum of labels."""
+    from astropy.table import QTable
+
+    from cyclestarnet.files import write_atomically
+
+    spectrum = _model(options.model).predict(_labels(options.labels), domain=options.domain)
+    table = QTable({"wavelength": spectrum.spectral_axis.quantity, "flux": spectrum.flux})
+    write_atomically(options.output, lambda path: table.write(path, format=_format(options.output), overwrite=True))
+    print(f"{options.output}: {len(table)} pixels, vacuum wavelengths")
+    return 0
+
+
+def _derivatives(options: argparse.Namespace) -> int:
+    """Write what changes of labels do to the spectrum (S1, Eq. 8)."""
+    from cyclestarnet.files import write_atomically
+
+    model = _model(options.model)
+    spectra = model.derivative_spectra(_labels(options.labels), domain=options.domain, names=options.names)
+    table = spectra.to_table()
+    write_atomically(options.output, lambda path: table.write(path, format=_format(options.output), overwrite=True))
+    print(f"{options.output}: derivatives by {', '.join(options.names or model.labels)}")
+    return 0
+
+
+def _format(path: Path) -> str:
+    formats = {".ecsv": "ascii.ecsv", ".fits": "fits"}
+    if path.suffix not in formats:
+        raise ValueError(f"the file to write must end in {' or '.join(formats)}, but is {path}")
+    return formats[path.suffix]
+
+
+def _missing_lines(options: argparse.Namespace) -> int:
+    """Find lines that observed spectra have and synthetic ones lack, and which element may make them."""
+    from cyclestarnet.lines import find_missing_lines
+
+    models, null = ([_model(name) for name in names] for names in (options.model, options.null))
+    chosen = {name: getattr(options, name) for name in ("fdr", "n", "seed")}
+    lines = find_missing_lines(models, null=null, progress=_bars(options), **chosen)
+    lines.write(options.output)
+    print(f"{options.output}: {len(lines)} lines up to a false-discovery rate of {options.fdr:g}")
+    return 0
 
 
 def _sample(options: argparse.Namespace) -> int:
@@ -81,7 +149,7 @@ def _sample(options: argparse.Namespace) -> int:
             seed=options.seed,
             max_steps=options.max_steps,
             workers=options.workers,
-            progress=sys.stderr.isatty(),
+            progress=_bars(options),
         )
     except KeyboardInterrupt:
         kept = options.output or options.chains
@@ -167,7 +235,7 @@ def _adapt(options: argparse.Namespace) -> int:
             watch=WatchSettings() if options.watch else None,
             seed=options.seed,
             folder=folder,
-            progress=sys.stderr.isatty(),
+            progress=_bars(options),
         )
     except KeyboardInterrupt:
         saved = f"what is done is saved in {folder}" if (folder / "checkpoint.pt").exists() else "nothing is saved"
@@ -196,7 +264,7 @@ def _train(options: argparse.Namespace) -> int:
     again = f"run the same command again to go on: cyclestarnet train {options.config}"
     try:
         with joined_processes(config) as (config, rank):
-            return _train_and_finish(config, options.until, again, talks=rank == 0)
+            return _train_and_finish(config, options, again, talks=rank == 0)
     except KeyboardInterrupt:
         if (config.run.folder / "checkpoint.pt").exists():
             print(f"\ninterrupted; what is done is saved in {config.run.folder}. To go on, {again}", file=sys.stderr)
@@ -205,17 +273,17 @@ def _train(options: argparse.Namespace) -> int:
         return 130
 
 
-def _train_and_finish(config, until, again, *, talks):
+def _train_and_finish(config, options, again, *, talks):
     """Prepare, train, and finish unless there is more to train; only one of several processes talks."""
     from cyclestarnet.training.runs import finish, prepare
 
-    progress = talks and sys.stderr.isatty()
+    progress = talks and _bars(options)
     run = prepare(config, progress=progress)
     if talks:
         print(run.summary(), flush=True)
     trainer, last = run.trainer, config.training.n_iterations
     try:
-        run.train(until=until, progress=progress)
+        run.train(until=options.until, progress=progress)
     finally:  # of a run that failed it is wanted most
         if talks:
             _progress_figure(config.run.folder)
@@ -277,7 +345,7 @@ def _prepare(options: argparse.Namespace) -> int:
             seed=options.seed,
             workers=options.workers,
             overwrite=options.overwrite,
-            progress=sys.stderr.isatty(),
+            progress=_bars(options),
         )
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to go on where it was", file=sys.stderr)
@@ -303,7 +371,7 @@ def _report(options: argparse.Namespace) -> int:
             n_stars=options.stars,
             split=options.split,
             seed=options.seed,
-            progress=sys.stderr.isatty(),
+            progress=_bars(options),
         )
     except KeyboardInterrupt:
         print("\ninterrupted, and nothing is saved; --stars takes fewer", file=sys.stderr)
@@ -326,7 +394,7 @@ def _mock_lines(options: argparse.Namespace) -> int:
         raise ValueError("give the file of the study; cyclestarnet mock-lines --example prints one to begin with")
     config = read_mock_config(options.config)
     try:
-        table = study(config, progress=sys.stderr.isatty())
+        table = study(config, progress=_bars(options))
     except KeyboardInterrupt:
         print(
             f"\ninterrupted; run the same command again to go on: cyclestarnet mock-lines {options.config}",
@@ -351,7 +419,11 @@ def _parser():
         description="Fit stellar spectra with synthetic ones that were calibrated on observed ones.",
     )
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True)
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    talk = argparse.ArgumentParser(add_help=False)
+    talk.add_argument("-q", "--quiet", action="store_true", help="errors only: no bars, no warnings")
+    talk.add_argument("-v", "--verbose", action="store_true", help="say more of what goes on")
+    commands = SimpleNamespace(add_parser=partial(subparsers.add_parser, parents=[talk]))
 
     sub = commands.add_parser("adapt", help=_adapt.__doc__)
     sub.add_argument("spectra", type=Path, help="HDF5 file of 50 or more spectra on the pixels of the model")
@@ -367,6 +439,15 @@ def _parser():
     sub = commands.add_parser("demo", help=_demo.__doc__)
     sub.add_argument("-o", "--output", type=Path, default=Path("cyclestarnet-demo.png"), help="figure to write")
     sub.set_defaults(run=_demo)
+
+    sub = commands.add_parser("derivatives", help=_derivatives.__doc__)
+    sub.add_argument("labels", nargs="+", help="where they are taken, such as teff=4500 logg=2.2 m_h=-0.5")
+    sub.add_argument("-o", "--output", type=Path, required=True, help="table to write: .ecsv or .fits")
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing table")
+    sub.add_argument("--model", default="apogee-giants", help="embedded model or .safetensors file")
+    sub.add_argument("--domain", choices=["observed", "synthetic", "difference"], default="observed")
+    sub.add_argument("--names", nargs="+", metavar="LABEL", help="labels to differentiate by (default: all)")
+    sub.set_defaults(run=_derivatives)
 
     sub = commands.add_parser("fit", help=_fit.__doc__)
     sub.add_argument(
@@ -387,6 +468,24 @@ def _parser():
         "model", nargs="?", default="apogee-giants", help="embedded model, .safetensors file, or folder of a training"
     )
     sub.set_defaults(run=_info)
+
+    sub = commands.add_parser("missing-lines", help=_missing_lines.__doc__)
+    sub.add_argument("-o", "--output", type=Path, required=True, help="table to write: .ecsv or .csv")
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing table")
+    sub.add_argument("--model", nargs="+", default=["apogee-giants"], help="embedded models or .safetensors files")
+    sub.add_argument("--null", nargs="+", default=[], metavar="MODEL", help="models of trainings that lacked nothing")
+    sub.add_argument("--fdr", type=float, default=0.05, help="false-discovery rate of the lines (0.05)")
+    sub.add_argument("-n", type=int, default=1000, metavar="N", help="label sets at which domains are compared (1000)")
+    sub.add_argument("--seed", type=int, default=0, help="of these label sets (0)")
+    sub.set_defaults(run=_missing_lines)
+
+    sub = commands.add_parser("predict", help=_predict.__doc__)
+    sub.add_argument("labels", nargs="+", help="such as teff=4500 logg=2.2 m_h=-0.5; in K, dex and km/s")
+    sub.add_argument("-o", "--output", type=Path, required=True, help="table to write: .ecsv or .fits")
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing table")
+    sub.add_argument("--model", default="apogee-giants", help="embedded model or .safetensors file")
+    sub.add_argument("--domain", choices=["observed", "synthetic"], default="observed")
+    sub.set_defaults(run=_predict)
 
     sub = commands.add_parser("prepare", help=_prepare.__doc__)
     sub.add_argument(
@@ -447,6 +546,21 @@ def _parser():
     return parser
 
 
+@contextmanager
+def _messages(options: argparse.Namespace) -> Iterator[None]:
+    """What the package logs, on stderr: warnings, or errors only, or all that it has to say."""
+    ours, handler = logging.getLogger("cyclestarnet"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    before = ours.level
+    ours.addHandler(handler)
+    ours.setLevel(logging.ERROR if options.quiet else logging.INFO if options.verbose else logging.WARNING)
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        ours.setLevel(before)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command of the command line.
 
@@ -476,13 +590,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     output = getattr(options, "output", None)
     unfinished = output is not None and options.command == "prepare" and Path(f"{output}.partial").exists()
-    overwrites = options.command in ("adapt", "fit", "prepare", "sample") and output is not None and output.exists()
+    one_file = hasattr(options, "overwrite") and options.command != "report"
+    overwrites = one_file and output is not None and output.exists()
     if overwrites and not options.overwrite and not unfinished:
         print(f"cyclestarnet: {output} exists; use --overwrite", file=sys.stderr)
         return 2
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("default", CycleStarNetWarning)
+        with warnings.catch_warnings(), _messages(options):
+            warnings.simplefilter("ignore" if options.quiet else "default", CycleStarNetWarning)
             return options.run(options)
     except (CycleStarNetError, OSError, ValueError, ImportError, FloatingPointError) as error:
         print(f"cyclestarnet: {error}", file=sys.stderr)

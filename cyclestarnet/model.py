@@ -338,18 +338,10 @@ class CalibratedModel(ModelParts):
         >>> model.predict(model.labels.to_quantities(model.prior.mean)).flux.shape
         (7167,)
         """
-        labels, filled = completed(self, labels)
-        values = self.labels.to_array(labels, check_range=True)
+        values, filled = self._completed(labels)
         predictor = predictor_of(self, domain, encode_split_latent(self, like, domain=domain))
         spectrum = spectrum_of(self, predictor.flux(values), domain)
-        if filled:
-            spectrum.meta["filled"] = {name: labels[name] for name in filled}
-            warnings.warn(
-                f"{', '.join(filled)} were not given, and are what the prior of {self.name} expects of such a star; "
-                "the values are in meta['filled']",
-                CycleStarNetWarning,
-                stacklevel=2,
-            )
+        spectrum.meta |= filled
         return spectrum
 
     def as_spectral_model(
@@ -370,7 +362,7 @@ class CalibratedModel(ModelParts):
         Parameters
         ----------
         labels : mapping of str to `~astropy.units.Quantity`, or result of a fit, optional
-            To begin with. Default: the mean of the model's prior.
+            To begin with; some may be left out, as in `predict`. Default: the mean of the model's prior.
         domain : {"observed", "synthetic"}, optional
             Whose spectra: translated ones (default), or those of the emulator.
         like : `~specutils.Spectrum`, optional
@@ -401,7 +393,7 @@ class CalibratedModel(ModelParts):
         """
         values = self.population.prior.mean
         if labels is not None:
-            values = self.labels.to_array(completed(self, labels)[0], check_range=True)
+            values, _ = self._completed(labels)
         return spectral_model(self, values, domain=domain, split_latent=encode_split_latent(self, like, domain=domain))
 
     def to_observed(
@@ -589,7 +581,7 @@ class CalibratedModel(ModelParts):
         ----------
         labels : mapping of str to `~astropy.units.Quantity`
             Where the derivatives are taken, within the training range; arrays
-            are those of many stars.
+            are those of many stars. Some may be left out, as in `predict`.
         domain : {"observed", "synthetic", "difference"}, optional
             ``"difference"`` is observed − synthetic: what the synthetic
             spectra lack (S1, Section 4.2), as far as the network has learnt it.
@@ -620,14 +612,29 @@ class CalibratedModel(ModelParts):
         (2, 7167)
         """
         check_choice("domain", domain, (*DOMAINS, "difference"))
-        values = self.labels.to_array(labels, check_range=True)
+        values, filled = self._completed(labels)
         names = self.labels.names if names is None else (names,) if isinstance(names, str) else tuple(names)
         signs = {"observed": 1, "synthetic": -1} if domain == "difference" else {domain: 1}
         split_latent = encode_split_latent(self, like, domain=domain)
         predictors = [(sign, predictor_of(self, part, split_latent)) for part, sign in signs.items()]
         return predictor_derivatives(
-            predictors, values, names, label_set=self.labels, grid=self.grid, domain=domain, meta={"model": self.name}
+            predictors, values, names, label_set=self.labels, grid=self.grid, domain=domain,
+            meta={"model": self.name} | filled,
+        )  # fmt: skip
+
+    def _completed(self, labels: Any) -> tuple[Any, dict[str, Any]]:
+        """Values of all labels, and under ``"filled"`` those that were not given; a warning names them."""
+        labels, names = completed(self, labels)
+        values = self.labels.to_array(labels, check_range=True)
+        if not names:
+            return values, {}
+        warnings.warn(
+            f"{', '.join(names)} were not given, and are what the prior of {self.name} expects of such a star; "
+            "the values are in meta['filled']",
+            CycleStarNetWarning,
+            stacklevel=3,
         )
+        return values, {"filled": {name: labels[name] for name in names}}
 
     # -- inverse -----------------------------------------------------------------
     def _read(self, spectrum: Spectrum | str | Path) -> Spectrum:

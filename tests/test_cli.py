@@ -1,5 +1,6 @@
 """The command line, on the embedded model and the shipped star."""
 
+import logging
 import re
 import shutil
 import tomllib
@@ -7,10 +8,11 @@ from importlib import resources
 from pathlib import Path
 
 import astropy.units as u
+import numpy as np
 import pytest
 from astropy.table import QTable
 
-from cyclestarnet import CalibratedModel
+from cyclestarnet import CalibratedModel, CycleStarNetWarning
 from cyclestarnet.cli import _parser as parser
 from cyclestarnet.cli import main
 from cyclestarnet.datasets import K_GIANT
@@ -157,6 +159,64 @@ def test_info_names_a_folder_that_is_no_training(tmp_path, capsys):
     assert "is no folder of a training" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("suffix", [".ecsv", ".fits"])
+def test_predict_writes_the_spectrum_of_labels(tmp_path, capsys, suffix):
+    output = tmp_path / f"star{suffix}"
+    assert main(["predict", "teff=4500", "logg=2.2", "m_h=-0.5", "-o", str(output), "-q"]) == 0
+    table, model = QTable.read(output), CalibratedModel.from_pretrained()
+    with pytest.warns(CycleStarNetWarning, match="were not given"):
+        flux = model.predict({"teff": 4500 * u.K, "logg": 2.2 * u.dex(u.cm / u.s**2), "m_h": -0.5 * u.dex}).flux
+    np.testing.assert_array_equal(table["flux"], flux)
+    assert table["wavelength"].unit == u.AA
+    assert capsys.readouterr().err == ""
+
+
+def test_derivatives_are_those_of_the_model(tmp_path):
+    output, labels = tmp_path / "slopes.ecsv", ["teff=4500", "logg=2.2", "m_h=-0.5"]
+    arguments = [*labels, "--names", "mg_h", "--domain", "synthetic", "-o", str(output)]
+    with pytest.warns(CycleStarNetWarning, match="were not given"):
+        assert main(["derivatives", *arguments]) == 0
+    slope = QTable.read(output)["mg_h"].value
+    assert slope.min() < -0.1 < 0.05 > slope.max()  # lines of magnesium get deeper
+
+
+def test_missing_lines_writes_a_catalogue(tmp_path, capsys):
+    output = tmp_path / "lines.ecsv"
+    assert main(["missing-lines", "-n", "32", "--fdr", "1", "-o", str(output), "-q"]) == 0
+    table = QTable.read(output)
+    assert table["wavelength"].unit == u.AA
+    assert f"{len(table)} lines" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["predict", "4500", "-o", "a.fits"], "in '4500' there is no ="),
+        (["predict", "teff=hot", "-o", "a.fits"], "'hot' is no number"),
+        (["predict", "teff=4500", "logg=2.2", "m_h=0", "-o", "a.txt"], "must end in .ecsv or .fits"),
+        (["derivatives", "teff=4500", "logg=2.2", "tempo=1", "-o", "a.fits"], "tempo"),
+        (["missing-lines", "--fdr", "5", "-o", "a.ecsv"], "fdr is a share"),
+    ],
+)
+def test_what_is_wrong_is_one_line(command, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, "-q"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_quiet_and_verbose_decide_what_is_told(star_file, capsys):
+    told = {}
+    for option in ("-q", "-v"):
+        main(["fit", str(star_file), "--space", "emulator", option])
+        told[option] = capsys.readouterr().err
+    assert told["-q"] == ""
+    assert "flags of 1 stars" in told["-v"]
+    assert not logging.getLogger("cyclestarnet").handlers
+
+
 def test_reference_names_every_command_and_option():
     page = Path(__file__).parents[1] / "docs/reference/command_line.rst"
     sections = re.split(r"\n(\S+)\n=+\n", page.read_text(encoding="utf-8"))
@@ -164,5 +224,12 @@ def test_reference_names_every_command_and_option():
     [commands] = [action for action in parser()._actions if action.dest == "command"]
     assert set(told) == set(commands.choices)
     for name, command in commands.choices.items():
-        options = {option for action in command._actions for option in action.option_strings} - {"-h", "--help"}
+        options = {option for action in command._actions for option in action.option_strings} - {
+            "-h",
+            "--help",
+            "-q",
+            "--quiet",
+            "-v",
+            "--verbose",
+        }
         assert set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", told[name])) == options, name
