@@ -10,14 +10,18 @@ Labels that are not ``--free`` are held at their true values. ``--space emulator
 is faster: data and model are then the emulator's. Of samples, all labels together are ranked, too, by
 their distance from random points (``joint``; the expected coverage of TARP). Stars are added to
 ``WORK/ranks.jsonl`` one by one, so that a run can be killed and run again; at
-the end the table is printed, and ``WORK/ranks.png`` drawn.
+the end the table is printed, and ``WORK/ranks.rst`` and ``WORK/ranks.png`` are made. Those of the pages
+are ``docs/tables/fits_calibration.rst`` and ``docs/_static/ranks.png``.
 `cyclestarnet.training.calibration_ranks` does the work, and says what ranks tell.
 """
 
 from __future__ import annotations
 
 import argparse
+from datetime import date
 from pathlib import Path
+
+from list_tables import list_table, write_rst
 
 from cyclestarnet import CalibratedModel
 from cyclestarnet.io import read
@@ -26,6 +30,25 @@ from cyclestarnet.training import calibration_ranks, rank_table
 from cyclestarnet.training.ranks import JOINT, expected_coverage
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+def table(ranks, options):
+    """Text of the table of the pages."""
+    header = ("label", "p of even ranks (χ²)", "within the band", "mean rank", "68 %", "95 %", "width of pulls")
+    rows = [
+        (
+            row["label"], f"{row['p']:.2g}", "yes" if row["in_band"] else "no", f"{row['mean_rank']:.3f}",
+            f"{row['cover_68']:.3f}", f"{row['cover_95']:.3f}", f"{row['pull_width']:.2f}",
+        )
+        for row in rank_table(ranks)
+    ]  # fmt: skip
+    errors = {"chains": "samples of emcee", "laplace": "Laplace errors of fits"}[options.method]
+    low, high = options.snr
+    title = (
+        f"Ranks of true labels, {errors} in the {options.space} space, {ranks.n_stars} stars that the model made, "
+        f"S/N {low:g} to {high:g}, seed {options.seed}; {date.today().isoformat()}"
+    )
+    return list_table(title, [header, *rows])
 
 
 def main(argv=None):
@@ -63,6 +86,7 @@ def main(argv=None):
             found = zip(*expected_coverage(ranks.by_label[JOINT]), strict=True)
             told = [f"{covered:.2f} of {level:.1f}" for level, covered in found if round(level, 9) in LEVELS]
             print("truths within regions of a probability, all labels together: " + ", ".join(told))
+        write_rst(options.work / "ranks.rst", table(ranks, options))
         plot_ranks(ranks)[0].figure.savefig(options.work / "ranks.png", dpi=110)
 
 
