@@ -145,7 +145,7 @@ class Journal:
 
     def _record(self, line):
         """What a line of blocks holds; None if it is torn or damaged."""
-        with suppress(ValueError, AttributeError, KeyError, RecursionError):
+        with suppress(ValueError, AttributeError, KeyError, TypeError, RecursionError):
             record = json.loads(line)
             if record.pop("digest") == self._digest(record):
                 return record

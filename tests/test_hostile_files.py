@@ -349,7 +349,7 @@ def test_label_with_the_unit_of_something_else(tmp_path):
         read_results(tmp_path / "results.ecsv")
 
 
-@pytest.mark.parametrize("line", ['{"stars": 3, "rows": []}', "[" * 5000 + "]" * 5000, "3", '{"stars": [0]}'])
+@pytest.mark.parametrize("line", ['{"stars": 3, "rows": []}', "[" * 5000 + "]" * 5000, "[3]", "3", '{"stars": [0]}'])
 def test_damaged_journal(tmp_path, line):
     path = tmp_path / "labels.ecsv.partial"
     with Journal(path, {"model": "m"}) as journal:

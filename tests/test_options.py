@@ -1,6 +1,7 @@
 """Options stand once: classes that check themselves, and functions that take their fields."""
 
 import inspect
+import re
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def test_methods_show_the_options_that_they_take(method, kinds):
     for kind in kinds:
         for name, parameter in inspect.signature(kind).parameters.items():
             assert shown[name].kind is inspect.Parameter.KEYWORD_ONLY
-            assert f"        {name} : " in function.__doc__, name
+            assert re.search(rf"^ *{name} : ", function.__doc__, re.M), name
             assert shown[name].default is parameter.default
     assert "**options" not in function.__doc__
 
