@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -48,6 +48,9 @@ class Objective:
         bars. ``"unknown"``: the factor may be below 1, too.
     n_data : array, shape (n,), optional
         Independent data of each star: what χ² of the errors alone is on the average. Default: the pixels that are used.
+    templates : array or Tensor, shape (n, m, n_pixels), optional
+        What may be added to the flux of each star, times coefficients of which only a Gaussian of unit width is known,
+        such as errors of the continuum. The posterior is marginalised over them, exactly. Default: nothing.
 
     Raises
     ------
@@ -73,6 +76,9 @@ class Objective:
     prior: Prior | None = None
     errors: str = "quoted"
     n_data: ArrayLike | None = None
+    templates: Tensor | None = None
+    _root: Tensor | None = field(init=False, default=None, repr=False)
+    _taken: Tensor | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("flux", "ivar"):
@@ -83,6 +89,17 @@ class Objective:
         n_labels = len(self.parameters.origin)
         if n_labels != self.predictor.n_labels:
             raise ValueError(f"parameters of {n_labels} labels, but the predictor has {self.predictor.n_labels}")
+        if self.templates is not None:
+            templates = torch.as_tensor(self.templates, dtype=torch.float64, device=self.predictor.device)
+            # With them the inverse covariance of the data is diag(ivar) − Σ u uᵀ (Woodbury), u the rows of `_taken`.
+            weighted = templates * self.ivar[:, None]
+            identity = torch.eye(templates.shape[1], dtype=torch.float64, device=self.predictor.device)
+            root = star_by_star(
+                lambda w, t: torch.linalg.cholesky(identity + w @ t.transpose(1, 2)), weighted, templates
+            )
+            taken = torch.linalg.solve_triangular(root, weighted, upper=False)
+            for name, value in (("templates", templates), ("_root", root), ("_taken", taken)):
+                object.__setattr__(self, name, value)
 
     @property
     def n_stars(self) -> int:
@@ -148,9 +165,59 @@ class Objective:
         >>> objective.chi2(objective.predict(values, star), star)
         tensor([5.], dtype=torch.float64)
         """
-        return star_by_star(
+        chi2 = star_by_star(
             lambda flux, data, ivar: ((flux - data) ** 2 * ivar).sum(1), flux, self.flux[stars], self.ivar[stars]
         )
+        if self._taken is None:
+            return chi2
+        return chi2 - star_by_star(
+            lambda flux, data, taken: ((taken @ (flux - data)[..., None]) ** 2).sum((1, 2)),
+            flux, self.flux[stars], self._taken[stars],
+        )  # fmt: skip
+
+    def absorbed(self, flux: Tensor, stars: Tensor) -> Tensor:
+        """Return what the templates make of the difference between data and prediction: their most likely sum.
+
+        Parameters
+        ----------
+        flux : Tensor, shape (m, n_pixels)
+            As of `predict`.
+        stars : Tensor of int, shape (m,)
+            Which star each row belongs to.
+
+        Returns
+        -------
+        Tensor, shape (m, n_pixels)
+            0 without templates.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from cyclestarnet.fitting import LinearPredictor, Objective, Parameters
+        >>> slope, level = LinearPredictor([1.0, 1.0], [[1.0], [2.0]]), torch.ones(1, 1, 2)
+        >>> parameters = Parameters.of_labels([0], [1], [0.9])
+        >>> objective = Objective(slope, [1.5, 2.0], [1e4, 1e4], parameters, templates=level)
+        >>> objective.absorbed(torch.tensor([[1.4, 1.9]]).double(), torch.tensor([0])).round(decimals=3)
+        tensor([[0.1000, 0.1000]], dtype=torch.float64)
+        """
+        if self.templates is None or self._taken is None or self._root is None:
+            return torch.zeros_like(flux)
+
+        def sum_of(flux: Tensor, data: Tensor, taken: Tensor, root: Tensor, templates: Tensor) -> Tensor:
+            found = taken @ (data - flux)[..., None]
+            coefficients = torch.linalg.solve_triangular(root.transpose(1, 2), found, upper=True)
+            return (coefficients * templates).sum(1)
+
+        parts = (self.flux, self._taken, self._root, self.templates)
+        return star_by_star(sum_of, flux, *(part[stars] for part in parts))
+
+    def _weighted(self, rows: Tensor, stars: Tensor, scale2: Tensor) -> Tensor:
+        """Rows (m, k, n_pixels), times the inverse covariance of the data of their stars."""
+        out = rows * (self.ivar[stars] / scale2[:, None])[:, None]
+        if self._taken is None:
+            return out
+        taken = self._taken[stars]
+        return out - (rows @ taken.transpose(1, 2)) @ taken / scale2[:, None, None]
 
     def error_scale2(self, chi2: Tensor, stars: Tensor) -> Tensor:
         """Return the most likely factor on all variances of a star.
@@ -281,7 +348,7 @@ class Objective:
             labels = self.parameters.labels(values)
             flux, pull = self.predictor.pullback(labels, stars)
             scale2 = self.error_scale2(self.chi2(flux, stars), stars)
-            gradient = pull((flux - self.flux[stars]) * self.ivar[stars] / scale2[:, None])
+            gradient = pull(self._weighted((flux - self.flux[stars])[:, None], stars, scale2)[:, 0])
             if self.prior is not None:
                 gradient = gradient - self.prior.derivatives(labels)[1]
             return flux, gradient @ self._matrix
@@ -423,19 +490,19 @@ class Objective:
         labels, matrix = self.parameters.labels(values), self._matrix
 
         def products(
-            slopes: Tensor, flux: Tensor, data: Tensor, weight: Tensor, labels: Tensor
+            slopes: Tensor, flux: Tensor, scale2: Tensor, labels: Tensor, stars: Tensor
         ) -> tuple[Tensor, Tensor]:
             slopes = slopes.double()
-            weighted = slopes * weight[:, None]
-            gradient = (weighted @ (flux - data)[..., None])[..., 0]
+            weighted = self._weighted(slopes, stars, scale2)
+            gradient = (weighted @ (flux - self.flux[stars])[..., None])[..., 0]
             hessian = weighted @ slopes.transpose(1, 2)
             if self.prior is None:
                 return gradient, hessian
             _, slope, curvature = self.prior.derivatives(labels)
             return gradient - slope @ matrix, hessian + matrix.T @ curvature @ matrix
 
-        weight = self.ivar[stars] / self.error_scale2(self.chi2(flux, stars), stars)[:, None]
-        gradient, hessian = star_by_star(products, slopes, flux, self.flux[stars], weight, labels)
+        scale2 = self.error_scale2(self.chi2(flux, stars), stars)
+        gradient, hessian = star_by_star(products, slopes, flux, scale2, labels, stars)
         return self.loss(flux, values, stars), gradient, hessian
 
     @property

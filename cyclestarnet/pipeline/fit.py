@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from numpy.polynomial.legendre import legvander
 
 from cyclestarnet.exceptions import CycleStarNetError, FitWarning, GridError, SpectrumError
 from cyclestarnet.fitting.lbfgs import lbfgs
@@ -55,6 +56,7 @@ ADVICE = {
     FitFlag.CONTINUUM: "wide stretches lie above or below the model; look at the continuum, or `ignore` them",
 }
 SEARCHES = WeakKeyDictionary()  # of the models that are still there
+CONTINUUM_ERROR = 0.02  # of flux: width of the coefficients of polynomials in a chip
 ROUGH_ERROR = 0.01  # of a translated spectrum, before its own residuals tell
 
 
@@ -230,7 +232,20 @@ def make_objective(parts: ModelParts, stars: Stars, setup: FitSetup, *, together
         kinematics = Kinematics(parts.grid.wavelength.value, parts.grid.chips)
         predictor = MovingPredictor(predictor, kinematics, setup.options.motion)
     n_data = stars.n_data(1 / (stars.variance if errors == "unknown" else variance))
-    return Objective(predictor, flux, 1 / variance, setup.parameters, setup.prior, errors=errors, n_data=n_data)
+    templates = None
+    if setup.options.continuum_degree is not None:
+        templates = flux[:, None] * _polynomials(parts.grid, setup.options.continuum_degree)
+    return Objective(
+        predictor, flux, 1 / variance, setup.parameters, setup.prior, errors=errors, n_data=n_data, templates=templates
+    )
+
+
+def _polynomials(grid, degree):
+    """Legendre polynomials in each chip (n_chips · (degree + 1), n_pixels), as large as a continuum may be off."""
+    rows = np.zeros((len(grid.chips), degree + 1, grid.n_pixels))
+    for chip, (start, stop) in zip(rows, grid.chips, strict=True):
+        chip[:, start:stop] = legvander(np.linspace(-1, 1, stop - start), degree).T
+    return CONTINUUM_ERROR * rows.reshape(-1, grid.n_pixels)
 
 
 def _start_coordinates(parts, stars, setup):

@@ -39,6 +39,7 @@ SPACES = ("observed", "synthetic", "emulator")
 METHODS = ("lm", "lbfgs")
 SPLIT_LATENTS = ("own", "typical", "fitted")
 SAMPLERS = ("emcee", "nuts")
+HIGHEST_DEGREE = 10  # of polynomials in a chip; higher ones begin to eat lines
 # What options are called elsewhere
 USUAL_NAMES = {
     "n_steps": "max_steps", "nsteps": "max_steps", "steps": "max_steps", "n_samples": "max_steps", "niter": "max_steps",
@@ -101,6 +102,10 @@ class FitOptions:
     ignore : array of bool of shape (n_pixels,), (low, high), `~specutils.SpectralRegion`, or list of these, optional
         Pixels of the model, or ranges of vacuum wavelength (Angstrom, if they have no unit), that are not used.
         Default: none.
+    continuum_degree : int, optional
+        Degree of a polynomial in each chip by which the model's flux may be off from the data's, with coefficients of
+        about 2 %. The posterior is marginalised over them, so that the errors of labels hold what the continuum does
+        not tell; ``model_spectrum`` is that with the most likely ones. Default: none, the continuum is trusted.
     inflation : float, optional
         Factor on the errors of the data. Default: 1.
     model_scatter : bool, optional
@@ -141,6 +146,7 @@ class FitOptions:
     split_latent: str = "own"
     normalise: bool | None = None
     ignore: Any = None
+    continuum_degree: int | None = None
     inflation: float = 1.0
     model_scatter: bool = True
     method: str = "lm"
@@ -153,6 +159,9 @@ class FitOptions:
             raise ValueError(
                 f"inflation must be a positive factor on the errors of the data, but is {self.inflation!r}"
             )
+        degree = self.continuum_degree
+        if degree is not None and (isinstance(degree, bool) or degree not in range(HIGHEST_DEGREE + 1)):
+            raise ValueError(f"continuum_degree must be a whole number from 0 to {HIGHEST_DEGREE}, but is {degree!r}")
         if not isinstance(self.normalise, bool | None):
             raise TypeError(f"normalise must be True, False or None, but is {self.normalise!r}")
         if not isinstance(self.model_scatter, bool):

@@ -60,7 +60,9 @@ def make_result(
     """
     options, layout, space = setup.options, setup.layout, setup.options.space
     flux, fit_ivar = objective.flux[row].cpu().numpy(), objective.ivar[row].cpu().numpy()
-    values, model_flux, good = optimum.inputs[row][layout.label_places], optimum.flux[row], fit_ivar > 0
+    values, good = optimum.inputs[row][layout.label_places], fit_ivar > 0
+    predicted = torch.as_tensor(optimum.flux[row : row + 1], device=objective.flux.device)
+    model_flux = (predicted + objective.absorbed(predicted, torch.tensor([row])))[0].cpu().numpy()
     residual = np.where(good, flux - model_flux, 0.0)
     star, n_parameters = stars.part([row]), len(setup.parameters)
     data_ivar = 1 / stars.variance[row]

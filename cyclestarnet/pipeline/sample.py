@@ -35,7 +35,9 @@ __all__ = ["sample_one"]
 log = logging.getLogger(__name__)
 
 # options that a chain depends on
-IDENTITY = ("space", "prior", "split_latent", "normalise", "ignore", "inflation", "model_scatter", "motion")
+IDENTITY = (
+    "space", "prior", "split_latent", "normalise", "ignore", "continuum_degree", "inflation", "model_scatter", "motion",
+)  # fmt: skip
 LONG = 80  # characters of an option that a file says in words
 TOGETHER = 6  # positions that go through the networks at once: what they make of them stays in the processor's cache
 
