@@ -7,7 +7,7 @@ import pytest
 TUTORIALS = Path(__file__).parents[1] / "docs" / "tutorials"
 
 
-@pytest.mark.parametrize(("name", "stars"), [("tutorial", 5), ("lines_tutorial", 60)])
+@pytest.mark.parametrize(("name", "stars"), [("own_star", 1), ("tutorial", 5), ("lines_tutorial", 60)])
 def test_tutorial_runs(name, stars, tmp_path, monkeypatch):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     monkeypatch.setenv("CYCLESTARNET_TUTORIAL_STARS", str(stars))
