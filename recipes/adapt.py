@@ -41,8 +41,8 @@ UNITS = {"teff": u.K, "logg": u.dex(u.cm / u.s**2), "m_h": u.dex, "alpha_m": u.d
 N_TEST = 400
 
 
-def write_stars(options, model):
-    """Stars of the other instrument; a file per size for training, and one of test stars with their labels."""
+def read_stars(options, model):
+    """Stars of the other instrument: arrays of those for training, and test stars with their labels."""
     every = options.work / "stars.h5"
     n = max(options.sizes) + N_TEST
     if not every.exists():
@@ -53,26 +53,14 @@ def write_stars(options, model):
         subprocess.run([sys.executable, tool, temporary, *numbers, *fractions, *OTHERS], check=True)
         temporary.replace(every)
     pixels = slice(0, model.grid.n_pixels)  # the grid of the generator begins with that of the model
-    paths = {}
+    kinds = ("spectra", "spectra_err", "spectra_msk")
     with h5py.File(every) as file:
-        for size in options.sizes:
-            paths[size] = options.work / f"stars-{size}.h5"
-            if not paths[size].exists():
-                write_atomically(paths[size], lambda path, size=size: _write_part(path, file, size, pixels))
-        flux, sigma, good = (
-            file[f"{kind} test"][: options.stars, pixels] for kind in ("spectra", "spectra_err", "spectra_msk")
-        )
+        training = [file[f"{kind} train"][: max(options.sizes), pixels] for kind in kinds]
+        flux, sigma, good = (file[f"{kind} test"][: options.stars, pixels] for kind in kinds)
         labels = file["labels test"][: options.stars].astype(float)
     ivar = np.where(good == 1, sigma.astype(float) ** -2, 0.0)
     truth = {name: labels[:, k] * unit for k, (name, unit) in enumerate(UNITS.items())}
-    return paths, (to_spectrum(flux.astype(float), model.grid, ivar=ivar), truth)
-
-
-def _write_part(path, file, size, pixels):
-    with h5py.File(path, "w") as out:
-        out["wavelength"] = file["wavelength"][pixels]
-        for kind in ("spectra", "spectra_err", "spectra_msk"):
-            out[f"{kind} train"] = file[f"{kind} train"][:size, pixels]
+    return training, (to_spectrum(flux.astype(float), model.grid, ivar=ivar), truth)
 
 
 def without_training(model, seed):
@@ -111,10 +99,10 @@ def main(argv=None):
     options = parser.parse_args(argv)
     options.work.mkdir(parents=True, exist_ok=True)
     base = CalibratedModel.from_pretrained("apogee-giants")
-    paths, test = write_stars(options, base)
+    (flux, sigma, good), test = read_stars(options, base)
     kept = options.work / "adapt.json"
     rows = json.loads(kept.read_text()) if kept.exists() else {}
-    for size, path in paths.items():
+    for size in options.sizes:
         for kind in ("before", "adapted", "scratch"):
             key = f"{kind}, {size} stars, {options.iterations} iterations, {options.stars} judged, seed {options.seed}"
             if key not in rows:
@@ -122,7 +110,9 @@ def main(argv=None):
                 if kind != "before":
                     model, _ = adapt(
                         base if kind == "adapted" else without_training(base, options.seed),
-                        path,
+                        flux[:size].astype(float),
+                        sigma[:size].astype(float),
+                        mask=good[:size] == 0,
                         name=kind,
                         settings=adaptation_settings(base, n_iterations=options.iterations, seed=options.seed),
                         seed=options.seed,
