@@ -63,6 +63,7 @@ def main(argv=None):
     parser.add_argument(
         "--like", type=Path, help="observed spectrum whose split latent is used; default: a typical one"
     )
+    parser.add_argument("--split-latent", choices=["own", "typical", "fitted"], default="own", help="of the fits")
     parser.add_argument("--max-steps", type=int, default=10_000, help="of a chain")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
@@ -75,6 +76,7 @@ def main(argv=None):
         free=options.free,
         snr=options.snr,
         like=None if options.like is None else read(options.like),
+        split_latent=options.split_latent,
         max_steps=options.max_steps,
         seed=options.seed,
         path=options.work / "ranks.jsonl",

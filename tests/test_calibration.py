@@ -290,6 +290,14 @@ def test_errors_that_are_too_large_are_noticed(tiny_model, monkeypatch):
     assert ((table["pull_width"] > 0.25) & (table["pull_width"] < 0.6)).all()
 
 
+def test_the_true_split_latent_gives_right_errors(tiny_model):
+    """Stars have the typical one; what is read from their noisy spectra is another, and ranks are others."""
+    options = FAST | {"space": "observed"}
+    true, own = (calibration_ranks(tiny_model, 40, split_latent=which, **options) for which in ("typical", "own"))
+    assert (rank_table(true)["p"] > 1e-3).all()
+    assert (true.by_label["teff"] != own.by_label["teff"]).any()
+
+
 def test_hidden_errors_of_labels_are_left_out(tiny_model):
     """Stars that the model made have none: with and without them, ranks are the same."""
     hidden = replace(tiny_model, noise=replace(tiny_model.noise, label_error=np.diag([1e4, 1.0, 1.0])))
@@ -407,6 +415,8 @@ def test_a_file_of_another_model_is_refused(tmp_path, tiny_model):
     [
         ({"method": "laplas"}, "method must be one of 'laplace', 'chains', but is 'laplas'"),
         ({"space": "synthetic"}, "space must be one of 'observed', 'emulator', but is 'synthetic'"),
+        ({"split_latent": "typical"}, "split_latent='typical' has no effect with space='emulator'"),
+        ({"split_latent": "mine", "space": "observed"}, "split_latent must be one of"),
         ({"free": []}, "free must name one label or more"),
         ({"free": ["Teff"]}, "Unknown label 'Teff'; did you mean 'teff'"),
         ({"snr": (100, 50)}, "snr must be .low, high., positive and rising"),

@@ -53,12 +53,14 @@ class _Settings:
     space: str
     free: tuple[str, ...]
     snr: tuple[float, float]
+    split_latent: str
     max_steps: int
     seed: int
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, ("laplace", "chains"))
         check_choice("space", self.space, DOMAINS)
+        FitOptions(space=self.space, split_latent=self.split_latent)  # checks it
         if not self.free:
             raise ValueError("free must name one label or more")
         if not 0 < self.snr[0] <= self.snr[1] < np.inf:
@@ -191,6 +193,7 @@ def calibration_ranks(
     free: Sequence[str] | None = None,
     snr: tuple[float, float] = (40.0, 180.0),
     like: Spectrum | None = None,
+    split_latent: str = "own",
     max_steps: int = 10_000,
     seed: int = 0,
     path: str | os.PathLike[str] | None = None,
@@ -220,6 +223,9 @@ def calibration_ranks(
         Default: 40 to 180. Fits take no spectrum for better than ``1 / model.noise.sigma_floor``.
     like : `~specutils.Spectrum`, optional
         Observed spectrum whose split latent all stars have. Default: a typical one.
+    split_latent : {"own", "typical", "fitted"}, optional
+        Which the fits use, see `~cyclestarnet.pipeline.FitOptions`. Default: ``"own"``, read from each spectrum, noise
+        and all; ``"typical"`` is the truth, unless ``like`` is given.
     max_steps : int, optional
         Of a chain. Default: 10,000.
     seed : int, optional
@@ -269,7 +275,7 @@ def calibration_ranks(
     for name in chosen:
         model.labels.index(name)  # raises if there is none
     ordered = tuple(name for name in model.labels if name in chosen)
-    settings = _Settings(method, space, ordered, (float(snr[0]), float(snr[1])), max_steps, seed)
+    settings = _Settings(method, space, ordered, (float(snr[0]), float(snr[1])), split_latent, max_steps, seed)
     if n_stars < 1:
         raise ValueError(f"n_stars must be 1 or more, but is {n_stars}")
     if settings.snr[1] * model.noise.sigma_floor > 1 + 1e-9:
@@ -325,7 +331,7 @@ def _laplace(
     model: CalibratedModel, stars: Sequence[_Star], settings: _Settings
 ) -> Iterator[tuple[bool, dict[str, int]]]:
     """Whether fits converged, and ranks of the truth by label, of each star."""
-    common = FitOptions(space=settings.space, normalise=False)
+    common = FitOptions(space=settings.space, normalise=False, split_latent=settings.split_latent)
     if len(settings.free) == len(model.labels):
         results = iter(fit_stars(model, [star.spectrum for star in stars], FitSetup.of(model, common)))
     else:
@@ -355,6 +361,7 @@ def _chains(
                 space=settings.space,
                 fixed=_held(star, settings, model),
                 normalise=False,
+                split_latent=settings.split_latent,
                 max_steps=settings.max_steps,
                 length=_length(settings),
                 seed=int(star.rng.integers(2**32)),
