@@ -150,6 +150,7 @@ class Adaptation(nn.Module):
         weight_obs: Tensor,
         labels: Tensor | None = None,
         x_changed: Tensor | None = None,
+        weight_synth: Tensor | None = None,
     ) -> tuple[Terms, Transfers]:
         """Unweighted loss terms of the autoencoder step, and what the critics need.
 
@@ -163,6 +164,9 @@ class Adaptation(nn.Module):
             Standardised labels of ``x_synth``, which a label head needs.
         x_changed : tensor, shape (n, n_pixels), optional
             Standardised synthetic spectra that differ from ``x_synth`` in a few labels, row by row.
+        weight_synth : tensor, shape (n, n_pixels), optional
+            As ``weight_obs``, of a first domain whose spectra have errors and masks too. Default: the
+            ``synthetic_sigma`` of the settings in every pixel.
 
         Returns
         -------
@@ -210,7 +214,7 @@ class Adaptation(nn.Module):
                 self.critic_obs, synth_to_obs, _joined(shared_latent_synth, split_latent_fake), matrices
             ),
         }
-        weight, target = self.settings.flux_std / self.settings.synthetic_sigma, x_synth.detach()
+        weight, target = self._weight_synth(weight_synth), x_synth.detach()
         terms = {
             "rec_synth": losses.distance(rec_synth, target, weight),
             "rec_obs": losses.distance(rec_obs, x_obs, weight_obs),
@@ -231,13 +235,15 @@ class Adaptation(nn.Module):
         of_split = (None if z is None else z.detach() for z in (split_latent_true, split_latent_fake))
         return terms, Transfers(*(tensor.detach() for tensor in kept), *of_split)
 
-    def warm_start_terms(self, x_synth: Tensor) -> Terms:
+    def warm_start_terms(self, x_synth: Tensor, weight_synth: Tensor | None = None) -> Terms:
         """Loss of the synthetic autoencoder alone.
 
         Parameters
         ----------
         x_synth : tensor, shape (n, n_pixels)
             Standardised synthetic spectra.
+        weight_synth : tensor, shape (n, n_pixels), optional
+            As `autoencoder_terms` takes it.
 
         Returns
         -------
@@ -255,9 +261,7 @@ class Adaptation(nn.Module):
         z = convolutions.run(self.network.encoder_sh, hidden, matrices).to(self.dtype)
         hidden = convolutions.run(self.network.decoder_sh, z, matrices)
         rec_synth = convolutions.run(self.network.decoder_synth, hidden, matrices).spectra()
-        return {
-            "rec_synth": losses.distance(rec_synth, x_synth, self.settings.flux_std / self.settings.synthetic_sigma)
-        }
+        return {"rec_synth": losses.distance(rec_synth, x_synth, self._weight_synth(weight_synth))}
 
     def copy_synth_to_obs(self) -> None:
         """Begin the observed branch as a copy of the synthetic one; what the split latent feeds stays as it is.
@@ -352,6 +356,9 @@ class Adaptation(nn.Module):
         return terms
 
     # -- parts of both ---------------------------------------------------------
+    def _weight_synth(self, given: Tensor | None) -> Tensor | float:
+        return self.settings.flux_std / self.settings.synthetic_sigma if given is None else given
+
     def _maps(self, spectra: Tensor) -> Maps:
         return self.maps.from_spectra(spectra, self._stride, self.dtype)
 

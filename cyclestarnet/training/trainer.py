@@ -23,6 +23,7 @@ from importlib import import_module
 from operator import add
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -94,8 +95,9 @@ class Trainer:
         Sizes of the networks, for spectra of as many pixels as the sources have.
     settings : `~cyclestarnet.TrainingSettings`
         Every number of the training; those that the sources were made with.
-    synthetic : `~cyclestarnet.training.datasets.SyntheticSource`
-        Synthetic spectra; they are moved to ``device``.
+    synthetic : `~cyclestarnet.training.datasets.SyntheticSource` or `~cyclestarnet.training.datasets.ObservedSource`
+        Synthetic spectra; they are moved to ``device``. If they are observed ones, both
+        domains have errors and masks, and none has labels.
     observed : `~cyclestarnet.training.datasets.ObservedSource`
         Observed spectra; they are moved to ``device``.
     folder : path-like, optional
@@ -143,7 +145,7 @@ class Trainer:
         self,
         network_settings: NetworkSettings,
         settings: TrainingSettings,
-        synthetic: SyntheticSource,
+        synthetic: SyntheticSource | ObservedSource,
         observed: ObservedSource,
         folder: str | os.PathLike | None = None,
         *,
@@ -164,8 +166,7 @@ class Trainer:
         self.folder = Path(folder) if folder is not None else None
         self.iteration = 0
         self.generator = torch.Generator().manual_seed(settings.seed)
-        n_labels = 0 if synthetic.label_mean is None else len(synthetic.label_mean)
-        self.parts = Adaptation(network_settings, settings, n_labels).to(self.device)
+        self.parts = Adaptation(network_settings, settings, self._n_labels).to(self.device)
         self.network, self.label_head = self.parts.network, self.parts.label_head
         self.critic_synth, self.critic_obs = self.parts.critic_synth, self.parts.critic_obs
         self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
@@ -258,11 +259,20 @@ class Trainer:
             )
         if s.weight_response and isinstance(self.synthetic, SyntheticSpectra):
             self.synthetic.check_names(s.response_labels)
-        n_labels = 0 if self.synthetic.label_mean is None else len(self.synthetic.label_mean)
-        if self.anchors is not None and self.anchors.labels.shape[1] != n_labels:
+        if self.anchors is not None and self.anchors.labels.shape[1] != self._n_labels:
             raise ValueError(
-                f"the anchors have {self.anchors.labels.shape[1]} labels, but the synthetic spectra {n_labels}"
+                f"the anchors have {self.anchors.labels.shape[1]} labels, but the synthetic spectra {self._n_labels}"
             )
+
+    @property
+    def _n_labels(self) -> int:
+        mean = getattr(self.synthetic, "label_mean", None)  # observed spectra know of no labels
+        return 0 if mean is None else len(mean)
+
+    def _draw_first(self, n: int, generator: torch.Generator) -> dict[str, Tensor | None]:
+        """Spectra of the first domain, with the labels of synthetic ones or the weights of observed ones."""
+        spectra, more = self.synthetic.draw(n, generator)
+        return {"x_synth": spectra, "labels" if hasattr(self.synthetic, "label_mean") else "weight_synth": more}
 
     def _adam(self, parameters: list[nn.Parameter], rate: float) -> torch.optim.Adam:
         return torch.optim.Adam(parameters, rate, self.settings.betas, fused=True)
@@ -307,9 +317,9 @@ class Trainer:
     def _draw(self) -> dict[str, Tensor]:
         """The batch of this process: all draw the same spectra and take their share."""
         n = self.settings.batch_size
-        x_synth, labels = self.synthetic.draw(n, self.generator)
-        x_obs, weight_obs = self.observed.draw(n, self.generator)
-        drawn = {"x_synth": x_synth, "x_obs": x_obs, "weight_obs": weight_obs, "labels": labels}
+        drawn = self._draw_first(n, self.generator)
+        labels = drawn.get("labels")
+        drawn["x_obs"], drawn["weight_obs"] = self.observed.draw(n, self.generator)
         if self.settings.weight_response and labels is not None:
             assert isinstance(self.synthetic, SyntheticSpectra)  # this was checked
             drawn["changed"] = self.synthetic.changed(labels, self.settings.response_labels, self.generator)
@@ -328,7 +338,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         collected = []
         for part in self._micro_batches(batch):
-            terms = self.parts.warm_start_terms(part["x_synth"])
+            terms = self.parts.warm_start_terms(part["x_synth"], part.get("weight_synth"))
             (terms["rec_synth"] / self.settings.micro_batches).backward()
             collected.append(terms)
         return self._finish_step(self.optimizer, self._mean(collected), batch)
@@ -546,7 +556,7 @@ class Trainer:
         return row
 
     # -- the watch -------------------------------------------------------------
-    def _draw_held_out(self, held_out: ObservedSpectra | None, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _draw_held_out(self, held_out: ObservedSpectra | None, number: int) -> dict[str, Any]:
         """Standardised spectra of both domains that scores are measured on, the same in the whole run."""
         if held_out is None or len(held_out) < LEAST_HELD_OUT:
             found = "none" if held_out is None else len(held_out)
@@ -555,17 +565,21 @@ class Trainer:
                 f"but got {found}"
             )
         generator = torch.Generator().manual_seed(self.settings.seed)
-        x_synth, _ = self.synthetic.draw(min(number, len(held_out)), generator)
-        return x_synth, *held_out.rows(torch.arange(min(number, len(held_out))))
+        number = min(number, len(held_out))
+        first = self._draw_first(number, generator)
+        x_obs, weight_obs = held_out.rows(torch.arange(number))
+        weight_synth: Tensor | float | None = first.get("weight_synth")
+        if weight_synth is None:
+            weight_synth = self.settings.flux_std / self.settings.synthetic_sigma
+        return {"x_synth": first["x_synth"], "weight_synth": weight_synth, "x_obs": x_obs, "weight_obs": weight_obs}
 
     def _evaluate(self, watch: Watch) -> list[Verdict]:
         """Score the averaged weights, log the scores, and keep the state if it is the best."""
         s = self.settings
-        weight_synth = s.flux_std / s.synthetic_sigma
         measured: list[dict[str, float]] = [{}]
         if self.rank == 0 and self._held_out is not None:
             network = self.averaged_network().to(self.device)
-            measured = [alignment_scores(network, *self._held_out, seed=s.seed, weight_synth=weight_synth)]
+            measured = [alignment_scores(network, seed=s.seed, **self._held_out)]
         if self.n_processes > 1:  # all are to come to the same verdict
             dist.broadcast_object_list(measured)
         scores = measured[0]

@@ -39,7 +39,7 @@ def alignment_scores(
     weight_obs: Tensor,
     *,
     seed: int,
-    weight_synth: float = TrainingSettings.flux_std / TrainingSettings.synthetic_sigma,
+    weight_synth: float | Tensor = TrainingSettings.flux_std / TrainingSettings.synthetic_sigma,
 ) -> dict[str, float]:
     """Score a network on held-out spectra of both domains, without labels.
 
@@ -56,8 +56,8 @@ def alignment_scores(
         Mask over standardised error, 0 for bad pixels.
     seed : int
         Of the pairing with split latents and of the classifiers.
-    weight_synth : float, optional
-        Inverse standardised error of synthetic spectra. Default: that of the paper's settings.
+    weight_synth : float or Tensor, shape (n_synth, n_pixels), optional
+        Inverse standardised error of synthetic spectra, or as ``weight_obs``. Default: that of the paper's settings.
 
     Returns
     -------
@@ -126,6 +126,7 @@ def alignment_scores(
     cyc_synth = through(network.obs_to_synth, to_obs)
     cyc_obs = through(lambda x, *z: decode_obs(network.encode_synth(x), *z), to_synth, *split_latents)
 
+    weight_synth = weight_synth.cpu() if isinstance(weight_synth, Tensor) else weight_synth
     weights: dict[str, Tensor | float] = {"synth": weight_synth, "obs": weight_obs}
     results = {"rec": {"synth": rec_synth, "obs": rec_obs}, "cyc": {"synth": cyc_synth, "obs": cyc_obs}}
     scores = {
