@@ -28,7 +28,7 @@ from cyclestarnet.exceptions import ModelFileError
 from cyclestarnet.fitting.priors import GaussianPrior
 from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.labels import LabelSet
-from cyclestarnet.networks.checkpoint import load_arrays, save_arrays
+from cyclestarnet.networks.checkpoint import arrays_of, check_sizes, load_arrays, save_arrays
 from cyclestarnet.networks.clouds import LatentCloud, SplitLatentCloud
 from cyclestarnet.networks.emulator import Emulator
 from cyclestarnet.networks.predictor import Translator
@@ -104,7 +104,12 @@ def load_parts(path: str | Path) -> ModelParts:
         parts = load_parts("giants.safetensors")
     """
     arrays, meta = load_arrays(path)
-    version = meta.get("version", 1) if isinstance(meta, dict) else 1  # the first had no number
+    meta = meta if isinstance(meta, dict) else {}
+    if kind := meta.get("kind"):
+        raise ModelFileError(
+            f"{path} holds a {kind}, not a model that fits labels; read it with cyclestarnet.Translation.load"
+        )
+    version = meta.get("version", 1)  # the first had no number
     if version not in (1, VERSION):
         raise ModelFileError(
             f"{path} has version {version!r} of the model file, but this cyclestarnet reads up to {VERSION}; update it"
@@ -219,14 +224,14 @@ def _parts(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> ModelParts:
     labels = LabelSet(**meta["labels"])
     grid = WavelengthGrid(arrays["grid.wavelength"] * u.AA, tuple(map(tuple, meta["chips"])))
     with torch.device("meta"):  # of sizes alone: metadata can claim networks that no memory holds
-        _check_sizes("emulator", Emulator(labels.lower, labels.upper, grid.n_pixels, **meta["emulator"]), arrays)
-        _check_sizes("network", TranslationNetwork(NetworkSettings(**meta["network"])), arrays)
+        check_sizes("emulator", Emulator(labels.lower, labels.upper, grid.n_pixels, **meta["emulator"]), arrays)
+        check_sizes("network", TranslationNetwork(NetworkSettings(**meta["network"])), arrays)
     emulator = Emulator(labels.lower, labels.upper, grid.n_pixels, **meta["emulator"])
     network = TranslationNetwork(NetworkSettings(**meta["network"]))
-    emulator.load_state_dict({k: torch.from_numpy(v).float() for k, v in _named("emulator", arrays).items()})
-    network.load_state_dict({k: torch.from_numpy(v).float() for k, v in _named("network", arrays).items()})
-    split_latents, shortcuts = _named("split_latents", arrays), _named("shortcuts", arrays)
-    trend = _named("label_error_trend", arrays)
+    emulator.load_state_dict({k: torch.from_numpy(v).float() for k, v in arrays_of("emulator", arrays).items()})
+    network.load_state_dict({k: torch.from_numpy(v).float() for k, v in arrays_of("network", arrays).items()})
+    split_latents, shortcuts = arrays_of("split_latents", arrays), arrays_of("shortcuts", arrays)
+    trend = arrays_of("label_error_trend", arrays)
     return ModelParts(
         name=meta["name"],
         labels=labels,
@@ -242,7 +247,7 @@ def _parts(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> ModelParts:
         ),
         population=Population(
             prior=GaussianPrior(arrays["prior.mean"], arrays["prior.covariance"]),
-            shared_latents=LatentCloud(**_named("shared_latents", arrays), **meta["shared_latents"]),
+            shared_latents=LatentCloud(**arrays_of("shared_latents", arrays), **meta["shared_latents"]),
             split_latents=SplitLatentCloud(**_floats(split_latents)) if split_latents else None,
             typical_split_latent=arrays.get("typical_split_latent"),
             label_range=arrays.get("label_range"),
@@ -255,19 +260,6 @@ def _parts(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> ModelParts:
         normalises=meta.get("normalises", True),
         zero_points=arrays.get("zero_points"),
     )
-
-
-def _check_sizes(name: str, network: torch.nn.Module, arrays: dict[str, np.ndarray]) -> None:
-    """Raise if the arrays are not the weights of a network of these sizes."""
-    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    found = {key: value.shape for key, value in _named(name, arrays).items()}
-    if wrong := sorted(key for key in wanted | found if wanted.get(key) != found.get(key)):
-        raise ValueError(f"the arrays of the {name} are not of the sizes that it names: {', '.join(wrong[:5])}")
-
-
-def _named(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays of a part, by their names within it."""
-    return {k.removeprefix(f"{prefix}."): v for k, v in arrays.items() if k.startswith(f"{prefix}.")}
 
 
 def _floats(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from cyclestarnet.exceptions import ModelFileError
 from cyclestarnet.files import write_atomically
 from cyclestarnet.networks.saved import read_saved
 
-__all__ = ["load_arrays", "load_state", "save_arrays", "save_state"]
+__all__ = ["arrays_of", "check_sizes", "load_arrays", "load_state", "save_arrays", "save_state"]
 
 FORMAT = "cyclestarnet-model-1"
 
@@ -186,6 +186,61 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
         return arrays, json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"the metadata of {path} are damaged: {error}") from error
+
+
+def arrays_of(part: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays of a part of a file, by their names within it.
+
+    Parameters
+    ----------
+    part : str
+        What their names begin with, without the dot that follows.
+    arrays : dict of array
+        All arrays of the file.
+
+    Returns
+    -------
+    dict of array
+
+    Examples
+    --------
+    >>> from cyclestarnet.networks.checkpoint import arrays_of
+    >>> arrays_of("grid", {"grid.wavelength": [1.5, 1.6], "scatter": [0.0, 0.0]})
+    {'wavelength': [1.5, 1.6]}
+    """
+    return {name.removeprefix(f"{part}."): array for name, array in arrays.items() if name.startswith(f"{part}.")}
+
+
+def check_sizes(part: str, network: torch.nn.Module, arrays: dict[str, np.ndarray]) -> None:
+    """Raise if arrays of a file are not the weights of a network.
+
+    Parameters
+    ----------
+    part : str
+        What their names begin with.
+    network : `torch.nn.Module`
+        Of the sizes that the file names; best made on the device ``"meta"``, as a file can claim
+        networks that no memory holds.
+    arrays : dict of array
+        All arrays of the file.
+
+    Raises
+    ------
+    ValueError
+        If there are others, or they have other shapes.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from cyclestarnet.networks.checkpoint import check_sizes
+    >>> with torch.device("meta"):
+    ...     layer = torch.nn.Linear(3, 1)
+    >>> check_sizes("layer", layer, {"layer.weight": np.zeros((1, 3)), "layer.bias": np.zeros(1)})
+    """
+    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    found = {key: value.shape for key, value in arrays_of(part, arrays).items()}
+    if wrong := sorted(key for key in wanted | found if wanted.get(key) != found.get(key)):
+        raise ValueError(f"the arrays of the {part} are not of the sizes that it names: {', '.join(wrong[:5])}")
 
 
 def _digest(arrays: dict[str, np.ndarray], text: str) -> str:

@@ -34,6 +34,8 @@ from cyclestarnet.training.normalisation import LOOKED_AT, check_level, check_ob
 from cyclestarnet.training.tables import ArrayTable, SpectrumTable
 
 __all__ = [
+    "check_numbers",
+    "common_grid",
     "digest",
     "domains_of_arrays",
     "held_out_rows",
@@ -103,7 +105,7 @@ def domains_of_arrays(
         raise GridError("the grid of recipe is not that of the spectra; make the recipe for their wavelengths")
     values, label_set = _labels(labels, len(first.flux))
     _check_synthetic(first, label_set)
-    sigma, bad = _errors_and_mask(second, errors, mask)
+    sigma, bad = _errors_and_mask("observed", second, errors, mask)
     if recipe is None:
         check_level("synthetic", first.flux[:LOOKED_AT])
         table = ArrayTable(second.flux, sigma, bad)
@@ -113,7 +115,7 @@ def domains_of_arrays(
     check_observed(table, plan.training)
     held_rows = held_out_rows(len(second.flux), held_out, plan.run.seed)
     rows = np.setdiff1d(np.arange(len(second.flux)), held_rows)
-    _check_numbers(len(rows), len(held_rows), least_held_out(plan))
+    check_numbers("the observed spectra", len(rows), len(held_rows), least_held_out(plan))
     plan.network_settings(grid.n_pixels)  # what does not fit shall be known before hours of work on the emulator
 
     source = ObservedSpectra.from_table(table, plan.training, rows=rows)
@@ -188,6 +190,7 @@ def observed_table(
     grid: WavelengthGrid,
     mask: ArrayLike | None = None,
     recipe: ContinuumRecipe | None = None,
+    name: str = "observed",
 ) -> ArrayTable:
     """Check the shapes, units and wavelengths of observed spectra in memory, and make a table of them.
 
@@ -199,6 +202,8 @@ def observed_table(
         The pixels that they must be on.
     recipe : `~cyclestarnet.ContinuumRecipe`, optional
         Normalises them. Default: they are.
+    name : str, optional
+        What messages call the spectra.
 
     Returns
     -------
@@ -220,12 +225,46 @@ def observed_table(
     >>> observed_table(np.ones((3, 4)), np.full((3, 4), 0.01), grid=WavelengthGrid([500, 501, 502, 503] * u.nm))
     3 arrays
     """
-    stack = _stack("observed", observed)
-    _grid(grid, {"observed": stack})
-    sigma, bad = _errors_and_mask(stack, errors, mask)
+    stack = _stack(name, observed)
+    _grid(grid, {name: stack})
+    sigma, bad = _errors_and_mask(name, stack, errors, mask)
     return ArrayTable(
         *((stack.flux, sigma, bad) if recipe is None else normalised_rows(recipe, stack.flux, sigma, bad))
     )
+
+
+def common_grid(
+    wavelength: u.Quantity | WavelengthGrid | None, given: Mapping[str, ArrayLike | Spectrum]
+) -> WavelengthGrid:
+    """Find the grid of spectra of several domains, which must have the same pixels.
+
+    Parameters
+    ----------
+    wavelength
+        As `~cyclestarnet.train` takes it.
+    given : mapping of array or `~specutils.Spectrum`, each of shape (n, n_pixels)
+        Spectra, by what messages call them.
+
+    Returns
+    -------
+    `~cyclestarnet.WavelengthGrid`
+
+    Raises
+    ------
+    GridError
+        If the wavelengths are not known, or those of two domains differ.
+    SpectrumError
+        If there are no spectra.
+
+    Examples
+    --------
+    >>> import astropy.units as u
+    >>> import numpy as np
+    >>> from cyclestarnet.training.arrays import common_grid
+    >>> common_grid([500, 501, 502] * u.nm, {"first": np.ones((9, 3)), "second": np.ones((8, 3))})
+    <WavelengthGrid 5000.0-5020.0 Angstrom (vacuum), 3 pixels, 1 chips>
+    """
+    return _grid(wavelength, {name: _stack(name, spectra) for name, spectra in given.items()})
 
 
 # -- spectra -------------------------------------------------------------------------------
@@ -302,24 +341,25 @@ def _standard_deviation(name: str, spectrum: Spectrum, flux: np.ndarray) -> np.n
 
 
 def _errors_and_mask(
-    observed: _Stack, errors: ArrayLike | None, mask: ArrayLike | None
+    name: str, observed: _Stack, errors: ArrayLike | None, mask: ArrayLike | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Errors and mask of the observed spectra, from wherever they are given."""
+    """Errors and mask of spectra, from wherever they are given."""
+    whose, alone = ("the observed spectra", "errors") if name == "observed" else (name, f"errors of {name}")
     flux, sigma = observed.flux, observed.sigma
     bad = np.zeros(flux.shape, dtype=bool)
-    masks = {"the mask of observed": observed.mask, "mask": mask, "the mask of errors": getattr(errors, "mask", None)}
-    for name, given in masks.items():
+    masks = {f"the mask of {name}": observed.mask, "mask": mask, f"the mask of {alone}": getattr(errors, "mask", None)}
+    for what, given in masks.items():
         if given is not None:
-            bad |= _like(name, given, flux)
+            bad |= _like(what, given, flux)
     if sigma is None and errors is not None:
-        sigma = _numbers("errors", getattr(errors, "unmasked", errors))
+        sigma = _numbers(alone, getattr(errors, "unmasked", errors))
         if sigma.shape != flux.shape:
-            raise SpectrumError(f"errors must have the shape of observed, {flux.shape}, but has {sigma.shape}")
+            raise SpectrumError(f"{alone} must have the shape of {name}, {flux.shape}, but has {sigma.shape}")
     elif sigma is None or errors is not None:
         what = "has no uncertainty, and errors is None" if sigma is None else "has an uncertainty, and errors is given"
-        raise SpectrumError(f"errors of the observed spectra must be given once, but observed {what}")
+        raise SpectrumError(f"errors of {whose} must be given once, but {name} {what}")
     if bad.all():
-        raise SpectrumError("all pixels of observed are masked; mask must be True where a pixel is bad")
+        raise SpectrumError(f"all pixels of {name} are masked; mask must be True where a pixel is bad")
     return sigma, bad
 
 
@@ -337,10 +377,31 @@ def _check_synthetic(synthetic: _Stack, labels: LabelSet) -> None:
         raise SpectrumError(f"synthetic has {len(flux)} spectra, too few for {len(labels)} labels")
 
 
-def _check_numbers(n_trained: int, n_held: int, least: int) -> None:
+def check_numbers(whose: str, n_trained: int, n_held: int, least: int) -> None:
+    """Raise if there are too few spectra to train on, or to learn errors from.
+
+    Parameters
+    ----------
+    whose : str
+        What the message calls the spectra.
+    n_trained, n_held : int
+        How many are trained on, and how many held out.
+    least : int
+        How many must be held out.
+
+    Raises
+    ------
+    SpectrumError
+        If there are fewer.
+
+    Examples
+    --------
+    >>> from cyclestarnet.training.arrays import check_numbers
+    >>> check_numbers("the observed spectra", 27, 3, least=3)
+    """
     if n_held < least or n_trained < LEAST_TRAINED:
         raise SpectrumError(
-            f"of the observed spectra {n_trained} are to be trained on and {n_held} are held out, but {LEAST_TRAINED} "
+            f"of {whose} {n_trained} are to be trained on and {n_held} are held out, but {LEAST_TRAINED} "
             f"and {least} are needed at least; give more spectra, or change held_out"
         )
 
@@ -353,7 +414,7 @@ def _grid(wavelength: u.Quantity | WavelengthGrid | None, stacks: Mapping[str, _
         if not known:
             raise GridError(
                 "wavelength must be given, for example wavelength=np.linspace(1.51, 1.70, 7514) * u.um, "
-                "because neither synthetic nor observed is a Spectrum, which has its own"
+                f"because neither {' nor '.join(stacks)} is a Spectrum, which has its own"
             )
         wavelength = next(iter(known.values()))
     grid = wavelength if isinstance(wavelength, WavelengthGrid) else grid_with_chips(wavelength)
@@ -366,9 +427,18 @@ def _grid(wavelength: u.Quantity | WavelengthGrid | None, stacks: Mapping[str, _
         ):
             raise GridError(
                 f"the wavelengths of {name} are not those of the training, {grid!r}; both domains must be on the "
-                "same pixels: resample one of them"
+                f"same pixels: {_way_out(own, grid)}"
             )
     return grid
+
+
+def _way_out(own: u.Quantity, grid: WavelengthGrid) -> str:
+    """What to do about wavelengths that are not those of a grid."""
+    if own.unit.is_equivalent(u.AA):
+        low, high = np.nanmin(own.to_value(u.AA)), np.nanmax(own.to_value(u.AA))
+        if high < grid.wavelength.value[0] or low > grid.wavelength.value[-1]:
+            return f"but these, {low:.1f} to {high:.1f} Angstrom, do not even overlap"
+    return "resample one of them"
 
 
 def _labels(labels: Mapping[str, u.Quantity] | Table, n_spectra: int) -> tuple[np.ndarray, LabelSet]:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from cyclestarnet.exceptions import GridError
 from cyclestarnet.io.training_set import Selection
@@ -23,6 +23,7 @@ from cyclestarnet.training.toml import ConfigError, File, Range, example_file, r
 from cyclestarnet.training.watch import WatchSettings
 
 __all__ = [
+    "AnyPlan",
     "Config",
     "LabelConfig",
     "LogConfig",
@@ -32,6 +33,7 @@ __all__ = [
     "RunConfig",
     "SyntheticConfig",
     "example_config",
+    "network_settings_of",
     "read_config",
 ]
 
@@ -351,6 +353,59 @@ TABLES = {
 }
 
 
+class AnyPlan(Protocol):
+    """What every training has, whatever becomes of its networks.
+
+    Examples
+    --------
+    ::
+
+        check_machine(plan)
+    """
+
+    @property
+    def run(self) -> RunConfig: ...
+
+    @property
+    def training(self) -> TrainingSettings: ...
+
+    @property
+    def watch(self) -> WatchSettings | None: ...
+
+
+def network_settings_of(network: Mapping[str, Any], n_pixels: int) -> NetworkSettings:
+    """Sizes of the networks for the spectra.
+
+    Parameters
+    ----------
+    network : dict
+        Changes to the paper's `~cyclestarnet.NetworkSettings`, by name.
+    n_pixels : int
+        Pixels of a spectrum.
+
+    Returns
+    -------
+    `~cyclestarnet.NetworkSettings`
+
+    Raises
+    ------
+    GridError
+        If the strides do not fit that number, or ``network`` has another ``n_pixels``.
+    ValueError
+        If a size is impossible.
+
+    Examples
+    --------
+    >>> from cyclestarnet.training.config import network_settings_of
+    >>> network_settings_of({"split_filters": 1}, 7167).latent_length
+    24
+    """
+    given = network.get("n_pixels", n_pixels)
+    if given != n_pixels:
+        raise GridError(f"n_pixels of the network is {given}, but the spectra have {n_pixels} pixels")
+    return NetworkSettings(**(dict(network) | {"n_pixels": n_pixels}))
+
+
 @dataclass(frozen=True)
 class Plan:
     """How a training goes, whatever its spectra are.
@@ -421,10 +476,7 @@ class Plan:
 
             sizes = plan.network_settings(grid.n_pixels)
         """
-        given = self.network.get("n_pixels", n_pixels)
-        if given != n_pixels:
-            raise GridError(f"n_pixels of the network is {given}, but the spectra have {n_pixels} pixels")
-        return NetworkSettings(**(dict(self.network) | {"n_pixels": n_pixels}))
+        return network_settings_of(self.network, n_pixels)
 
 
 @dataclass(frozen=True)

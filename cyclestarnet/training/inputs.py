@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import astropy.units as u
 import numpy as np
@@ -28,7 +28,7 @@ from cyclestarnet.reading.archives import read_npz
 from cyclestarnet.reading.hdf5 import dataset_of, open_hdf5
 from cyclestarnet.reading.tables import read_table
 from cyclestarnet.training.assembly import LEAST_STARS
-from cyclestarnet.training.config import Config, Plan
+from cyclestarnet.training.config import AnyPlan, Config
 from cyclestarnet.training.datasets import ObservedSpectra, StoredSynthetic, SyntheticSource, SyntheticSpectra
 from cyclestarnet.training.domains import Domains, KnownStars, Stars, grid_with_chips
 from cyclestarnet.training.emulators import load_emulator, trained_emulator
@@ -42,7 +42,25 @@ log = logging.getLogger(__name__)
 
 TEST_SPLIT = "test"  # of stars of known labels, by which a model is judged
 
-__all__ = ["blamed", "read_domains", "read_labels"]
+__all__ = ["blamed", "grid_of_file", "read_domains", "read_labels", "read_recipe"]
+
+
+class _Continuum(Protocol):
+    @property
+    def continuum(self) -> str | Path | None: ...
+
+    @property
+    def degree(self) -> int: ...
+
+
+class _Readable(Protocol):
+    """A configuration that was read from a file."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def model(self) -> _Continuum: ...
 
 
 def read_domains(config: Config, *, progress: bool = True) -> Domains:
@@ -76,7 +94,7 @@ def read_domains(config: Config, *, progress: bool = True) -> Domains:
     pixels = slice(*own.pixels) if own.pixels else slice(None)
     with blamed(config, "observed"):
         n_file = TrainingSet(own.path, split=own.split).n_pixels
-        grid = _grid_of(own.path, n_file, pixels)
+        grid = grid_of_file(own.path, n_file, pixels)
         stars, held_out = (
             Stars(table, table.rows(own.selection))
             for table in (
@@ -89,7 +107,7 @@ def read_domains(config: Config, *, progress: bool = True) -> Domains:
                 f"{len(held_out.rows)} spectra of {held_out.table!r} pass the selection; {least} are needed"
             )
     config.network_settings(grid.n_pixels)  # what does not fit shall be known before hours of work on the emulator
-    recipe = _recipe(config, grid)
+    recipe = read_recipe(config, grid)
     with blamed(config, "observed", "path"):
         check_observed(stars.table, settings, recipe=recipe)
     source = StreamedSpectra if own.memory == "streamed" else ObservedSpectra.from_table
@@ -117,12 +135,12 @@ def read_domains(config: Config, *, progress: bool = True) -> Domains:
     )  # fmt: skip
 
 
-def least_held_out(plan: Plan) -> int:
+def least_held_out(plan: AnyPlan) -> int:
     """Fewest observed spectra that must be held out: what the model's errors, and the scores of a watch, need.
 
     Parameters
     ----------
-    plan : `~cyclestarnet.training.config.Plan`
+    plan : `~cyclestarnet.training.config.AnyPlan`
         How a training shall go.
 
     Returns
@@ -159,8 +177,33 @@ def emulator_error(error: float) -> str:
     return f"trained on the synthetic domain, mean absolute error {error:.5f} on spectra held out"
 
 
-def _grid_of(path: Path, n_file: int, pixels: slice) -> WavelengthGrid:
-    """Pixels of a training file: as it says, or APOGEE's; chips end where wavelengths leap."""
+def grid_of_file(path: Path, n_file: int, pixels: slice) -> WavelengthGrid:
+    """Pixels of a training file: as it says, or APOGEE's; chips end where wavelengths leap.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    n_file : int
+        Pixels of its spectra.
+    pixels : slice
+        Those that are used.
+
+    Returns
+    -------
+    `~cyclestarnet.WavelengthGrid`
+
+    Raises
+    ------
+    GridError
+        If the file does not tell its wavelengths, and they are not APOGEE's.
+
+    Examples
+    --------
+    ::
+
+        grid = grid_of_file("observed.h5", 7214, slice(0, 7167))
+    """
     with open_hdf5(path) as file:
         wavelength = dataset_of(file, "wavelength")[()] if "wavelength" in file else None
     if wavelength is None:
@@ -457,8 +500,32 @@ def _column(labels: LabelSet, name: str, column: ArrayLike, path: Path) -> np.nd
     return values
 
 
-def _recipe(config: Config, grid: WavelengthGrid) -> ContinuumRecipe | None:
-    """The recipe that the configuration names."""
+def read_recipe(config: _Readable, grid: WavelengthGrid) -> ContinuumRecipe | None:
+    """Read the continuum recipe that a configuration names.
+
+    Parameters
+    ----------
+    config : `~cyclestarnet.training.config.Config` or `~cyclestarnet.training.translation_config.TranslationConfig`
+        Its ``model`` has ``continuum`` and ``degree``.
+    grid : `~cyclestarnet.WavelengthGrid`
+        Pixels of the spectra.
+
+    Returns
+    -------
+    `~cyclestarnet.ContinuumRecipe` or None
+        None if it names none.
+
+    Raises
+    ------
+    ConfigError
+        If the table of continuum pixels cannot be used.
+
+    Examples
+    --------
+    ::
+
+        recipe = read_recipe(read_config("mine.toml"), grid)
+    """
     given = config.model.continuum
     if given is None:
         return None
@@ -481,12 +548,12 @@ def _recipe(config: Config, grid: WavelengthGrid) -> ContinuumRecipe | None:
 
 
 @contextmanager
-def blamed(config: Config, table: str, key: str = "") -> Iterator[None]:
+def blamed(config: _Readable, table: str, key: str = "") -> Iterator[None]:
     """Say with an error of a file which part of the configuration named it.
 
     Parameters
     ----------
-    config : `~cyclestarnet.training.config.Config`
+    config : `~cyclestarnet.training.config.Config` or `~cyclestarnet.training.translation_config.TranslationConfig`
         The configuration.
     table : str
         Its table.

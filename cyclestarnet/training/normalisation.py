@@ -65,7 +65,13 @@ def normalised_rows(
     return new_flux, new_sigma, new_bad
 
 
-def check_observed(table: SpectrumTable, settings: TrainingSettings, *, recipe: ContinuumRecipe | None = None) -> None:
+def check_observed(
+    table: SpectrumTable,
+    settings: TrainingSettings,
+    *,
+    recipe: ContinuumRecipe | None = None,
+    name: str = "observed",
+) -> None:
     """Check by the first spectra of a table that flux is normalised, and that errors are those of such flux.
 
     Parameters
@@ -76,6 +82,8 @@ def check_observed(table: SpectrumTable, settings: TrainingSettings, *, recipe: 
         Up to which error pixels count.
     recipe : `~cyclestarnet.ContinuumRecipe`, optional
         The one that must have normalised them. Default: any.
+    name : str, optional
+        What messages call the spectra.
 
     Raises
     ------
@@ -91,8 +99,8 @@ def check_observed(table: SpectrumTable, settings: TrainingSettings, *, recipe: 
     flux, sigma, bad = table.read(0, min(LOOKED_AT, table.n_spectra))
     assert sigma is not None  # observed spectra have them
     assert bad is not None
-    check_level("observed", np.where(bad, np.nan, flux))
-    _check_errors(np.where(bad, np.nan, sigma), settings)
+    check_level(name, np.where(bad, np.nan, flux))
+    _check_errors("errors" if name == "observed" else f"errors of {name}", np.where(bad, np.nan, sigma), settings)
     if recipe is None:
         return
     change = np.abs(normalised_rows(recipe, flux, sigma, bad)[0] / np.where(flux == 0, np.nan, flux) - 1)
@@ -133,12 +141,12 @@ def check_level(name: str, flux: np.ndarray) -> None:
         )
 
 
-def _check_errors(sigma: np.ndarray, settings: TrainingSettings) -> None:
+def _check_errors(what: str, sigma: np.ndarray, settings: TrainingSettings) -> None:
     fine = sigma[np.isfinite(sigma) & (sigma > 0)]
     if not len(fine):
-        raise SpectrumError("errors must be positive standard deviations, but no unmasked pixel has one")
+        raise SpectrumError(f"{what} must be positive standard deviations, but no unmasked pixel has one")
     if (middle := np.median(fine)) > settings.sigma_max:
         raise SpectrumError(
-            f"errors must be those of the normalised flux, but their median is {middle:.3g}, above sigma_max = "
+            f"{what} must be those of the normalised flux, but their median is {middle:.3g}, above sigma_max = "
             f"{settings.sigma_max:g} of the settings; divide them by the continuum, too, or raise sigma_max"
         )

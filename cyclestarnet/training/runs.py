@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import astropy.units as u
 import numpy as np
@@ -39,7 +39,15 @@ from cyclestarnet.networks.translation import NetworkSettings, TranslationNetwor
 from cyclestarnet.spectra import Spectrum
 from cyclestarnet.training.arrays import domains_of_arrays
 from cyclestarnet.training.assembly import assemble_model
-from cyclestarnet.training.config import LEAST_POPULATION, Config, LogConfig, ModelConfig, Plan, RunConfig
+from cyclestarnet.training.config import (
+    LEAST_POPULATION,
+    AnyPlan,
+    Config,
+    LogConfig,
+    ModelConfig,
+    Plan,
+    RunConfig,
+)
 from cyclestarnet.training.datasets import ObservedSpectra, SyntheticSpectra
 from cyclestarnet.training.domains import Domains
 from cyclestarnet.training.emulators import OWN_EMULATOR
@@ -52,9 +60,23 @@ from cyclestarnet.training.trainer import Trainer, first_goes_ahead, join_proces
 from cyclestarnet.training.watch import WatchSettings
 from cyclestarnet.training.zero_points import learn_zero_points, with_zero_points
 
-__all__ = ["Run", "check_machine", "finish", "joined_processes", "kept_folder", "prepare", "ready", "train"]
+__all__ = [
+    "Run",
+    "changed_settings",
+    "check_machine",
+    "chosen_weights",
+    "finish",
+    "joined_processes",
+    "kept_folder",
+    "paragraphs",
+    "prepare",
+    "ready",
+    "train",
+]
 
 log = logging.getLogger(__name__)
+
+AnyConfig = TypeVar("AnyConfig", bound=AnyPlan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,10 +164,7 @@ class Run:
             else f"scores every {config.watch.every} iterations; if the run fails: {config.watch.action}",
             "folder": str(config.run.folder),
         }
-        return "\n".join(
-            textwrap.fill(f"{name + ':':24}{text}", 100, subsequent_indent=" " * 24, break_on_hyphens=False)
-            for name, text in facts.items()
-        )
+        return paragraphs(facts)
 
     def changes(self) -> list[str]:
         """Settings of training and networks that differ from the paper's.
@@ -161,10 +180,57 @@ class Run:
 
             print(*run.changes(), sep=", ")
         """
-        paper = asdict(TrainingSettings()) | {f.name: f.default for f in fields(NetworkSettings)}
-        own = asdict(self.config.training) | self.trainer.network.settings.to_dict()
-        differ = [name for name in own if own[name] != paper[name] and name not in ("seed", "n_pixels")]
-        return [f"{name} = {own[name]}" for name in differ]
+        return changed_settings(self.trainer)
+
+
+def changed_settings(trainer: Trainer) -> list[str]:
+    """Settings of training and networks that differ from the paper's.
+
+    Parameters
+    ----------
+    trainer : `~cyclestarnet.training.trainer.Trainer`
+        It knows them.
+
+    Returns
+    -------
+    list of str
+        Such as ``"learning_rate = 0.001"``; without seeds and the number of pixels.
+
+    Examples
+    --------
+    ::
+
+        print(*changed_settings(run.trainer), sep=", ")
+    """
+    paper = asdict(TrainingSettings()) | {f.name: f.default for f in fields(NetworkSettings)}
+    own = asdict(trainer.settings) | trainer.network.settings.to_dict()
+    differ = [name for name in own if own[name] != paper[name] and name not in ("seed", "n_pixels")]
+    return [f"{name} = {own[name]}" for name in differ]
+
+
+def paragraphs(facts: Mapping[str, str]) -> str:
+    """Facts by name, as the command line prints them.
+
+    Parameters
+    ----------
+    facts : mapping of str
+        Texts by name.
+
+    Returns
+    -------
+    str
+        A line for each, which is broken where it is long.
+
+    Examples
+    --------
+    >>> from cyclestarnet.training.runs import paragraphs
+    >>> print(paragraphs({"folder": "run"}))
+    folder:                 run
+    """
+    return "\n".join(
+        textwrap.fill(f"{name + ':':24}{text}", 100, subsequent_indent=" " * 24, break_on_hyphens=False)
+        for name, text in facts.items()
+    )
 
 
 def prepare(config: Config, *, progress: bool = True) -> Run:
@@ -459,7 +525,7 @@ def ready(plan: Plan, domains: Domains, base: CalibratedModel | None = None) -> 
     return Run(plan, domains, trainer, base)
 
 
-def check_machine(plan: Plan) -> None:
+def check_machine(plan: AnyPlan) -> None:
     """Check that the device and the packages of a plan are there.
 
     Parameters
@@ -485,13 +551,13 @@ def check_machine(plan: Plan) -> None:
         raise ImportError('the scores of a watch need scikit-learn: pip install "cyclestarnet[training]"')
 
 
-def _check_device(plan: Plan) -> None:
+def _check_device(plan: AnyPlan) -> None:
     if plan.run.device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"[run] device is {plan.run.device!r}, but PyTorch finds no CUDA device")
 
 
 @contextmanager
-def joined_processes(config: Config) -> Iterator[tuple[Config, int]]:
+def joined_processes(config: AnyConfig) -> Iterator[tuple[AnyConfig, int]]:
     """Join the processes that ``torchrun`` has started, if it has.
 
     Parameters
@@ -529,7 +595,7 @@ def joined_processes(config: Config) -> Iterator[tuple[Config, int]]:
         with ExitStack() as stack:
             with first_goes_ahead():
                 stack.enter_context(locked(config.run.folder if rank == 0 else None, "trains in"))
-            yield replace(config, run=replace(config.run, device=device)), rank
+            yield replace(config, run=replace(config.run, device=device)), rank  # type: ignore[type-var]  # they are dataclasses
 
 
 def finish(run: Run, *, progress: bool = True) -> Path:
@@ -566,7 +632,7 @@ def finish(run: Run, *, progress: bool = True) -> Path:
         model = CalibratedModel.load(finish(run))
     """
     config, domains, settings = run.config, run.domains, run.config.training
-    network, shift, iteration = _chosen_weights(run)
+    network, shift, iteration = chosen_weights(run.trainer, config.model.weights)
     pool, base = domains.label_pool, run.base
     unit = domains.synthetic.label_std  # in which labels are trained: 1 for one that is constant
     if shift is not None and unit is not None:
@@ -608,10 +674,33 @@ def finish(run: Run, *, progress: bool = True) -> Path:
     return config.model_path
 
 
-def _chosen_weights(run: Run) -> tuple[TranslationNetwork, Tensor | None, int]:
-    """Network, shift of the label prior (or None) and iteration that the model shall have."""
-    trainer, best = run.trainer, run.config.run.folder / "best.pt"
-    if trainer.watch is None or run.config.model.weights == "last" or not best.exists():
+def chosen_weights(trainer: Trainer, weights: str) -> tuple[TranslationNetwork, Tensor | None, int]:
+    """Choose the weights that what is saved shall have.
+
+    Parameters
+    ----------
+    trainer : `~cyclestarnet.training.trainer.Trainer`
+        At its end.
+    weights : {"best", "last"}
+        Of the best score, if there is a watch, or of the last iteration.
+
+    Returns
+    -------
+    network : `~cyclestarnet.networks.TranslationNetwork`
+        With averaged weights.
+    shift : tensor, shape (n_labels,), or None
+        Of the label prior.
+    iteration : int
+        That they are of.
+
+    Examples
+    --------
+    ::
+
+        network, _, iteration = chosen_weights(run.trainer, "best")
+    """
+    best = None if trainer.folder is None else trainer.folder / "best.pt"
+    if trainer.watch is None or weights == "last" or best is None or not best.exists():
         shift = trainer.parts.prior_shift
         return trainer.averaged_network(), None if shift is None else shift.detach().cpu(), trainer.iteration
     state = trainer.read_state(best)
