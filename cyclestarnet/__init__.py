@@ -32,7 +32,9 @@ from cyclestarnet.results import FitFlag, FitResult, Posterior
 from cyclestarnet.training.adaptation import adapt
 from cyclestarnet.training.runs import train
 from cyclestarnet.training.settings import TrainingSettings
+from cyclestarnet.training.translations import train_translation
 from cyclestarnet.training.watch import WatchSettings
+from cyclestarnet.translation import Translation
 
 __all__ = [
     "CalibratedModel",
@@ -64,6 +66,7 @@ __all__ = [
     "TrainingError",
     "TrainingSettings",
     "TrainingWarning",
+    "Translation",
     "WatchSettings",
     "WavelengthGrid",
     "__version__",
@@ -79,6 +82,7 @@ __all__ = [
     "read_aspcapstar",
     "read_results",
     "train",
+    "train_translation",
     "unit_of_label",
     "write_results",
 ]

@@ -176,12 +176,13 @@ def _print_results(table):
 
 
 def _info(options: argparse.Namespace) -> int:
-    """Print what a model is made of, or how far a training is."""
+    """Print what a model or a translation is made of, or how far a training is."""
     if Path(options.model).is_dir():
         return _info_of_run(Path(options.model))
     from cyclestarnet.cards import model_card
+    from cyclestarnet.translation import Translation, is_translation_file
 
-    print(model_card(options.model))
+    print(Translation.load(options.model) if is_translation_file(options.model) else model_card(options.model))
     return 0
 
 
@@ -250,17 +251,22 @@ def _adapt(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    """Train a model as a TOML file says; run again, it goes on where it was."""
+    """Train a model, or a translation, as a TOML file says; run again, it goes on where it was."""
     from cyclestarnet.training.config import example_config, read_config
+    from cyclestarnet.training.translation_config import (
+        example_translation_config,
+        is_translation,
+        read_translation_config,
+    )
 
     if options.example:
-        print(example_config(), end="")
+        print(example_config() if options.example == "model" else example_translation_config(), end="")
         return 0
     if options.config is None:
         raise ValueError("give the file of the training; cyclestarnet train --example prints one to begin with")
     from cyclestarnet.training.runs import joined_processes
 
-    config = read_config(options.config)
+    config = (read_translation_config if is_translation(options.config) else read_config)(options.config)
     again = f"run the same command again to go on: cyclestarnet train {options.config}"
     try:
         with joined_processes(config) as (config, rank):
@@ -275,10 +281,13 @@ def _train(options: argparse.Namespace) -> int:
 
 def _train_and_finish(config, options, again, *, talks):
     """Prepare, train, and finish unless there is more to train; only one of several processes talks."""
+    from cyclestarnet.training.config import Config
     from cyclestarnet.training.runs import finish, prepare
+    from cyclestarnet.training.translations import finish_translation, prepare_translation
 
+    is_model = isinstance(config, Config)
     progress = talks and _bars(options)
-    run = prepare(config, progress=progress)
+    run = (prepare if is_model else prepare_translation)(config, progress=progress)
     if talks:
         print(run.summary(), flush=True)
     trainer, last = run.trainer, config.training.n_iterations
@@ -291,6 +300,9 @@ def _train_and_finish(config, options, again, *, talks):
         return 0
     if trainer.iteration < last:
         print(f"stopped at iteration {trainer.iteration:,} of {last:,}; {again}")
+        return 0
+    if not is_model:
+        print(f"translation: {finish_translation(run)}")
         return 0
     print("trained; fits of validation stars now tell the model's own errors", flush=True)
     print(f"model: {finish(run, progress=progress)}")
@@ -536,7 +548,13 @@ def _parser():
     sub = commands.add_parser("train", help=_train.__doc__)
     sub.add_argument("config", nargs="?", type=Path, help="TOML file that describes the training")
     sub.add_argument("--until", type=int, metavar="N", help="stop at iteration N, for now")
-    sub.add_argument("--example", action="store_true", help="print a file with all settings, to begin with")
+    sub.add_argument(
+        "--example",
+        nargs="?",
+        const="model",
+        choices=("model", "translation"),
+        help="print a file with all settings, to begin with: of a model (default), or of two domains without labels",
+    )
     sub.set_defaults(run=_train)
 
     sub = commands.add_parser("mock-lines", help=_mock_lines.__doc__)

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "fitting": {"exceptions", "labels"},
     "pipeline": NOUNS | {"fitting", "networks"},
     "published": NOUNS | {"networks", "fitting", "pipeline", "data"},
+    "translation": NOUNS | {"networks"},
     "model_file": NOUNS | {"networks", "fitting", "pipeline"},
     "cards": NOUNS | {"datasets", "model_file"},
     "model": NOUNS | {"io", "datasets", "networks", "pipeline", "published", "model_file"},
@@ -36,7 +37,7 @@ ABOVE_MODEL = {
     "training", "training.adaptation", "training.arrays", "training.assembly", "training.before_after",
     "training.calibration", "training.emulators",
     "training.evaluation", "training.evidence", "training.inputs", "training.repeats", "training.runs",
-    "training.shortcuts",
+    "training.shortcuts", "training.translations",
     "training.zero_points", "lines.mock", "lines.mock_study", "lines.config",
 }  # fmt: skip
 ANYTHING = {"cli", "__main__", "__init__"}

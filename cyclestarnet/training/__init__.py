@@ -47,6 +47,13 @@ from cyclestarnet.training.runs import Run, finish, joined_processes, prepare, t
 from cyclestarnet.training.settings import TrainingSettings
 from cyclestarnet.training.streams import StreamedSpectra, StreamedSynthetic
 from cyclestarnet.training.trainer import Anchors, Trainer
+from cyclestarnet.training.translation_config import example_translation_config, read_translation_config
+from cyclestarnet.training.translations import (
+    TranslationRun,
+    finish_translation,
+    prepare_translation,
+    train_translation,
+)
 from cyclestarnet.training.watch import Watch, WatchSettings, alignment_scores
 from cyclestarnet.training.zero_points import learn_zero_points, population_offset
 
@@ -69,6 +76,7 @@ __all__ = [
     "SyntheticSpectra",
     "Trainer",
     "TrainingSettings",
+    "TranslationRun",
     "Watch",
     "WatchSettings",
     "adapt",
@@ -83,8 +91,10 @@ __all__ = [
     "correlation_inflation",
     "draw_labels",
     "example_config",
+    "example_translation_config",
     "filled_flux",
     "finish",
+    "finish_translation",
     "fit_residuals",
     "gaussian_transport",
     "joined_processes",
@@ -101,6 +111,7 @@ __all__ = [
     "overlap_weights",
     "population_offset",
     "prepare",
+    "prepare_translation",
     "principal_components",
     "prior_mismatch",
     "quiet_pixels",
@@ -108,11 +119,13 @@ __all__ = [
     "read_config",
     "read_labels",
     "read_run",
+    "read_translation_config",
     "regress_labels",
     "repeatability",
     "save_emulator",
     "sliced_wasserstein",
     "train",
+    "train_translation",
     "tsne",
     "typical_latent",
 ]
