@@ -6,7 +6,7 @@
 The observed stars are those of ``INPUTS/tools/make_observed_domain.py``, with an instrument and abundances that the
 packaged model has not seen: line-spread functions that vary by 25 % instead of 8 %, throughput wiggles of 3 % instead
 of 1 %, and three times as many stars of unusual abundances. Their labels are known and only used to judge. For each
-number of stars a row is printed for the packaged model as it is, for the adapted one, and for one of the same settings
+number of stars a row is printed, and written to ``WORK/adaptation.rst``, for the packaged model as it is, for the adapted one, and for one of the same settings
 and length whose networks began with random weights. Rows are kept in ``WORK/adapt.json``, and trainings in folders
 beside it, so that a run can be killed and run again.
 """
@@ -20,12 +20,14 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import astropy.units as u
 import h5py
 import numpy as np
 import torch
+from list_tables import list_table, write_rst
 
 from cyclestarnet import CalibratedModel, adapt
 from cyclestarnet.files import write_atomically
@@ -87,6 +89,23 @@ def show(row):
     print(f"{row['stars']:6d} {row['model']:8} chi2 {row['chi2']:7.2f}  {labels}  {row['seconds']:6.0f} s", flush=True)
 
 
+def table(rows, options):
+    """Text of the table of the pages: what has been measured so far."""
+    names = {"before": "packaged", "adapted": "adapted", "scratch": "trained from nothing"}
+    header = ("spectra", "model", "χ²", "Teff [K]", "log g", "[M/H]", "[α/M]", "minutes")
+    lines = [header]
+    for row in rows.values():
+        labels = [f"{row[f'{name} bias']:+.{d}f} / {row[f'{name} scatter']:.{d}f}"
+                  for name, d in (("teff", 0), ("logg", 2), ("m_h", 3), ("alpha_m", 3))]  # fmt: skip
+        minutes = "" if row["model"] == "before" else f"{row['seconds'] / 60:.0f}"
+        lines.append((f"{row['stars']:,}", names[row["model"]], f"{row['chi2']:.2f}", *labels, minutes))
+    title = (
+        f"Simulated giants of another instrument, {options.iterations:,} iterations, seed {options.seed}, "
+        f"{options.stars} stars judged; labels: bias / scatter; {date.today().isoformat()}, one core of an AMD EPYC"
+    )
+    return list_table(title, lines)
+
+
 def main(argv=None):
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -124,6 +143,7 @@ def main(argv=None):
                 text = json.dumps(rows, indent=1)
                 write_atomically(kept, lambda temporary, text=text: temporary.write_text(text))
             show(rows[key])
+            write_rst(options.work / "adaptation.rst", table(rows, options))
 
 
 if __name__ == "__main__":
