@@ -6,9 +6,10 @@
 The observed stars are those of ``INPUTS/tools/make_observed_domain.py``, with an instrument and abundances that the
 packaged model has not seen: line-spread functions that vary by 25 % instead of 8 %, throughput wiggles of 3 % instead
 of 1 %, and three times as many stars of unusual abundances. Their labels are known and only used to judge. For each
-number of stars a row is printed, and written to ``WORK/adaptation.rst``, for the packaged model as it is, for the
-adapted one, and for one of the same settings and length whose networks began with random weights. Rows are kept in
-``WORK/adapt.json``, and trainings in folders beside it, so that a run can be killed and run again.
+number of stars a row is printed for the packaged model as it is, for the adapted one, and for one of the same settings
+and length whose networks began with random weights. Rows are kept in ``WORK/adapt.json``, and trainings in folders
+beside it, so that a run can be killed and run again; ``WORK/adaptation.rst`` is the table of the pages
+(``docs/tables/adaptation.rst``).
 """
 
 from __future__ import annotations
