@@ -111,6 +111,7 @@ def _derivatives(options: argparse.Namespace) -> int:
     model = _model(options.model)
     spectra = model.derivative_spectra(_labels(options.labels), domain=options.domain, names=options.names)
     table = spectra.to_table()
+    table.meta = {name: value for name, value in table.meta.items() if name != "filled"}  # the warning names them
     write_atomically(options.output, lambda path: table.write(path, format=_format(options.output), overwrite=True))
     print(f"{options.output}: derivatives by {', '.join(options.names or model.labels)}")
     return 0
