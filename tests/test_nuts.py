@@ -39,7 +39,7 @@ def chain_of(objective, centre, covariance, **options):
 @pytest.mark.parametrize("name", ["correlated Gaussian, 8", "cut at a bound", "banana", "not constrained"])
 def test_samples_have_the_exact_distribution(name):
     shape = SHAPES[name]
-    chain = chain_of(Known(shape), shape.centre, shape.covariance, n_chains=8, length=100, max_steps=300)
+    chain = chain_of(Known(shape), shape.centre, shape.covariance, n_walkers=8, length=100, max_steps=300)
     p, tau, n = agreement(shape, chain)
     assert n >= 75
     assert p > 0.005, f"p {p:.1e} of {n} draws, {tau:.1f} steps apart"
@@ -94,7 +94,7 @@ def test_no_start_with_a_density_is_said():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_chains": 1}, "n_chains must be at least 2"),
+        ({"n_walkers": 1}, "n_walkers must be at least 2"),
         ({"length": 3}, "length must be 10"),
         ({"max_steps": 0}, "max_st"),
     ],

@@ -32,7 +32,7 @@ def sample_by_gradients(
     covariance: ArrayLike,
     *,
     rng: np.random.Generator,
-    n_chains: int = N_CHAINS,
+    n_walkers: int | None = None,
     max_steps: int = 10_000,
     length: float = LONG_ENOUGH,
     watch: Callable[[Progress], object] | None = None,
@@ -52,8 +52,8 @@ def sample_by_gradients(
         Optimum and Laplace covariance, as `~cyclestarnet.fitting.approximation.approximate` finds them.
     rng : `numpy.random.Generator`
         Decides where chains start and how they move.
-    n_chains : int, optional
-        Chains, which are independent but for the size of their steps. Default: 4.
+    n_walkers : int, optional
+        Chains, 2 or more, which are independent but for the size of their steps. Default: 4.
     max_steps : int, optional
         Length of each chain at which sampling ends in any case.
     length : float, optional
@@ -94,14 +94,15 @@ def sample_by_gradients(
     """
     if objective.n_stars != 1:
         raise ValueError(f"one star can be sampled, but the objective has {objective.n_stars}")
-    if n_chains < 2:
-        raise ValueError(f"n_chains must be at least 2, but is {n_chains}")
+    n_walkers = N_CHAINS if n_walkers is None else n_walkers
+    if n_walkers < 2:
+        raise ValueError(f"n_walkers must be at least 2, but is {n_walkers}")
     course = Course(check_every=CHECK_EVERY, max_steps=max_steps, length=length)
     density = _UnboundedDensity(objective, Approximation(
         centre, covariance, objective.parameters.lower, objective.parameters.upper
     ), rng)  # fmt: skip
-    chains = _Chains(density, n_chains, rng)
-    course.begin(np.empty((0, n_chains, len(objective.parameters))), guess=1.0)
+    chains = _Chains(density, n_walkers, rng)
+    course.begin(np.empty((0, n_walkers, len(objective.parameters))), guess=1.0)
     watch = watch or (lambda progress: None)
     watch(course.progress(0, chains.seconds))
     positions, log_posterior, acceptance = [], [], []
@@ -182,7 +183,7 @@ class _UnboundedDensity:
 class _Chains:
     """Chains of mici, which has no types: its objects are Any here."""
 
-    def __init__(self, density: _UnboundedDensity, n_chains: int, rng: np.random.Generator):
+    def __init__(self, density: _UnboundedDensity, n_walkers: int, rng: np.random.Generator):
         try:
             import mici
         except ImportError as error:
@@ -192,8 +193,8 @@ class _Chains:
         leapfrog = mici.integrators.LeapfrogIntegrator(system)
         self.sampler = mici.samplers.DynamicMultinomialHMC(system, leapfrog, rng, max_tree_depth=LONGEST)
         finite = (start for start in density.starts if np.isfinite(density.negative(start)))
-        self.states = [mici.states.ChainState(pos=start, mom=None, dir=1) for start in islice(finite, n_chains)]
-        if len(self.states) < n_chains:
+        self.states = [mici.states.ChainState(pos=start, mom=None, dir=1) for start in islice(finite, n_walkers)]
+        if len(self.states) < n_walkers:
             raise ValueError("the log posterior is not finite around the centre; give another centre")
         self.seconds = self._warm_up(mici.adapters.DualAveragingStepSizeAdapter())
 

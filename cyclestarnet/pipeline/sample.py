@@ -92,9 +92,12 @@ def sample_one(
     optimum = levenberg_marquardt(singly, _begin(setup, start))
     centre, covariance = approximate(singly, setup.parameters.values(optimum.inputs[0]))
     with tqdm(desc="sampling", unit="step", disable=not sampling.progress) as bar:
-        watch = partial(_show, bar)
+        how = {
+            "rng": sampling.generator(), "n_walkers": sampling.n_walkers, "max_steps": sampling.max_steps,
+            "length": sampling.length, "watch": partial(_show, bar),
+        }  # fmt: skip
         if sampling.sampler == "nuts":
-            chain = _by_gradients(singly, centre, covariance, sampling, watch)
+            chain = sample_by_gradients(singly, centre, covariance, **how)
         else:
             store = None
             if sampling.backend is not None:
@@ -105,12 +108,8 @@ def sample_one(
                 setup.parameters.upper,
                 centre,
                 covariance,
-                rng=sampling.generator(),
-                n_walkers=sampling.n_walkers,
-                max_steps=sampling.max_steps,
-                length=sampling.length,
                 store=store,
-                watch=watch,
+                **how,
             )
     posterior = _posterior(chain, setup, start, _hidden_errors(parts, singly, optimum, setup))
     if not posterior.converged:
@@ -118,12 +117,6 @@ def sample_one(
             f"the chain of {posterior.n_steps} steps is too short: {posterior.headline}", FitWarning, stacklevel=3
         )
     return posterior
-
-
-def _by_gradients(objective, centre, covariance, sampling, watch) -> Chain:
-    chains = {} if sampling.n_walkers is None else {"n_chains": sampling.n_walkers}
-    chosen = {"rng": sampling.generator(), "max_steps": sampling.max_steps, "length": sampling.length}
-    return sample_by_gradients(objective, centre, covariance, watch=watch, **chosen, **chains)
 
 
 def _begin(setup, start):
