@@ -153,7 +153,10 @@ def test_model_is_the_same_after_save_and_load(assembled, tmp_path, line_family,
     assembled.save(tmp_path / "model.safetensors")
     again = CalibratedModel.load(tmp_path / "model.safetensors")
     star = stars(assembled, line_family, rng, 1)[0]
-    np.testing.assert_allclose(again.fit(star).values, assembled.fit(star).values, rtol=1e-4)
+    labels = assembled.labels.to_quantities(assembled.prior.mean)
+    np.testing.assert_allclose(again.predict(labels).flux, assembled.predict(labels).flux, rtol=1e-6)
+    first, second = assembled.fit(star), again.fit(star)  # where fits begin is rounded in the file
+    np.testing.assert_array_less(np.abs(second.values - first.values), 0.02 * np.sqrt(np.diag(first.covariance)))
     assert again.limits == assembled.limits
     assert again.provenance == {"made by": "a test"}
 
