@@ -26,6 +26,7 @@ from cyclestarnet import (
     train,
 )
 from cyclestarnet.cli import main
+from cyclestarnet.spectra import to_spectrum
 from cyclestarnet.training.arrays import domains_of_arrays, held_out_rows
 from cyclestarnet.training.config import LogConfig, ModelConfig, Plan, RunConfig
 from cyclestarnet.training.trainer import Trainer
@@ -132,6 +133,16 @@ def test_the_model_fits_and_knows_where_it_comes_from(model, data):
     assert said["training"] == "6 iterations of 2 x 8 spectra, seed 3"
     assert "learning_rate = 0.002" in said["other than the paper's"]
     assert model.grid.chips == ((0, 200), (200, 415))  # the wavelengths leap
+
+
+def test_the_residual_form_adds_the_difference_of_the_domains_to_the_spectrum(model, data):
+    other = toy(data, name="toy", translation="residual")
+    assert (model.translation, other.translation) == ("paper", "residual")
+    star = to_spectrum(data["synthetic"][0], model.grid, ivar=np.full(415, 0.005**-2))
+    whole, own = model.to_observed(star), model.reconstruct(star, domain="synthetic")
+    expected = star.flux + whole.flux - own.flux  # what both decoders make of the latents of the same networks
+    np.testing.assert_allclose(other.to_observed(star).flux, expected, atol=1e-6)
+    assert np.std(whole.flux - star.flux) > 1e-3  # the forms differ
 
 
 def test_values_of_masked_pixels_do_not_matter(model, data):
@@ -384,6 +395,11 @@ WRONG = {
         lambda d: {"settings": replace(SETTINGS, prior_rate=0.1)},
         ValueError,
         "prior_rate is 0.1, but needs spectra that an emulator makes",
+    ),
+    "an unknown form": (
+        lambda d: {"translation": "residuals"},
+        ValueError,
+        "translation must be 'paper' or 'residual', but is 'residuals'",
     ),
     "an unknown preset": (lambda d: {"settings": "papper"}, ValueError, "preset must be one of 'paper', 'repository'"),
     "a GPU that is not there": (lambda d: {"device": "cuda:99"}, ValueError, "PyTorch finds no CUDA device"),

@@ -286,6 +286,8 @@ class ModelConfig:
         for name, least in (("n_validation", 3), ("n_cloud", 8), ("n_zero_points", 0), ("degree", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be {least} or more, but is {getattr(self, name)}")
+        if self.translation not in ("paper", "residual"):
+            raise ValueError(f"translation must be 'paper' or 'residual', but is {self.translation!r}")
         if self.path is not None and self.path.suffix != ".safetensors":
             raise ValueError(f"path must end in .safetensors, but is {self.path.name!r}")
 

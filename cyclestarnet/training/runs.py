@@ -293,6 +293,7 @@ def train(
     wavelength: u.Quantity | WavelengthGrid | None = None,
     recipe: ContinuumRecipe | None = None,
     name: str = "model",
+    translation: str = "paper",
     settings: TrainingSettings | str = "paper",
     network: NetworkSettings | Mapping[str, Any] | None = None,
     emulator: EmulatorSettings | None = None,
@@ -342,6 +343,11 @@ def train(
         the synthetic spectra stands in for it, for spectra with a physical unit.
     name : str, optional
         Name of the model. Default: ``"model"``.
+    translation : {"paper", "residual"}, optional
+        Form of the translation (`~cyclestarnet.networks.Translator`). With ``"paper"`` (default), translated spectra
+        are what the decoders make. With ``"residual"``, the decoders make the difference between the domains, and
+        noise and weak lines come straight from the spectrum: the better choice where small networks or few spectra
+        cannot carry all of a spectrum. The networks are trained in the same way for both.
     settings : `~cyclestarnet.TrainingSettings` or {"paper", "repository"}, optional
         Every number of the training, or a preset; see
         `~cyclestarnet.TrainingSettings.from_preset`. Default: ``"paper"``.
@@ -427,7 +433,7 @@ def train(
             network=network.to_dict() if isinstance(network, NetworkSettings) else dict(network or {}),
             watch=watch,
             emulator=EmulatorSettings(seed=seed) if emulator is None else emulator,
-            model=ModelConfig(),
+            model=ModelConfig(translation=translation),  # type: ignore[arg-type]  # it looks at it
             log=LogConfig(),
         )
         check_machine(plan)
