@@ -27,7 +27,15 @@ from cyclestarnet.model import CalibratedModel
 from cyclestarnet.networks.emulator import EmulatorSettings
 from cyclestarnet.networks.translation import NetworkSettings
 from cyclestarnet.noise import NoiseModel
-from cyclestarnet.pipeline import FitOptions, ManyOptions, SampleManyOptions, SampleOptions, read_results, write_results
+from cyclestarnet.pipeline import (
+    ContinuumTerms,
+    FitOptions,
+    ManyOptions,
+    SampleManyOptions,
+    SampleOptions,
+    read_results,
+    write_results,
+)
 from cyclestarnet.results import FitFlag, FitResult, Posterior
 from cyclestarnet.training.adaptation import adapt
 from cyclestarnet.training.runs import train
@@ -39,6 +47,7 @@ from cyclestarnet.translation import Translation
 __all__ = [
     "CalibratedModel",
     "ContinuumRecipe",
+    "ContinuumTerms",
     "CycleStarNetError",
     "CycleStarNetWarning",
     "DerivativeSpectra",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -51,11 +53,14 @@ class Objective:
     templates : array or Tensor, shape (n, m, n_pixels), optional
         What may be added to the flux of each star, times coefficients of which only a Gaussian of unit width is known,
         such as errors of the continuum. The posterior is marginalised over them, exactly. Default: nothing.
+    windows : sequence of (int, int), optional
+        Half-open ranges of pixels that share none. The templates have coefficients of their own in each, and add
+        nothing elsewhere. Default: one of all pixels.
 
     Raises
     ------
     ValueError
-        If ``errors`` is none of these, or parameters and predictor are not of as many labels.
+        If ``errors`` is none of these, parameters and predictor are not of as many labels, or windows share pixels.
 
     Examples
     --------
@@ -77,7 +82,8 @@ class Objective:
     errors: str = "quoted"
     n_data: ArrayLike | None = None
     templates: Tensor | None = None
-    _root: Tensor | None = field(init=False, default=None, repr=False)
+    windows: Sequence[tuple[int, int]] | None = None
+    _roots: list[Tensor] = field(init=False, default_factory=list, repr=False)
     _taken: Tensor | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -90,16 +96,26 @@ class Objective:
         if n_labels != self.predictor.n_labels:
             raise ValueError(f"parameters of {n_labels} labels, but the predictor has {self.predictor.n_labels}")
         if self.templates is not None:
-            templates = torch.as_tensor(self.templates, dtype=torch.float64, device=self.predictor.device)
-            # With them the inverse covariance of the data is diag(ivar) − Σ u uᵀ (Woodbury), u the rows of `_taken`.
-            weighted = templates * self.ivar[:, None]
-            identity = torch.eye(templates.shape[1], dtype=torch.float64, device=self.predictor.device)
-            root = star_by_star(
-                lambda w, t: torch.linalg.cholesky(identity + w @ t.transpose(1, 2)), weighted, templates
-            )
-            taken = torch.linalg.solve_triangular(root, weighted, upper=False)
-            for name, value in (("templates", templates), ("_root", root), ("_taken", taken)):
-                object.__setattr__(self, name, value)
+            self._marginalise()
+
+    def _marginalise(self) -> None:
+        """Prepare what the templates take from χ²."""
+        templates = torch.as_tensor(self.templates, dtype=torch.float64, device=self.predictor.device)
+        windows = [(0, templates.shape[2])] if self.windows is None else [(int(a), int(b)) for a, b in self.windows]
+        if any(stop > start for (_, stop), (start, _) in pairwise(sorted(windows))):
+            raise ValueError(f"windows must not share pixels, but are {windows}")
+        # With them the inverse covariance of the data in a window is diag(ivar) − Σ u uᵀ (Woodbury), u the rows of
+        # `_taken`. Windows have nothing to do with each other, so that none of the matrices is large.
+        identity = torch.eye(templates.shape[1], dtype=torch.float64, device=self.predictor.device)
+        taken = torch.zeros_like(templates)
+        for start, stop in windows:
+            part = templates[..., start:stop]
+            weighted = part * self.ivar[:, None, start:stop]
+            root = star_by_star(lambda w, t: torch.linalg.cholesky(identity + w @ t.transpose(1, 2)), weighted, part)
+            taken[..., start:stop] = torch.linalg.solve_triangular(root, weighted, upper=False)
+            self._roots.append(root)
+        for name, value in (("templates", templates), ("windows", windows), ("_taken", taken)):
+            object.__setattr__(self, name, value)
 
     @property
     def n_stars(self) -> int:
@@ -168,12 +184,32 @@ class Objective:
         chi2 = star_by_star(
             lambda flux, data, ivar: ((flux - data) ** 2 * ivar).sum(1), flux, self.flux[stars], self.ivar[stars]
         )
-        if self._taken is None:
-            return chi2
-        return chi2 - star_by_star(
-            lambda flux, data, taken: ((taken @ (flux - data)[..., None]) ** 2).sum((1, 2)),
-            flux, self.flux[stars], self._taken[stars],
-        )  # fmt: skip
+        for start, stop in self._own_windows:
+            chi2 = chi2 - star_by_star(
+                lambda flux, data, taken: ((taken @ (flux - data)[..., None]) ** 2).sum((1, 2)),
+                flux[:, start:stop], self.flux[stars, start:stop], self._of_window(stars, start, stop),
+            )  # fmt: skip
+        return chi2
+
+    @property
+    def _own_windows(self) -> Sequence[tuple[int, int]]:
+        return () if self._taken is None or self.windows is None else self.windows
+
+    def _of_window(self, stars: Tensor, start: int, stop: int) -> Tensor:
+        assert self._taken is not None
+        return self._taken[stars, :, start:stop]
+
+    @property
+    def n_absorbed(self) -> Tensor:
+        """Number of coefficients of templates that the data of each star determine, (n,).
+
+        By so much χ² of what `absorbed` leaves is smaller than the number of data. A coefficient of which the data tell
+        nothing, such as one of a window without good pixels, does not count.
+        """
+        count = torch.zeros(self.n_stars, dtype=torch.float64, device=self.predictor.device)
+        for root in self._roots:
+            count += root.shape[-1] - torch.cholesky_inverse(root).diagonal(dim1=-2, dim2=-1).sum(-1)
+        return count
 
     def absorbed(self, flux: Tensor, stars: Tensor) -> Tensor:
         """Return what the templates make of the difference between data and prediction: their most likely sum.
@@ -200,24 +236,26 @@ class Objective:
         >>> objective.absorbed(torch.tensor([[1.4, 1.9]]).double(), torch.tensor([0])).round(decimals=3)
         tensor([[0.1000, 0.1000]], dtype=torch.float64)
         """
-        if self.templates is None or self._taken is None or self._root is None:
-            return torch.zeros_like(flux)
+        out = torch.zeros(flux.shape, dtype=self.flux.dtype, device=flux.device)
 
         def sum_of(flux: Tensor, data: Tensor, taken: Tensor, root: Tensor, templates: Tensor) -> Tensor:
             found = taken @ (data - flux)[..., None]
             coefficients = torch.linalg.solve_triangular(root.transpose(1, 2), found, upper=True)
             return (coefficients * templates).sum(1)
 
-        parts = (self.flux, self._taken, self._root, self.templates)
-        return star_by_star(sum_of, flux, *(part[stars] for part in parts))
+        for (start, stop), root in zip(self._own_windows, self._roots, strict=True):
+            assert self.templates is not None
+            parts = self.flux[stars, start:stop], self._of_window(stars, start, stop), root[stars]
+            out[:, start:stop] = star_by_star(sum_of, flux[:, start:stop], *parts, self.templates[stars, :, start:stop])
+        return out
 
     def _weighted(self, rows: Tensor, stars: Tensor, scale2: Tensor) -> Tensor:
         """Rows (m, k, n_pixels), times the inverse covariance of the data of their stars."""
         out = rows * (self.ivar[stars] / scale2[:, None])[:, None]
-        if self._taken is None:
-            return out
-        taken = self._taken[stars]
-        return out - (rows @ taken.transpose(1, 2)) @ taken / scale2[:, None, None]
+        for start, stop in self._own_windows:
+            taken = self._of_window(stars, start, stop)
+            out[..., start:stop] -= (rows[..., start:stop] @ taken.transpose(1, 2)) @ taken / scale2[:, None, None]
+        return out
 
     def error_scale2(self, chi2: Tensor, stars: Tensor) -> Tensor:
         """Return the most likely factor on all variances of a star.

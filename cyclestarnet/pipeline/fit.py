@@ -8,11 +8,13 @@ used becomes the exception that says why, and the others do not notice.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeAlias
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from numpy.polynomial.legendre import legvander
+import torch
 
 from cyclestarnet.exceptions import CycleStarNetError, FitWarning, GridError, SpectrumError
 from cyclestarnet.fitting.lbfgs import lbfgs
@@ -38,7 +40,9 @@ from cyclestarnet.pipeline.stars import Stars
 from cyclestarnet.results import FitFlag, FitResult
 from cyclestarnet.spectra import Spectrum
 
-__all__ = ["fit_numbered", "fit_one", "fit_stars", "make_objective", "prepare_stars"]
+__all__ = ["fit_numbered", "fit_one", "fit_stars", "make_objective", "prepare_stars", "settled"]
+
+Solver: TypeAlias = Callable[[Objective, np.ndarray], Optimum]
 
 SOLVERS = {"lm": levenberg_marquardt, "lbfgs": lbfgs}
 AIR_SHIFT = (-92.0, -72.0)  # km/s: where lines appear if air wavelengths are taken for vacuum
@@ -56,7 +60,6 @@ ADVICE = {
     FitFlag.CONTINUUM: "wide stretches lie above or below the model; look at the continuum, or `ignore` them",
 }
 SEARCHES = WeakKeyDictionary()  # of the models that are still there
-CONTINUUM_ERROR = 0.02  # of flux: width of the coefficients of polynomials in a chip
 ROUGH_ERROR = 0.01  # of a translated spectrum, before its own residuals tell
 
 
@@ -174,7 +177,14 @@ def _together(parts):
     return 1 if parts.translator.device.type == "cpu" else 64
 
 
-def make_objective(parts: ModelParts, stars: Stars, setup: FitSetup, *, together: int | None = None) -> Objective:
+def make_objective(
+    parts: ModelParts,
+    stars: Stars,
+    setup: FitSetup,
+    *,
+    together: int | None = None,
+    model_flux: np.ndarray | None = None,
+) -> Objective:
     """Make the posterior of the stars' parameters, with the data that it compares with.
 
     Parameters
@@ -188,6 +198,9 @@ def make_objective(parts: ModelParts, stars: Stars, setup: FitSetup, *, together
     together : int, optional
         Rows that go through the networks at once. Default: one on a processor, where a star must not
         feel its company, and 64 on a GPU.
+    model_flux : array, shape (n_stars, n_pixels), optional
+        Predicted flux near the optimum, which terms of the continuum are multiplied by; see `settled`. Default: the
+        data.
 
     Returns
     -------
@@ -232,20 +245,63 @@ def make_objective(parts: ModelParts, stars: Stars, setup: FitSetup, *, together
         kinematics = Kinematics(parts.grid.wavelength.value, parts.grid.chips)
         predictor = MovingPredictor(predictor, kinematics, setup.options.motion)
     n_data = stars.n_data(1 / (stars.variance if errors == "unknown" else variance))
-    templates = None
-    if setup.options.continuum_degree is not None:
-        templates = flux[:, None] * _polynomials(parts.grid, setup.options.continuum_degree)
+    templates = windows = None
+    if setup.continuum is not None:
+        bent = flux
+        if model_flux is not None:
+            bent = np.where(np.isfinite(model_flux).all(1, keepdims=True), model_flux, flux)
+        templates, windows = bent[:, None] * setup.continuum.polynomials(parts.grid), setup.continuum.pixels(parts.grid)
     return Objective(
-        predictor, flux, 1 / variance, setup.parameters, setup.prior, errors=errors, n_data=n_data, templates=templates
-    )
+        predictor, flux, 1 / variance, setup.parameters, setup.prior,
+        errors=errors, n_data=n_data, templates=templates, windows=windows,
+    )  # fmt: skip
 
 
-def _polynomials(grid, degree):
-    """Legendre polynomials in each chip (n_chips · (degree + 1), n_pixels), as large as a continuum may be off."""
-    rows = np.zeros((len(grid.chips), degree + 1, grid.n_pixels))
-    for chip, (start, stop) in zip(rows, grid.chips, strict=True):
-        chip[:, start:stop] = legvander(np.linspace(-1, 1, stop - start), degree).T
-    return CONTINUUM_ERROR * rows.reshape(-1, grid.n_pixels)
+def settled(
+    parts: ModelParts, stars: Stars, setup: FitSetup, solver: Solver, objective: Objective, optimum: Optimum
+) -> tuple[Objective, Optimum]:
+    """Go on from an optimum with terms of the continuum that do not know the noise of the data.
+
+    The terms are polynomials times the flux of the star, of which there are only the data at first. Their noise is
+    then in both, and is taken for continuum: a level that is free in 2,400 pixels moves labels by 0.3 of their errors
+    at a signal-to-noise ratio of 100, and by 0.9 at 30. The flux of the model at the optimum has no such noise.
+
+    Parameters
+    ----------
+    parts : `~cyclestarnet.pipeline.ModelParts`
+        The model.
+    stars : `~cyclestarnet.pipeline.stars.Stars`
+        Of `prepare_stars`.
+    setup : `~cyclestarnet.pipeline.FitSetup`
+        Of the fits.
+    solver : callable
+        Makes an optimum of an objective and of where it begins.
+    objective : `~cyclestarnet.fitting.objective.Objective`
+        Of `make_objective`, with terms that are made of the data.
+    optimum : `~cyclestarnet.fitting.optimum.Optimum`
+        Of that objective.
+
+    Returns
+    -------
+    objective : `~cyclestarnet.fitting.objective.Objective`
+        With terms that are made of the model.
+    optimum : `~cyclestarnet.fitting.optimum.Optimum`
+        Of that one. Both are those that came in where the continuum is trusted.
+
+    Examples
+    --------
+    ::
+
+        objective = make_objective(model, stars, setup)
+        optimum = levenberg_marquardt(objective, begin)
+        objective, optimum = settled(model, stars, setup, levenberg_marquardt, objective, optimum)
+    """
+    if setup.continuum is None:
+        return objective, optimum
+    objective = make_objective(parts, stars, setup, model_flux=optimum.flux)
+    found = solver(objective, optimum.inputs)
+    spent = {name: getattr(optimum, name) + getattr(found, name) for name in ("n_evaluations", "n_jacobians")}
+    return objective, replace(found, **spent)
 
 
 def _start_coordinates(parts, stars, setup):
@@ -310,7 +366,8 @@ def _fitted(parts, spectra, setup):
     begin = setup.layout.row(_starts(parts, stars, setup), _start_coordinates(parts, stars, setup))
     optimum = solver(objective, begin)
     if not setup.given and setup.options.space == "observed":
-        optimum = _second_try(parts, stars, setup, optimum)
+        optimum = _second_try(parts, stars, setup, objective, optimum)
+    objective, optimum = settled(parts, stars, setup, solver, objective, optimum)
     results = [make_result(parts, stars, row, objective, optimum, setup) for row in range(len(stars))]
     return [place if isinstance(place, Exception) else results[place] for place in places]
 
@@ -392,11 +449,13 @@ def fit_one(parts: ModelParts, spectrum: Spectrum, options: FitOptions) -> FitRe
     return result
 
 
-def _second_try(parts, stars, setup, optimum: Optimum) -> Optimum:
+def _second_try(parts, stars, setup, first: Objective, optimum: Optimum) -> Optimum:
     """Fit stars that look bad once more from the mean of the prior, and keep the better optimum."""
     ivar = 1 / parts.noise.total_variance(stars.variance, setup.options.space, inflated=False)
     dof = np.maximum(stars.n_data(ivar) - len(setup.parameters), 1)
-    poor = ((stars.flux - optimum.flux) ** 2 * ivar).sum(1) / dof > parts.limits.reduced_chi2_total
+    predicted = torch.as_tensor(optimum.flux, device=first.flux.device)
+    absorbed = first.absorbed(predicted, torch.arange(len(stars), device=predicted.device)).cpu().numpy()
+    poor = ((stars.flux - optimum.flux - absorbed) ** 2 * ivar).sum(1) / dof > parts.limits.reduced_chi2_total
     rows = np.flatnonzero(poor | ~optimum.success)
     if not len(rows):
         return optimum

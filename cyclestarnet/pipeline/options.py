@@ -19,6 +19,7 @@ import numpy as np
 from cyclestarnet.fitting.isochrones import IsochronePrior
 from cyclestarnet.fitting.priors import GaussianConstraints, GaussianPrior, ProductPrior
 from cyclestarnet.grid import ranges_of
+from cyclestarnet.pipeline.continuum_terms import ContinuumTerms, check_degree
 from cyclestarnet.storage import storable
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ SPACES = ("observed", "synthetic", "emulator")
 METHODS = ("lm", "lbfgs")
 SPLIT_LATENTS = ("own", "typical", "fitted")
 SAMPLERS = ("emcee", "nuts")
-HIGHEST_DEGREE = 10  # of polynomials in a chip; higher ones begin to eat lines
 # What options are called elsewhere
 USUAL_NAMES = {
     "n_steps": "max_steps", "nsteps": "max_steps", "steps": "max_steps", "n_samples": "max_steps", "niter": "max_steps",
@@ -51,8 +51,8 @@ USUAL_NAMES = {
 MOTION = {"velocity": (-1000.0, 1000.0, 0.0), "broadening": (0.0, 60.0, 3.0)}  # km/s: bounds, and start
 
 
-# Priors that a file of a result can keep
-for _kind in (GaussianPrior, GaussianConstraints, ProductPrior, IsochronePrior):
+# Options that a file of a result can keep
+for _kind in (ContinuumTerms, GaussianPrior, GaussianConstraints, ProductPrior, IsochronePrior):
     storable(_kind)
 
 
@@ -102,10 +102,11 @@ class FitOptions:
     ignore : array of bool of shape (n_pixels,), (low, high), `~specutils.SpectralRegion`, or list of these, optional
         Pixels of the model, or ranges of vacuum wavelength (Angstrom, if they have no unit), that are not used.
         Default: none.
-    continuum_degree : int, optional
+    continuum_degree : int or `~cyclestarnet.ContinuumTerms`, optional
         Degree of a polynomial in each chip by which the model's flux may be off from the data's, with coefficients of
-        about 2 %. The posterior is marginalised over them, so that the errors of labels hold what the continuum does
-        not tell; ``model_spectrum`` is that with the most likely ones. Default: none, the continuum is trusted.
+        about 2 %; or ``ContinuumTerms(degree, windows)``, of one in each of some windows of wavelength. The posterior
+        is marginalised over them, so that the errors of labels hold what the continuum does not tell;
+        ``model_spectrum`` is that with the most likely ones. Default: none, the continuum is trusted.
     inflation : float, optional
         Factor on the errors of the data. Default: 1.
     model_scatter : bool, optional
@@ -159,9 +160,8 @@ class FitOptions:
             raise ValueError(
                 f"inflation must be a positive factor on the errors of the data, but is {self.inflation!r}"
             )
-        degree = self.continuum_degree
-        if degree is not None and (isinstance(degree, bool) or degree not in range(HIGHEST_DEGREE + 1)):
-            raise ValueError(f"continuum_degree must be a whole number from 0 to {HIGHEST_DEGREE}, but is {degree!r}")
+        if not (self.continuum_degree is None or isinstance(self.continuum_degree, ContinuumTerms)):
+            check_degree("continuum_degree", self.continuum_degree, or_else=", or a ContinuumTerms")
         if not isinstance(self.normalise, bool | None):
             raise TypeError(f"normalise must be True, False or None, but is {self.normalise!r}")
         if not isinstance(self.model_scatter, bool):

@@ -64,9 +64,10 @@ def make_result(
     predicted = torch.as_tensor(optimum.flux[row : row + 1], device=objective.flux.device)
     model_flux = (predicted + objective.absorbed(predicted, torch.tensor([row])))[0].cpu().numpy()
     residual = np.where(good, flux - model_flux, 0.0)
-    star, n_parameters = stars.part([row]), len(setup.parameters)
+    # what residuals were freed of by terms of the continuum is as good as fitted
+    star, n_parameters = stars.part([row]), len(setup.parameters) + float(objective.n_absorbed[row])
     data_ivar = 1 / stars.variance[row]
-    dof = max(round(star.n_data(data_ivar[None])[0]) - n_parameters, 1)
+    dof = max(round(star.n_data(data_ivar[None])[0] - n_parameters), 1)
     if space == "synthetic" and not parts.translator.is_residual:
         total_ivar, dof_total = fit_ivar / optimum.error_scale[row] ** 2, float(dof)
     else:

@@ -21,7 +21,7 @@ from cyclestarnet.fitting.nuts import sample_by_gradients
 from cyclestarnet.fitting.sampling import sample_posterior
 from cyclestarnet.fitting.solvers import levenberg_marquardt
 from cyclestarnet.pipeline.chains import ChainFile
-from cyclestarnet.pipeline.fit import fit_one, make_objective, prepare_stars
+from cyclestarnet.pipeline.fit import fit_one, make_objective, prepare_stars, settled
 from cyclestarnet.pipeline.options import FitOptions, SampleOptions, check_choice
 from cyclestarnet.pipeline.parts import ModelParts
 from cyclestarnet.pipeline.report import hidden_covariance
@@ -90,6 +90,7 @@ def sample_one(
         raise place
     singly = make_objective(parts, stars, setup)
     optimum = levenberg_marquardt(singly, _begin(setup, start))
+    singly, optimum = settled(parts, stars, setup, levenberg_marquardt, singly, optimum)
     centre, covariance = approximate(singly, setup.parameters.values(optimum.inputs[0]))
     with tqdm(desc="sampling", unit="step", disable=not sampling.progress) as bar:
         how = {
@@ -103,7 +104,7 @@ def sample_one(
             if sampling.backend is not None:
                 store = ChainFile(sampling.backend, _identity(digest, stars.pixels[0], setup, sampling.seed))
             chain = sample_posterior(
-                make_objective(parts, stars, setup, together=TOGETHER).log_posterior,
+                make_objective(parts, stars, setup, together=TOGETHER, model_flux=optimum.flux).log_posterior,
                 setup.parameters.lower,
                 setup.parameters.upper,
                 centre,

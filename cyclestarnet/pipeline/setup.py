@@ -13,6 +13,7 @@ from cyclestarnet.exceptions import GridError, LabelError
 from cyclestarnet.fitting.parameters import Parameters
 from cyclestarnet.fitting.priors import GaussianConstraints, GaussianPrior, LeadingLabels, Prior, ProductPrior
 from cyclestarnet.labels import LabelSet
+from cyclestarnet.pipeline.continuum_terms import ContinuumTerms
 from cyclestarnet.pipeline.options import MOTION, FitOptions
 from cyclestarnet.pipeline.parts import ModelParts
 
@@ -122,6 +123,8 @@ class FitSetup:
         What results say of it.
     ignore : array of bool, shape (n_pixels,)
         Pixels that no star may use.
+    continuum : `~cyclestarnet.ContinuumTerms`, optional
+        Polynomials by which the data may be off. Default: none.
 
     Examples
     --------
@@ -142,6 +145,7 @@ class FitSetup:
     prior: Prior | None
     prior_name: str
     ignore: np.ndarray
+    continuum: ContinuumTerms | None = None
 
     @classmethod
     def of(cls, parts: ModelParts, options: FitOptions) -> FitSetup:
@@ -164,7 +168,8 @@ class FitSetup:
             If ``start``, ``fixed``, ``bounds`` or ``tied`` name unknown labels, have wrong units or
             exclude each other, or nothing is left to fit.
         GridError
-            If ``ignore`` is a mask of other pixels, or ranges that hold none of the model's.
+            If ``ignore`` is a mask of other pixels, or ranges that hold none of the model's, or a window of the
+            continuum holds too few of them, or pixels of two chips.
         ValueError, TypeError
             If the prior is none, or the split latent cannot be fitted.
 
@@ -211,7 +216,7 @@ class FitSetup:
         return cls(
             options=options, label_set=labels, begin=begin, given=set(given) - set(fixed), free=free, layout=layout,
             parameters=parameters, prior=_of_rows(prior, layout, len(parts.labels)), prior_name=prior_name,
-            ignore=_ignored(options.ignore, parts.grid),
+            ignore=_ignored(options.ignore, parts.grid), continuum=_continuum(options.continuum_degree, parts.grid),
         )  # fmt: skip
 
     @property
@@ -343,6 +348,15 @@ def _prior(prior, parts):
     if getattr(prior, "n_labels", len(parts.labels)) != len(parts.labels):
         raise ValueError(f"a prior of {prior.n_labels} labels, but the model has {len(parts.labels)}")
     return prior, "Gaussian, user's own" if isinstance(prior, GaussianPrior) else f"{type(prior).__name__}, user's own"
+
+
+def _continuum(degree, grid):
+    """Terms of the continuum, checked against the pixels; None if it is trusted."""
+    if degree is None:
+        return None
+    terms = degree if isinstance(degree, ContinuumTerms) else ContinuumTerms(degree)
+    terms.pixels(grid)
+    return terms
 
 
 def _ignored(ignore, grid):
