@@ -478,13 +478,15 @@ def test_hidden_error_of_labels_is_added(model, star, result):
 
 
 @pytest.mark.parametrize("factor", [0.01, 9.0], ids=["strong prior", "wide prior"])
-def test_hidden_error_moves_the_optimum_as_the_prior_lets_it(model, star, factor):
+def test_hidden_error_moves_the_optimum_as_the_prior_lets_it(model, factor):
     """It was learnt with the training prior; its part of another optimum is that of a weighted mean with the prior."""
+    mean = model.labels.to_quantities(model.prior.mean)  # no prior moves a star that is there, and slopes are the same
+    star = spectrum(model, observed(model, mean), noise=np.random.default_rng(31))
     hidden = np.diag([1600.0, 0.01, 0.0025])
     careful = with_noise(model, label_error=hidden)
     prior = GaussianPrior(model.prior.mean, factor * model.prior.covariance)
-    whole, own = (m.fit(star, prior=prior, start=STAR).covariance for m in (careful, model))
-    gain = own @ np.linalg.inv(model.fit(star, start=STAR).covariance)
+    whole, own = (m.fit(star, prior=prior, start=mean).covariance for m in (careful, model))
+    gain = own @ np.linalg.inv(model.fit(star, start=mean).covariance)
     expected = own + gain @ hidden @ gain.T
     np.testing.assert_allclose(np.sqrt(np.diag(whole)), np.sqrt(np.diag(expected)), rtol=0.15)
 
@@ -553,9 +555,10 @@ def test_bounds_far_away_do_nothing(model, star, result):
 
 
 @pytest.mark.parametrize("teff", [4050, 4500, 5450])
-@pytest.mark.parametrize(("method", "apart"), [("lm", 0.2), ("lbfgs", 0.05)])
-def test_start_does_not_matter(model, star, result, teff, method, apart):
-    assert_same_labels(result, model.fit(star, start={"teff": teff * u.K, "mg_h": 0.4}, method=method), apart)
+@pytest.mark.parametrize(("method", "apart"), [("lm", 0.25), ("lbfgs", 0.05)])
+def test_start_does_not_matter(model, star, teff, method, apart):
+    elsewhere = model.fit(star, start={"teff": teff * u.K, "mg_h": 0.4}, method=method)
+    assert_same_labels(model.fit(star, method=method), elsewhere, apart)
 
 
 def test_a_result_is_a_start(model, star, result):
