@@ -23,6 +23,7 @@ from cyclestarnet.fitting.priors import GaussianPrior
 from cyclestarnet.grid import WavelengthGrid, air_to_vacuum
 from cyclestarnet.io import read_apstar, read_apvisit, read_aspcapstar
 from cyclestarnet.labels import LabelSet, difference_unit, unit_of_label
+from cyclestarnet.masks import SpectroscopicMask
 from cyclestarnet.model import CalibratedModel
 from cyclestarnet.networks.emulator import EmulatorSettings
 from cyclestarnet.networks.translation import NetworkSettings
@@ -71,6 +72,7 @@ __all__ = [
     "Posterior",
     "SampleManyOptions",
     "SampleOptions",
+    "SpectroscopicMask",
     "SpectrumError",
     "TrainingError",
     "TrainingSettings",

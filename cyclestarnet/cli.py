@@ -368,13 +368,14 @@ def _prepare(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    """Put the figures and numbers of the paper, of a model and a set of spectra, on one page."""
+    """Fit a set of spectra as the paper does, and put its figures and numbers on one page; run again, it goes on."""
+    from cyclestarnet.io import StarCuts
     from cyclestarnet.plotting.axes import pyplot
     from cyclestarnet.reading.tables import read_table
     from cyclestarnet.training.evidence import collect_evidence
 
     if (options.output / "report.html").exists() and not options.overwrite:
-        raise FileExistsError(f"{options.output} has a report; use --overwrite")
+        raise FileExistsError(f"{options.output} has a report; use --overwrite, or another folder")
     pyplot()  # what is missing must not be found out after all fits
     isochrones = None if options.isochrones is None else read_table(options.isochrones)
     try:
@@ -383,11 +384,17 @@ def _report(options: argparse.Namespace) -> int:
             options.spectra,
             n_stars=options.stars,
             split=options.split,
+            cuts=StarCuts() if options.cuts else None,
+            catalogue=options.catalogue,
+            mask=options.mask,
             seed=options.seed,
+            folder=options.output,
+            overwrite=options.overwrite,
+            workers=options.workers,
             progress=_bars(options),
         )
     except KeyboardInterrupt:
-        print("\ninterrupted, and nothing is saved; --stars takes fewer", file=sys.stderr)
+        print("\ninterrupted; run the same command again to go on where it was", file=sys.stderr)
         return 130
     page = evidence.write(options.output, training=options.training, mock=options.mock, isochrones=isochrones)
     print(repr(evidence))
@@ -522,10 +529,21 @@ def _parser():
     sub.add_argument("model", help="embedded model or .safetensors file")
     sub.add_argument("spectra", help="HDF5 file, folder, text file with a path in each line, or pattern in quotes")
     sub.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="for page, figures and tables")
-    sub.add_argument("--overwrite", action="store_true", help="replace an existing report")
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing report, or one of another run")
     sub.add_argument("--stars", type=int, default=200, metavar="N", help="how many to draw from the set (200)")
     sub.add_argument("--split", help="of an HDF5 file (test, or else val, or else the only one)")
+    sub.add_argument("--cuts", action="store_true", help="make the paper's cuts first, and of files a set with splits")
+    sub.add_argument("--catalogue", type=Path, help="table with what cuts of files need, as for prepare")
+    sub.add_argument(
+        "--mask",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="TABLE",
+        help="fit with and without this mask, or one that is made of stars of the set",
+    )
     sub.add_argument("--seed", type=int, default=0, help="of everything random (0)")
+    sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that fit (1)")
     sub.add_argument("--training", type=Path, metavar="FOLDER", help="of a training, to show its progress")
     sub.add_argument("--mock", type=Path, metavar="FOLDER", help="of a study by mock-lines, to show its errors")
     sub.add_argument("--isochrones", type=Path, metavar="TABLE", help="with columns teff, logg, age and m_h")

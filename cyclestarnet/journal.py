@@ -1,4 +1,5 @@
-"""The journal of an unfinished run of many stars: what was done before a kill is not done again."""
+"""The journal of an unfinished run of many stars, and the folder of a run of several: what was done before a kill is
+not done again."""
 
 from __future__ import annotations
 
@@ -6,18 +7,20 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cyclestarnet.files import as_json, try_lock
+from cyclestarnet.files import as_json, locked, try_lock, write_atomically
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "run_folder"]
 
 log = logging.getLogger(__name__)
 
 _JOURNAL = "cyclestarnet-survey-2"
+RECORD = "run.json"
 LONG = 120  # characters of an option in a message
 
 
@@ -162,14 +165,92 @@ class Journal:
             return FileExistsError(f"{self.path} is no file of an unfinished run, or damaged; choose another output")
         if not line.startswith(beginning):
             return FileExistsError(f"{self.path} is no file of an unfinished run; choose another output")
-        ours = json.loads(self._run)
-        changes = [_change(key, theirs.get(key), ours.get(key)) for key in theirs | ours]
-        if not any(changes):
+        changes = _changes(theirs, json.loads(self._run))
+        if not changes:
             return None
         return FileExistsError(
-            f"{self.path} holds the rows of another, unfinished run ({'; '.join(filter(None, changes))}); "
+            f"{self.path} holds the rows of another, unfinished run ({'; '.join(changes)}); "
             "make the same call as then to finish it, delete the file to begin anew, or choose another output"
         )
+
+
+@contextmanager
+def run_folder(
+    folder: str | os.PathLike[str], run: Mapping[str, Any], files: Sequence[str], *, overwrite: bool = False
+) -> Iterator[Path]:
+    """Work in a folder of a run that has several parts, each of which resumes by itself.
+
+    A file ``run.json`` in the folder tells the run. Where it tells of the same, the parts that are there are gone on
+    with, or taken as they are.
+
+    Parameters
+    ----------
+    folder : path-like
+        Made if it is not there, and locked against other processes within the block.
+    run : mapping of str to plain values
+        What makes this run this run.
+    files : sequence of str
+        Patterns of the files and folders of the run, relative to the folder. Others are never touched.
+    overwrite : bool, optional
+        Remove these if they are of another run. Default: False.
+
+    Yields
+    ------
+    `~pathlib.Path`
+        The folder.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder has such files of another run, and is not to be overwritten, or another process works in it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from cyclestarnet.journal import run_folder
+    >>> folder = tempfile.mkdtemp()
+    >>> for seed in (0, 0, 1):
+    ...     with run_folder(folder, {"seed": seed}, ["numbers.txt"]) as place:
+    ...         _ = (place / "numbers.txt").write_text("1 2 3")
+    Traceback (most recent call last):
+        ...
+    FileExistsError: ... has the files of another run (seed: 0 then, 1 now); make the same call as then, ...
+    """
+    place, told = Path(folder), as_json(dict(run))
+    with locked(place, what="works in"):
+        record = place / RECORD
+        why = _another(record, json.loads(told), [path for pattern in files for path in place.glob(pattern)])
+        if why and not overwrite:
+            raise FileExistsError(
+                f"{place} has the files of another run ({why}); make the same call as then, choose another folder, or "
+                "overwrite it"
+            )
+        if why:
+            record.unlink(missing_ok=True)  # first: files without a record are of no run
+            for path in [path for pattern in files for path in place.glob(pattern)]:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if not record.exists():
+            write_atomically(record, lambda temporary: temporary.write_text(told, encoding="utf-8"))
+        yield place
+
+
+def _another(record, run, files):
+    """Why the files of a folder are not those of a run; empty if they are, or there are none."""
+    try:
+        theirs = json.loads(record.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return f"there is {files[0].name}, but no {RECORD} to tell of which" if files else ""
+    except (ValueError, RecursionError):
+        theirs = None
+    if not isinstance(theirs, dict):
+        return f"{RECORD} is damaged"
+    return "; ".join(_changes(theirs, run))
+
+
+def _changes(then, now):
+    """What differs between two runs."""
+    changes = [_change(key, then.get(key), now.get(key)) for key in then | now]
+    return [change for change in changes if change]
 
 
 def _change(key, then, now):

@@ -1,20 +1,27 @@
 """The evidence for a model: fits of drawn stars, the numbers of the paper beside them, and the report."""
 
+import os
 import re
+import signal
+from pathlib import Path
 
+import astropy.units as u
 import h5py
 import numpy as np
 import pytest
+from astropy.table import QTable
+from deaths import DieAtCall, LiveOn, lives
 
-from cyclestarnet import SpectrumError
+from cyclestarnet import CalibratedModel, SpectroscopicMask, SpectrumError, read_results
 from cyclestarnet.cli import main
 from cyclestarnet.exceptions import FileFormatError
-from cyclestarnet.io import TrainingSet
+from cyclestarnet.io import StarCuts, TrainingSet
 from cyclestarnet.io.stars import star_sources
 from cyclestarnet.plotting import plot_networks
 from cyclestarnet.plotting.evidence import EvidenceFigure, evidence_figures
+from cyclestarnet.residuals import ResidualMap
 from cyclestarnet.spectra import to_spectrum
-from cyclestarnet.training import collect_evidence, evidence
+from cyclestarnet.training import collect_evidence, evidence, fitted_sets
 
 SIGMA, PLANTED, BAD, N_STARS = 0.005, 77, 5, 14  # every star has a spike of 5 σ at a pixel, and one has no flux
 
@@ -37,12 +44,13 @@ def path(tiny_model, stars, tmp_path_factory):
     flux = np.where(np.arange(N_STARS)[:, None] == BAD, np.nan, flux)
     with h5py.File(path, "w") as file:
         file["wavelength"] = tiny_model.grid.wavelength.value
-        for split, rows in {"train": slice(0, 2), "test": slice(None)}.items():
+        for split, rows in {"train": slice(0, 2), "val": slice(3, 9), "test": slice(None)}.items():
             file[f"spectra {split}"] = flux[rows]
             file[f"spectra_err {split}"] = np.full(flux.shape, SIGMA)[rows]
             file[f"spectra_msk {split}"] = np.isfinite(flux)[rows].astype("u1")
             file[f"labels {split}"] = labels[rows]
-            file[f"names {split}"] = [f"star {k}" for k in range(len(flux[rows]))]
+            file[f"names {split}"] = [f"star {k}" for k in range(N_STARS)[rows]]
+            file[f"snr {split}"] = 10.0 * np.arange(N_STARS)[rows]
         file.attrs["label_names"] = ["teff", "logg", "mg_h"]
     return path
 
@@ -87,20 +95,36 @@ def test_the_numbers_of_the_paper_stand_beside_ours(found):
     assert rows["reduced chi2, mean", "emulator"] == (1.97, pytest.approx(chi2["emulator"]))
     assert rows["reduced chi2, mean", "observed"] == (1.22, pytest.approx(chi2["observed"]))
     assert rows["residuals, bias", "observed"][0] == -0.01
-    beyond = np.abs(found.residuals["observed"].values)
-    share = 100 * np.mean(beyond[np.isfinite(beyond)] > 3)
-    assert rows["residuals, beyond 3 sigma", "observed"] == (3.0, pytest.approx(share))
+    assert rows["residuals, beyond 3 sigma", "observed"][0] == 3.0
     assert "residuals, bias" in repr(found)
+
+
+@pytest.mark.parametrize("space", ["emulator", "observed"])
+def test_residuals_are_those_of_fits_of_single_stars(tiny_model, path, found, space):
+    stars = [star.read() for k, star in enumerate(star_sources(TrainingSet(path, split="test"))) if k != BAD]
+    alone = ResidualMap.of([tiny_model.fit(star, space=space, method="lm") for star in stars], tiny_model.grid)
+    assert_same_figures(found.residuals[space], alone)
 
 
 def test_autoencoders_lose_what_reconstructions_lack(tiny_model, found):
     for encoded in (found.synthetic, found.observed):
-        residuals = found.autoencoders[encoded.domain]
         reconstruct = getattr(
             tiny_model.translator, f"reconstruct_{'obs' if encoded.domain == 'observed' else 'synth'}"
         )
-        expected = encoded.flux[encoded.good] - reconstruct(encoded.flux[encoded.good])
-        np.testing.assert_allclose(residuals.values, expected, atol=1e-6)
+        lost = encoded.flux[encoded.good] - reconstruct(encoded.flux[encoded.good])
+        assert_same_figures(
+            found.autoencoders[encoded.domain], ResidualMap(lost, tiny_model.grid, in_sigma=False), scale=0.01
+        )
+
+
+def assert_same_figures(density, residuals, *, scale=1.0):
+    """Means to the last bits of float32, and medians and widths to a cell of the density."""
+    ours, theirs = density.to_table(), residuals.to_table()
+    for name, precision in {"mean": 1e-5, "mean_abs": 1e-5}.items():
+        np.testing.assert_allclose(ours[name], theirs[name], atol=precision * scale)
+    assert (ours["n_values"] == theirs["n_values"]).all()
+    assert density.statistics.bias == pytest.approx(residuals.statistics.bias, abs=0.02 * scale)
+    assert density.statistics.half_width == pytest.approx(residuals.statistics.half_width, abs=0.02 * scale)
 
 
 def test_domains_are_compared_by_spectra_and_latents(found):
@@ -129,10 +153,10 @@ def drawn(tiny_model, monkeypatch):
             collect_evidence(tiny_model, spectra, n_stars=3, **options)
         return caught.value.args[0]
 
-    def instead(model, stars, progress):
-        raise InterruptedError([star.name for star in stars])
+    def instead(fitted, *_):
+        raise InterruptedError([star.name for star in fitted.stars])
 
-    monkeypatch.setattr(evidence, "_fits", instead)
+    monkeypatch.setattr(fitted_sets.FittedSet, "table", instead)
     return names
 
 
@@ -164,6 +188,200 @@ def test_sets_without_a_star_are_refused(tiny_model, path, tmp_path):
         collect_evidence(tiny_model, path, split="dev", progress=False)
     with pytest.raises(ValueError, match="n_stars must be 1 or more, but is 0"):
         collect_evidence(tiny_model, path, n_stars=0)
+
+
+def test_the_cuts_of_the_paper_choose_rows_of_a_set(drawn, path):
+    assert drawn(path, cuts=StarCuts(snr=(100, 125))) == ["star 11", "star 12"]
+    with pytest.raises(SpectrumError, match=r"no spectrum of .* passes"):
+        drawn(path, cuts=StarCuts(snr=(1000, 2000)))
+
+
+def test_files_that_are_cut_become_a_set_with_splits(tiny_model, path, tmp_path):
+    given = [star.read() for k, star in enumerate(star_sources(TrainingSet(path, split="test"))) if k != BAD]
+    few = collect_evidence(
+        tiny_model, iter(given), cuts=StarCuts(snr=(30, 1000)), seed=3, folder=tmp_path, progress=False
+    )
+    made = tmp_path / "set" / "observed.h5"
+    report = QTable.read(made.with_name("observed.report.ecsv"))
+    assert few.spectra == "observed.h5, test"
+    assert few.n_spectra == np.sum(report["split"] == "test") > 0
+    before = made.stat()
+    collect_evidence(tiny_model, given, cuts=StarCuts(snr=(30, 1000)), seed=3, folder=tmp_path, progress=False)
+    assert made.stat() == before
+    with pytest.raises(FileExistsError, match=r"has the files of another run .*cuts"):
+        collect_evidence(tiny_model, given, cuts=StarCuts(), seed=3, folder=tmp_path, progress=False)
+
+
+def test_cuts_that_cannot_be_made_are_refused(tiny_model, path, tmp_path):
+    with pytest.raises(ValueError, match="a catalogue has no effect"):
+        collect_evidence(tiny_model, path, cuts=StarCuts(), catalogue="allStar.fits")
+    with pytest.raises(ValueError, match="cuts of files need a folder"):
+        collect_evidence(tiny_model, [tmp_path / "apStar-a.fits"], cuts=StarCuts())
+
+
+# -- with a mask -------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def planted(tiny_model):
+    """A mask of the pixel where all stars have a spike."""
+    low, high = tiny_model.grid.edges(tiny_model.grid.chips[0])[PLANTED : PLANTED + 2] * u.AA
+    edges = {"low": u.Quantity([low]), "high": u.Quantity([high])}
+    return SpectroscopicMask(QTable(edges | {"n_pixels": [1], "bias": [0.025], "error": [0.025]}))
+
+
+@pytest.fixture(scope="module")
+def masked(tiny_model, path, planted):
+    return collect_evidence(tiny_model, path, mask=planted, n_stars=9, progress=False)
+
+
+def test_stars_are_fitted_with_and_without_a_mask(tiny_model, stars, masked, planted):
+    assert list(masked.tables)[3:] == ["emulator, masked", "synthetic, masked", "observed, masked"]
+    row = masked.tables["emulator, masked"][0]
+    k = int(row["object"].removeprefix("star "))
+    star = to_spectrum(
+        stars[1][k].astype("f4").astype(float), tiny_model.grid, ivar=np.full(stars[1][k].shape, SIGMA**-2)
+    )
+    alone = tiny_model.fit(star, space="emulator", method="lm", ignore=planted)
+    assert row["teff"].value == pytest.approx(alone.labels["teff"].value, rel=1e-5)
+    assert row["dof"] == masked.tables["emulator"]["dof"][0] - 1
+
+
+def test_the_spike_is_gone_from_what_a_mask_leaves(masked):
+    for space in ("emulator", "observed"):
+        all_pixels, others = (masked.residuals[name].to_table() for name in (space, f"{space}, masked"))
+        assert np.flatnonzero(all_pixels["n_values"] != others["n_values"]).tolist() == [PLANTED]
+        assert others["n_values"][PLANTED] == 0
+    rows = {(row["measure"], row["of"]): row["here"] for row in masked.to_table()}
+    assert rows["pixels in the mask", "all"] == pytest.approx(100 / 415)
+    # the spike of 5 σ adds about 25 to χ²
+    gain = rows["reduced chi2, mean", "observed"] - rows["reduced chi2, mean", "observed, masked"]
+    assert gain == pytest.approx(25 / 412, abs=0.03)
+    assert rows["residuals, half-width", "observed, outside the mask"] > 0
+
+
+def test_a_mask_is_made_of_stars_that_are_not_fitted_with_it(tiny_model, path, tmp_path, drawn, monkeypatch):
+    assert drawn(path, mask=True) == ["star 3", "star 4", "star 5", "star 6", "star 7", "star 8"]
+    assert len(drawn(path, split="val", mask=True)) == 3  # there are no others
+
+
+def test_a_report_shows_the_mask(masked, tmp_path):
+    page = masked.write(tmp_path).read_text(encoding="utf-8")
+    assert "The mask has 1 windows" in page
+    assert {"residuals_masked", "mask", "kiel_chi2_masked"} <= {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert SpectroscopicMask.read(tmp_path / "tables" / "mask.ecsv").windows == masked.mask.windows
+
+
+# -- in a folder -------------------------------------------------------------------------------
+def collect(model, path, folder, **options):
+    """In the processes of tests that die."""
+    fitted_sets.BLOCK = 4
+    return collect_evidence(CalibratedModel.load(model), path, n_stars=8, folder=folder, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    tiny_model.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(saved, path):
+    """The same without a folder, and without a break."""
+    return collect_evidence(CalibratedModel.load(saved), path, n_stars=8, progress=False)
+
+
+def assert_same(ours, theirs):
+    for name, table in theirs.tables.items():
+        own = ours.tables[name]
+        for column in set(table.colnames) - {"seconds"}:
+            np.testing.assert_array_equal(np.asarray(own[column]), np.asarray(table[column]))
+    for kind in ("residuals", "autoencoders"):
+        for name, density in getattr(theirs, kind).items():
+            own = getattr(ours, kind)[name]
+            assert (own.counts == density.counts).all()
+            np.testing.assert_allclose(own.sums, density.sums, rtol=1e-12)
+
+
+def test_a_report_that_is_killed_again_and_again_ends_as_if_it_had_not_been(saved, path, whole, tmp_path, monkeypatch):
+    place = "cyclestarnet.training.fitted_sets"  # the second way to fit, and the second block of residuals
+    deaths = [DieAtCall(place, "fit_numbered", 2), DieAtCall(place, "_read", 5), LiveOn()]
+    assert list(lives(deaths, collect, saved, path, tmp_path)) == [-signal.SIGKILL, -signal.SIGKILL, 0]
+    monkeypatch.setattr(fitted_sets, "fit_numbered", None)  # nothing is done again
+    monkeypatch.setattr(fitted_sets, "residuals_at", None)
+    monkeypatch.setattr(fitted_sets, "BLOCK", 4)
+    assert_same(collect(saved, path, tmp_path), whole)
+
+
+def test_an_interrupt_keeps_what_was_counted(saved, path, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(fitted_sets, "BLOCK", 4)
+    counted, original = [], fitted_sets.residuals_at
+
+    def interrupted(*arguments, **options):
+        if len(counted) == 1:
+            raise KeyboardInterrupt
+        counted.append(arguments)
+        return original(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitted_sets, "residuals_at", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            collect(saved, path, tmp_path)
+        counted.append("a second block")
+        again = collect(saved, path, tmp_path)
+    assert len(counted) == 3  # a block each
+    assert_same(again, whole)
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_several_processes_give_the_same(saved, path, whole, tmp_path):
+    assert_same(collect(saved, path, tmp_path, workers=2), whole)
+
+
+@pytest.fixture
+def finished(saved, path, tmp_path):
+    collect(saved, path, tmp_path)
+    return tmp_path
+
+
+def test_a_folder_of_another_run_is_refused(saved, path, finished, tiny_model, planted):
+    with pytest.raises(FileExistsError, match=r"has the files of another run .*seed: 0 then, 1 now"):
+        collect(saved, path, finished, seed=1)
+    with pytest.raises(FileExistsError, match="mask: 'none' then"):
+        collect(saved, path, finished, mask=planted)
+    with pytest.raises(FileExistsError, match=r"n_stars: 8 then, 9 now.*choose another folder, or overwrite it"):
+        collect_evidence(CalibratedModel.load(saved), path, n_stars=9, folder=finished, progress=False)
+    os.utime(path)  # the set is not the file that it was
+    with pytest.raises(FileExistsError, match="spectra"):
+        collect(saved, path, finished)
+
+
+def test_overwriting_begins_anew_and_leaves_the_rest(saved, path, finished):
+    (finished / "notes.txt").write_text("mine")
+    other = collect(saved, path, finished, seed=1, overwrite=True)
+    assert_same(other, collect_evidence(CalibratedModel.load(saved), path, n_stars=8, seed=1, progress=False))
+    assert (finished / "notes.txt").read_text() == "mine"
+
+
+def test_files_that_are_not_of_this_run_are_made_again(saved, path, whole, finished, caplog):
+    table = read_results(finished / "tables" / "fits_emulator.fits")
+    whole.write(finished)  # tables in memory know their stars, too
+    others = collect_evidence(CalibratedModel.load(saved), path, n_stars=8, seed=1, progress=False)
+    others.write(finished)
+    residuals = finished / "residuals.h5"
+    residuals.write_bytes(residuals.read_bytes()[:-100])
+    assert_same(collect(saved, path, finished), whole)
+    assert "fits_emulator.fits has other fits" in caplog.text
+    assert "residuals are counted anew" in caplog.text
+    assert (read_results(finished / "tables" / "fits_emulator.fits")["teff"] == table["teff"]).all()
+
+
+def test_a_damaged_record_is_refused(saved, path, finished):
+    (finished / "run.json").write_text("{")
+    with pytest.raises(FileExistsError, match=r"run.json is damaged"):
+        collect(saved, path, finished)
+    (finished / "run.json").unlink()
+    with pytest.raises(FileExistsError, match=r"there is fits_.*, but no run.json"):
+        collect(saved, path, finished)
 
 
 # -- the report --------------------------------------------------------------------------------
@@ -226,9 +444,27 @@ def test_the_command_line(tiny_model, path, few_figures, tmp_path, capsys, monke
     assert str(tmp_path / "report" / "report.html") in said
     assert main(command) == 2
     assert "has a report; use --overwrite" in capsys.readouterr().err
+    (tmp_path / "report" / "report.html").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(evidence, "_fits", interrupted)
-        assert main([*command, "--overwrite"]) == 130
-    assert "interrupted, and nothing is saved" in capsys.readouterr().err
+        patch.setattr(fitted_sets.FittedSet, "table", interrupted)
+        assert main(command) == 130
+    assert "interrupted; run the same command again to go on where it was" in capsys.readouterr().err
+    assert main(command) == 0
     assert main([*command, "--overwrite", "--split", "dev"]) == 2
     assert "spectra dev" in capsys.readouterr().err
+
+
+def test_the_options_of_the_command_line_reach_the_fits(saved, path, planted, tmp_path, monkeypatch):
+    given = {}
+
+    def instead(model, spectra, **options):
+        given.update(options, spectra=spectra)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evidence, "collect_evidence", instead)
+    command = ["report", str(saved), str(path), "-o", str(tmp_path / "report"), "--cuts", "--workers", "3"]
+    assert main([*command, "--catalogue", "allStar.fits", "--mask"]) == 130
+    assert given["mask"] is True
+    assert (given["cuts"], given["workers"], given["catalogue"]) == (StarCuts(), 3, Path("allStar.fits"))
+    assert main([*command, "--mask", "mask.ecsv"]) == 130
+    assert given["mask"] == "mask.ecsv"

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import norm
 
 from cyclestarnet import GridError, SpectrumError, WavelengthGrid
-from cyclestarnet.residuals import ResidualMap, ResidualStatistics
+from cyclestarnet.residuals import ResidualDensity, ResidualMap, ResidualStatistics
 from cyclestarnet.spectra import to_spectrum
 
 GRID = WavelengthGrid((15000 + 0.2 * np.r_[0:30, 60:100]) * u.AA, ((0, 30), (30, 70)))
@@ -80,6 +80,65 @@ def test_what_is_no_map_is_refused():
         ResidualMap.of([], GRID)
 
 
+# -- densities -----------------------------------------------------------------------------
+def density_of(values, *, in_sigma=True, block=37):
+    density = ResidualDensity(GRID, in_sigma=in_sigma)
+    for first in range(0, len(values), block):
+        density.add(values[first : first + block])
+    return density
+
+
+def test_a_density_tells_what_the_residuals_themselves_do(gaussian):
+    values = gaussian.values.copy()
+    values[::7, 5], values[3] = np.nan, np.inf
+    whole, density = ResidualMap(values, GRID), density_of(values)
+    for width in (1, 20):
+        ours, theirs = density.to_table(width=width), whole.to_table(width=width)
+        for name in ("mean", "mean_abs", "beyond_3"):
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-9)
+        assert (ours["n_values"] == theirs["n_values"]).all()
+        for name in ("bias", "half_width"):  # of 300 values, the next ones are some hundredths away
+            np.testing.assert_allclose(ours[name], theirs[name], atol=0.06)
+        np.testing.assert_array_equal(ours["wavelength"], theirs["wavelength"])
+    assert (density.seen == whole.seen).all()
+
+
+@pytest.mark.parametrize(("in_sigma", "unit"), [(True, 1.0), (False, 0.01)])
+def test_percentiles_of_a_density_are_those_of_closed_forms(in_sigma, unit):
+    quantiles = unit * (0.5 + 2 * norm.ppf((np.arange(210_000) + 0.5) / 210_000))
+    density = ResidualDensity(GRID, in_sigma=in_sigma)
+    density.add(quantiles.reshape(-1, GRID.n_pixels))
+    own = density.statistics
+    assert (own.mean / unit, own.bias / unit, own.half_width / unit) == pytest.approx((0.5, 0.5, 2.0), abs=2e-3)
+
+
+def test_residuals_beyond_all_cells_count():
+    density = ResidualDensity(GRID)
+    density.add(np.full((5, 70), 1e6))
+    assert density.statistics.beyond_3 == 1
+    assert density.statistics.mean == 1e6
+    assert density.statistics.bias > 1900
+
+
+def test_pixels_of_a_density_can_be_left_out(gaussian):
+    kept = density_of(gaussian.values).within(np.arange(GRID.n_pixels) // 10 != 3)
+    assert kept.statistics.bias == pytest.approx(0, abs=0.03)
+    assert kept.to_table()["n_values"][30:40].tolist() == 10 * [0]
+    assert np.isnan(kept.to_table()["mean"][30:40]).all()
+
+
+def test_shares_of_a_density_are_those_of_a_gaussian(rng):
+    density, levels = density_of(rng.normal(0, 1, (3000, 70))), np.linspace(-3, 3, 13)
+    np.testing.assert_allclose(density.shares(slice(0, 70), levels), np.diff(norm.cdf(levels)), atol=3e-3)
+
+
+def test_what_is_no_block_of_residuals_is_refused():
+    with pytest.raises(GridError, match=r"must have the shape \(n_stars, 70\), but has \(70,\)"):
+        ResidualDensity(GRID).add(np.zeros(70))
+    with pytest.raises(ValueError, match="width must be 1 or more pixels"):
+        ResidualDensity(GRID).to_table(width=0)
+
+
 # -- the figure ----------------------------------------------------------------------------
 @pytest.fixture
 def plot_residuals():
@@ -104,6 +163,12 @@ def test_a_panel_shows_density_mean_and_width(plot_residuals, gaussian):
     assert [image.shape for image in images] == [(81, 30), (81, 40)]
     assert all((image.sum(0) <= 1 + 1e-9).all() for image in images)
     assert f"half-width {gaussian.statistics.half_width:.2f} σ" in ax.get_title(loc="left")
+
+
+def test_a_density_is_drawn_as_the_residuals_are(plot_residuals, gaussian):
+    first, second = plot_residuals({"map": gaussian, "density": density_of(gaussian.values)}, limit=4)
+    for ours, theirs in zip(second.collections, first.collections, strict=True):
+        np.testing.assert_allclose(ours.get_array().cumsum(0), theirs.get_array().cumsum(0), atol=0.03)
 
 
 def test_titles_have_the_figures_of_the_window(plot_residuals, gaussian):

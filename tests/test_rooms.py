@@ -14,7 +14,7 @@ PACKAGE = Path(cyclestarnet.__file__).parent
 
 NOUNS = {
     "blanks", "exceptions", "files", "labels", "grid", "spectra", "continuum", "derivatives", "noise", "results",
-    "progress", "_version", "reading", "journal", "processes", "storage", "descriptions", "residuals",
+    "progress", "masks", "_version", "reading", "journal", "processes", "storage", "descriptions", "residuals",
 }  # fmt: skip
 # Rooms, and modules that stand higher than their room, from the ground up; each may import itself and what is named.
 MAY_IMPORT = {
@@ -36,7 +36,8 @@ MAY_IMPORT = {
 ABOVE_MODEL = {
     "training", "training.adaptation", "training.arrays", "training.assembly", "training.before_after",
     "training.calibration", "training.emulators",
-    "training.evaluation", "training.evidence", "training.inputs", "training.repeats", "training.runs",
+    "training.evaluation", "training.evidence", "training.fitted_sets", "training.inputs", "training.masks",
+    "training.repeats", "training.runs",
     "training.shortcuts", "training.translations",
     "training.zero_points", "lines.mock", "lines.mock_study", "lines.config",
 }  # fmt: skip

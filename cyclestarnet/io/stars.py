@@ -52,6 +52,11 @@ class StarSource:
         """Text by which a run that goes on after a kill knows the star again."""
         return self.name
 
+    @property
+    def file(self) -> str | None:
+        """File that the spectrum is in; None if it is in memory."""
+        return None
+
     def read(self) -> Spectrum:
         """Read the spectrum.
 
@@ -84,6 +89,10 @@ class _File(StarSource):
     @property
     def name(self) -> str:
         return os.fsencode(self.path).decode("utf-8", "backslashreplace")  # a file name may be any bytes
+
+    @property
+    def file(self) -> str:
+        return self.path
 
     def read(self) -> Spectrum:
         return self.reader(self.path)
@@ -151,6 +160,10 @@ class _TrainingRow(StarSource):
     @property
     def identity(self) -> str:
         return f"{self.rows.dataset.path} {self.rows.dataset.split} {self.row}"
+
+    @property
+    def file(self) -> str:
+        return os.fspath(self.rows.dataset.path)
 
     def read(self) -> Spectrum:
         return self.rows.read(self.row)

@@ -110,6 +110,7 @@ def prepare_stars(
         filled = parts.noise.filled_flux(pixels.raw, used)
         if setup.fits_velocity and abs(velocity) > SLOW:
             variance = np.where(_moved_in(parts.grid, velocity), np.inf, variance)
+        variance = np.where(setup.uncompared, np.inf, variance)
         if setup.fits_velocity and velocity:  # encoders know spectra at rest
             wavelength = parts.grid.wavelength.value
             filled = np.interp(wavelength * (1 + velocity / SPEED_OF_LIGHT), wavelength, filled)
@@ -128,7 +129,8 @@ def _shift_search(parts):
 def _used(parts, pixels, setup):
     """Which pixels count; raises if they are too few."""
     used = parts.noise.used_pixels(pixels.flux, pixels.sigma)
-    n_used = round(pixels.share[used].sum())  # of resampled pixels, several are one measurement
+    compared = used & ~setup.uncompared
+    n_used = round(pixels.share[compared].sum())  # of resampled pixels, several are one measurement
     if n_used <= len(setup.parameters):
         raise SpectrumError(f"{n_used} good pixels are left, too few for {len(setup.parameters)} parameters")
     return used

@@ -19,6 +19,7 @@ import numpy as np
 from cyclestarnet.fitting.isochrones import IsochronePrior
 from cyclestarnet.fitting.priors import GaussianConstraints, GaussianPrior, ProductPrior
 from cyclestarnet.grid import ranges_of
+from cyclestarnet.masks import SpectroscopicMask
 from cyclestarnet.pipeline.continuum_terms import ContinuumTerms, check_degree
 from cyclestarnet.storage import storable
 
@@ -100,8 +101,9 @@ class FitOptions:
         normalised it before: other continua give other labels. Default: yes, if the training spectra went through
         that recipe (``model.normalises``). False: the flux is taken as it is.
     ignore : array of bool of shape (n_pixels,), (low, high), `~specutils.SpectralRegion`, or list of these, optional
-        Pixels of the model, or ranges of vacuum wavelength (Angstrom, if they have no unit), that are not used.
-        Default: none.
+        Pixels of the model, or ranges of vacuum wavelength (Angstrom, if they have no unit), that are not used:
+        the data are bad there. Or a `~cyclestarnet.SpectroscopicMask`, of pixels where the synthetic spectra are: these
+        do not count in χ², but networks that read the spectrum see them. Default: none.
     continuum_degree : int or `~cyclestarnet.ContinuumTerms`, optional
         Degree of a polynomial in each chip by which the model's flux may be off from the data's, with coefficients of
         about 2 %; or ``ContinuumTerms(degree, windows)``, of one in each of some windows of wavelength. The posterior
@@ -188,7 +190,8 @@ class FitOptions:
             start = {name: v for name, v in start.labels.items() if name in motion or name not in MOTION}
         checked = {"motion": tuple(name for name in MOTION if name in motion), "start": start}
         checked |= {"tied": tuple(tuple(group) for group in tied), "inflation": float(self.inflation)}
-        if not (self.ignore is None or (isinstance(self.ignore, np.ndarray) and self.ignore.dtype == bool)):
+        taken = isinstance(self.ignore, np.ndarray) and self.ignore.dtype == bool
+        if not (taken or isinstance(self.ignore, SpectroscopicMask | None)):
             checked["ignore"] = ranges_of(self.ignore, "ignore")
         for name, value in checked.items():
             object.__setattr__(self, name, value)

@@ -13,6 +13,7 @@ from cyclestarnet.exceptions import GridError, LabelError
 from cyclestarnet.fitting.parameters import Parameters
 from cyclestarnet.fitting.priors import GaussianConstraints, GaussianPrior, LeadingLabels, Prior, ProductPrior
 from cyclestarnet.labels import LabelSet
+from cyclestarnet.masks import SpectroscopicMask
 from cyclestarnet.pipeline.continuum_terms import ContinuumTerms
 from cyclestarnet.pipeline.options import MOTION, FitOptions
 from cyclestarnet.pipeline.parts import ModelParts
@@ -123,6 +124,8 @@ class FitSetup:
         What results say of it.
     ignore : array of bool, shape (n_pixels,)
         Pixels that no star may use.
+    uncompared : array of bool, shape (n_pixels,)
+        Pixels that networks may read, but that do not count in χ².
     continuum : `~cyclestarnet.ContinuumTerms`, optional
         Polynomials by which the data may be off. Default: none.
 
@@ -145,6 +148,7 @@ class FitSetup:
     prior: Prior | None
     prior_name: str
     ignore: np.ndarray
+    uncompared: np.ndarray
     continuum: ContinuumTerms | None = None
 
     @classmethod
@@ -213,10 +217,13 @@ class FitSetup:
                 "each other"
             )
         prior, prior_name = _prior(options.prior, parts)
+        none = np.zeros(parts.grid.n_pixels, dtype=bool)
+        ignored, masks = _ignored(options.ignore, parts.grid), isinstance(options.ignore, SpectroscopicMask)
         return cls(
             options=options, label_set=labels, begin=begin, given=set(given) - set(fixed), free=free, layout=layout,
             parameters=parameters, prior=_of_rows(prior, layout, len(parts.labels)), prior_name=prior_name,
-            ignore=_ignored(options.ignore, parts.grid), continuum=_continuum(options.continuum_degree, parts.grid),
+            ignore=none if masks else ignored, uncompared=ignored if masks else none,
+            continuum=_continuum(options.continuum_degree, parts.grid),
         )  # fmt: skip
 
     @property
@@ -369,7 +376,7 @@ def _ignored(ignore, grid):
             raise GridError(f"ignore must have a value for each of the model's {grid.n_pixels} pixels, "
                             f"but has shape {ignore.shape}")  # fmt: skip
         return ignore
-    mask = np.zeros(grid.n_pixels, dtype=bool)
+    mask, ignore = np.zeros(grid.n_pixels, dtype=bool), list(ignore)
     for low, high in ignore:
         mask |= (grid.wavelength.value >= low) & (grid.wavelength.value <= high)
     if len(ignore) and not mask.any():

@@ -19,7 +19,8 @@ from astropy.table import QTable, Table
 
 from cyclestarnet._version import __version__
 from cyclestarnet.files import write_atomically
-from cyclestarnet.plotting.axes import pyplot, telling_ranges
+from cyclestarnet.masks import MASKED
+from cyclestarnet.plotting.axes import DOMAIN_STYLES, pyplot, telling_ranges
 from cyclestarnet.plotting.derivatives import plot_derivatives
 from cyclestarnet.plotting.diagrams import plot_networks
 from cyclestarnet.plotting.lines import plot_error_map, plot_recovery_error
@@ -41,7 +42,8 @@ SPACES = {
 }
 METALLICITIES = ("m_h", "fe_h")
 MANY = 500  # stars, from which single ones hide each other
-DERIVATIVE_WIDTH = 60.0  # Angstrom
+DERIVATIVE_WIDTH, MASK_WIDTH = 60.0, 120.0  # Angstrom
+MOST_FAILED = 200  # stars that the page lists
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,23 @@ def evidence_figures(
 
         {figure.name: figure.draw() for figure in evidence_figures(evidence)}
     """
-    residuals = {SPACES[space]: own for space, own in evidence.residuals.items()}
+    residuals, masked = _split(evidence.residuals)
     yield EvidenceFigure(
         "residuals",
         "Residuals of fits without and with the translation, in σ of the quoted errors (S1, Figure 8).",
         lambda: plot_residuals(residuals),
     )
+    if masked:
+        yield EvidenceFigure(
+            "residuals_masked",
+            "The same of fits that leave out the pixels of the mask.",
+            lambda: plot_residuals({f"{name}, masked": own for name, own in masked.items()}),
+        )
+        yield EvidenceFigure(
+            "mask",
+            "Where most pixels are masked: residuals of the fits without a mask, and the windows of the mask, shaded.",
+            lambda: _masked_residuals(evidence.mask, residuals),
+        )
     for domain, own in evidence.autoencoders.items():
         yield EvidenceFigure(
             f"autoencoder_{domain}",
@@ -154,8 +167,8 @@ def evidence_figures(
 
 
 def _kiel_diagrams(evidence, isochrones):
-    tables = {SPACES[space]: own for space, own in evidence.tables.items() if {"teff", "logg"} <= set(own.colnames)}
-    if not tables:
+    tables, masked = _split(evidence.tables)
+    if not {"teff", "logg"} <= set(evidence.tables["observed"].colnames):
         return
     bins = 30 if evidence.n_fitted > MANY else None
     yield EvidenceFigure(
@@ -163,6 +176,12 @@ def _kiel_diagrams(evidence, isochrones):
         "Labels by three ways to fit, coloured by χ² (S1, Figure 9).",
         lambda: plot_kiel(tables, bins=bins, isochrones=isochrones),
     )
+    if masked:
+        yield EvidenceFigure(
+            "kiel_chi2_masked",
+            "The same of fits that leave out the pixels of the mask.",
+            lambda: plot_kiel(masked, bins=bins, isochrones=isochrones),
+        )
     metallicity = [name for name in METALLICITIES if name in evidence.tables["observed"].colnames]
     if metallicity:
         known = evidence.catalogue
@@ -174,6 +193,28 @@ def _kiel_diagrams(evidence, isochrones):
             + " (S1, Figure 11).",
             lambda: plot_kiel(tables | known, color=metallicity[-1], bins=bins, isochrones=isochrones),
         )
+
+
+def _split(by_space):
+    """What there is of the spaces, by their texts: of fits to all pixels, and of those with a mask."""
+    own = {space: value for space, value in by_space.items() if not space.endswith(MASKED)}
+    masked = {space.removesuffix(MASKED): value for space, value in by_space.items() if space.endswith(MASKED)}
+    return tuple({SPACES[space]: value for space, value in some.items()} for some in (own, masked))
+
+
+def _masked_residuals(mask, residuals):
+    """Residuals where most pixels are masked, with the windows of the mask."""
+    grid = next(iter(residuals.values())).grid
+    wavelength = grid.wavelength.to_value(u.AA)
+    masked = mask.pixels(grid)
+    ranges = telling_ranges(wavelength, masked.astype(float), width=MASK_WIDTH)
+    low, high = max(ranges, key=lambda ends: masked[(wavelength >= ends[0]) & (wavelength <= ends[1])].sum())
+    axes = plot_residuals(residuals, window=(low, high))
+    for ax in axes:
+        for window in mask:
+            ax.axvspan(*window, color=DOMAIN_STYLES["synth"][1], alpha=0.25, lw=0)
+        ax.set_xlim(low, high)
+    return axes
 
 
 def _derivatives(domains):
@@ -260,13 +301,14 @@ def write_evidence(
 
 def _tables(evidence):
     tables = {"numbers": evidence.to_table(), "layers": evidence.settings.to_table()}
-    tables |= {f"fits_{space}": own for space, own in evidence.tables.items()}
-    tables |= {f"residuals_{space}": own.to_table() for space, own in evidence.residuals.items()}
+    tables |= {f"residuals_{space.replace(', ', '_')}": own.to_table() for space, own in evidence.residuals.items()}
     tables |= {f"autoencoder_{domain}": own.to_table() for domain, own in evidence.autoencoders.items()}
     for name, places in evidence.maps.items():
         x, y = np.concatenate(places).T
         domain = np.repeat(["synthetic", "observed"], [len(part) for part in places])
         tables[f"map_{name}"] = QTable({"domain": domain, "x": x, "y": y})
+    if evidence.mask is not None:
+        tables["mask"] = evidence.mask.table
     return tables
 
 
@@ -289,6 +331,8 @@ def _parts(evidence, shown):
         "Whether the spectra of this set are real, only its owner knows.</p>"
     )
     yield html_table(evidence.to_table())
+    if evidence.mask is not None:
+        yield _about_mask(evidence.mask)
     yield "<h2>Figures</h2>"
     yield from shown
     yield "<h2>Layers of the networks (S1, Table A1)</h2>"
@@ -296,6 +340,20 @@ def _parts(evidence, shown):
     failed = evidence.tables["observed"][~np.isfinite(evidence.tables["observed"]["reduced_chi2"])]
     if len(failed):
         yield "<h2>Stars that could not be fitted</h2>"
-        yield html_table(failed["object", "message"])
+        yield html_table(failed["object", "message"][:MOST_FAILED])
+        if len(failed) > MOST_FAILED:
+            yield f"<p>And {len(failed) - MOST_FAILED:,} more: tables/fits_observed.fits has all.</p>"
     yield "<h2>The model</h2>"
     yield html_table(facts)
+
+
+def _about_mask(mask):
+    made = mask.table.meta
+    told = f"<p>The mask has {len(mask)} windows"
+    if {"n_stars", "threshold"} <= set(made):
+        told += f", made of {int(made['n_stars']):,} stars, where the emulator is off by more than "
+        told += f"{100 * float(made['threshold']):g} % of the continuum"
+    return told + (
+        "; tables/mask.ecsv lists them. <i>Masked</i> are fits that leave out its pixels, and their residuals at the "
+        "others; <i>outside the mask</i> are residuals of the fits to all pixels, at these same pixels.</p>"
+    )

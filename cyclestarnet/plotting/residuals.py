@@ -13,7 +13,7 @@ import numpy as np
 
 from cyclestarnet.grid import Window
 from cyclestarnet.plotting.axes import DOMAIN_STYLES, NEUTRAL, new_axes, pixels_of, tidy
-from cyclestarnet.residuals import ResidualMap
+from cyclestarnet.residuals import ResidualDensity, ResidualMap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +25,7 @@ BEYOND = 4.0  # half-widths of the widest panel that are shown
 
 
 def plot_residuals(
-    maps: ResidualMap | Mapping[str, ResidualMap],
+    maps: ResidualMap | ResidualDensity | Mapping[str, ResidualMap | ResidualDensity],
     *,
     window: Window | None = None,
     limit: float | None = None,
@@ -39,7 +39,7 @@ def plot_residuals(
 
     Parameters
     ----------
-    maps : `~cyclestarnet.residuals.ResidualMap`, or mapping of str to such
+    maps : `~cyclestarnet.residuals.ResidualMap` or `~cyclestarnet.residuals.ResidualDensity`, or mapping of str to such
         One panel each, with its name: fits before and after the translation, or both autoencoders.
     window : (low, high), optional
         Vacuum wavelengths to show, in Angstrom if they have no unit. Default: all.
@@ -67,7 +67,7 @@ def plot_residuals(
         results = {space: [model.fit(star, space=space) for star in stars] for space in ("emulator", "observed")}
         plot_residuals({space: ResidualMap.of(own, model.grid) for space, own in results.items()})
     """
-    maps = {"": maps} if isinstance(maps, ResidualMap) else dict(maps)
+    maps = {"": maps} if isinstance(maps, ResidualMap | ResidualDensity) else dict(maps)
     if not maps:
         raise ValueError("there are no residuals to plot")
     if limit is not None and not limit > 0:
@@ -91,7 +91,7 @@ def plot_residuals(
 def _within(residuals, window):
     """The residuals in a window, NaN elsewhere."""
     _, _, show = pixels_of(residuals.grid, window)
-    return ResidualMap(np.where(show, residuals.values, np.nan), residuals.grid, residuals.in_sigma)
+    return residuals.within(show)
 
 
 def _title(ax, name, residuals):
@@ -103,7 +103,7 @@ def _title(ax, name, residuals):
 
 
 def _panel(ax, residuals, limit):
-    seen = np.flatnonzero(np.isfinite(residuals.values).any(0))
+    seen = np.flatnonzero(residuals.seen)
     width = max(1, len(seen) // N_COLUMNS)
     table, (edges, starts) = residuals.to_table(width=width), _columns(residuals.grid, width)
     levels = np.linspace(-limit, limit, N_ROWS + 1)
@@ -111,7 +111,7 @@ def _panel(ax, residuals, limit):
         2 * limit / N_ROWS / (1.6 * max(residuals.statistics.half_width, 1e-9)), 1.0
     )  # 1.6 times that of a Gaussian
     for chip, columns in zip(edges, starts, strict=True):
-        density = np.array([_share(residuals.values[:, part], levels) for part in columns])
+        density = np.array([residuals.shares(part, levels) for part in columns])
         if density.any():
             ax.pcolormesh(chip, levels, density.T, cmap="Greys", vmin=0, vmax=peak, rasterized=True)
     color, x = DOMAIN_STYLES["obs"][1], table["wavelength"].to_value(u.AA)
@@ -140,9 +140,3 @@ def _columns(grid, width):
         edges.append(borders[[part.start - begin for part in own] + [stop - begin]])
         parts.append(own)
     return edges, parts
-
-
-def _share(values, levels):
-    """Fraction of some residuals between neighbouring levels; those beyond are left out."""
-    values = values[np.isfinite(values)]
-    return np.histogram(values, levels)[0] / max(len(values), 1)

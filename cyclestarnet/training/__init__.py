@@ -41,6 +41,7 @@ from cyclestarnet.training.evaluation import (
 from cyclestarnet.training.evidence import Evidence, collect_evidence
 from cyclestarnet.training.inputs import read_labels
 from cyclestarnet.training.logs import read_run
+from cyclestarnet.training.masks import find_mask
 from cyclestarnet.training.ranks import Ranks, rank_table
 from cyclestarnet.training.repeats import Repeatability, repeatability
 from cyclestarnet.training.runs import Run, finish, joined_processes, prepare, train
@@ -93,6 +94,7 @@ __all__ = [
     "example_config",
     "example_translation_config",
     "filled_flux",
+    "find_mask",
     "finish",
     "finish_translation",
     "fit_residuals",

@@ -3,48 +3,63 @@
 S1 is O'Briain et al. (2021). Its first case study fits observed spectra with the emulator alone
 and with its translation, and asks what is left over, what the autoencoders lose, and whether
 the latents of both domains are mixed. `collect_evidence` asks the same of any model and any
-set; no label of a star need be known.
+set; no label of a star need be known. Memory holds the tables of the fits, and of residuals only their densities.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy.table import QTable, vstack
+from astropy.table import QTable
 
 from cyclestarnet.derivatives import DerivativeSpectra
-from cyclestarnet.exceptions import FitWarning, SpectrumError
+from cyclestarnet.exceptions import FitWarning
+from cyclestarnet.files import as_json
+from cyclestarnet.io.preparation import StarCuts, prepare_training_set
 from cyclestarnet.io.stars import HDF5_ENDINGS, StarSource, splits_of, survey_sources
 from cyclestarnet.io.training_set import TrainingSet
+from cyclestarnet.journal import run_folder
 from cyclestarnet.labels import kelvin_scale, unit_of_label
+from cyclestarnet.masks import MASKED, SpectroscopicMask
 from cyclestarnet.model import CalibratedModel
-from cyclestarnet.pipeline.fit import fit_stars
-from cyclestarnet.pipeline.many import NO_STARS_FAULT, failed_row
+from cyclestarnet.model_file import digest_of
+from cyclestarnet.pipeline.journal import write_results
 from cyclestarnet.pipeline.options import FitOptions
-from cyclestarnet.pipeline.setup import FitSetup
 from cyclestarnet.pipeline.translate import EncodedSpectra, encode_spectra
-from cyclestarnet.progress import tqdm
-from cyclestarnet.residuals import ResidualMap
+from cyclestarnet.residuals import ResidualDensity
 from cyclestarnet.results import FitResult
 from cyclestarnet.spectra import Spectrum
 from cyclestarnet.training.adaptation import draw_labels
 from cyclestarnet.training.alignment import classifier_accuracy, tsne
+from cyclestarnet.training.fitted_sets import (
+    FITS_FILES,
+    RESIDUALS_FILE,
+    FittedSet,
+    LeftOver,
+    fits_path,
+    state_of_stars,
+)
+from cyclestarnet.training.masks import mask_of_stars
 
 __all__ = ["Evidence", "collect_evidence"]
 
 log = logging.getLogger(__name__)
 
 SPACES = ("emulator", "synthetic", "observed")  # Eqs. 9, 10 and 11
-BATCH = 16  # stars that are fitted side by side
-LEAST_SCORED = 10  # members of either sample, for a classifier
+COMPARED = ("emulator", "observed")  # whose residuals S1 compares
+OUTSIDE = ", outside the mask"  # after a space: fits to all pixels, at those that are not masked
+MASK_STARS = 500  # that a mask is made of, at most
+LEAST_SCORED, MOST_SCORED = 10, 1000  # members of either sample, for classifiers and maps
 # Stars that are shown: what they are called, temperature [K] and log g
 EXAMPLES = {"K giant": (4750.0, 2.5), "M giant": (3800.0, 1.0)}
 SCALE = np.array([100.0, 0.3])  # by which their neighbours are chosen
@@ -74,14 +89,17 @@ class Evidence:
         Of what was drawn.
     tables : dict of `~astropy.table.QTable`
         Of the spaces ``emulator``, ``synthetic`` and ``observed``: a row per star that was drawn, in the columns of
-        `~cyclestarnet.CalibratedModel.fit_many`. Stars that could not be fitted have the flag ``FAILED``.
-    residuals : dict of `~cyclestarnet.residuals.ResidualMap`
-        Data − model of fits in the spaces ``emulator`` and ``observed``, in σ.
-    autoencoders : dict of `~cyclestarnet.residuals.ResidualMap`
+        `~cyclestarnet.CalibratedModel.fit_many`. Stars that could not be fitted have the flag ``FAILED``. With a
+        mask, those of fits that leave out its pixels follow: ``emulator, masked`` and so on.
+    residuals : dict of `~cyclestarnet.residuals.ResidualDensity`
+        Data − model of fits in the spaces ``emulator`` and ``observed``, in σ; with a mask also of
+        ``emulator, masked`` and ``observed, masked``, at the other pixels.
+    autoencoders : dict of `~cyclestarnet.residuals.ResidualDensity`
         Of the domains ``synthetic`` and ``observed``: spectra less what their own encoder and decoder make of them,
         in units of the continuum. Those of observed spectra contain their noise.
     synthetic, observed : `~cyclestarnet.pipeline.EncodedSpectra`
-        Spectra of labels that are drawn from the prior of the model, and those of the stars, with their latents.
+        Spectra of labels that are drawn from the prior of the model, and those of the stars, 1000 of each at most, with
+        their latents.
     examples : dict of dict of `~cyclestarnet.FitResult`
         Fits of single stars, the nearest to a K giant and to an M giant, with and without the translation.
     derivatives : dict of `~cyclestarnet.DerivativeSpectra`
@@ -97,6 +115,8 @@ class Evidence:
         Sizes of the networks.
     provenance : dict of str
         What the model was made of.
+    mask : `~cyclestarnet.SpectroscopicMask` or None
+        That of the fits with a mask.
 
     Examples
     --------
@@ -112,8 +132,8 @@ class Evidence:
     n_spectra: int
     seed: int
     tables: dict[str, QTable]
-    residuals: dict[str, ResidualMap]
-    autoencoders: dict[str, ResidualMap]
+    residuals: dict[str, ResidualDensity]
+    autoencoders: dict[str, ResidualDensity]
     synthetic: EncodedSpectra
     observed: EncodedSpectra
     examples: dict[str, dict[str, FitResult]]
@@ -123,6 +143,7 @@ class Evidence:
     catalogue: QTable | None
     settings: Any
     provenance: dict[str, str] = field(default_factory=dict)
+    mask: SpectroscopicMask | None = None
 
     @property
     def n_fitted(self) -> int:
@@ -152,7 +173,12 @@ class Evidence:
         for measure, average in (("mean", np.nanmean), ("median", np.nanmedian)):
             for space in self.residuals:
                 add(f"reduced chi2, {measure}", space, average(self.tables[space]["reduced_chi2"]))
-        statistics = {space: own.statistics for space, own in self.residuals.items()}
+        densities = dict(self.residuals)
+        if self.mask is not None:
+            outside = ~self.mask.pixels(next(iter(densities.values())).grid)
+            densities |= {f"{space}{OUTSIDE}": densities[space].within(outside) for space in COMPARED}
+            add("pixels in the mask", "all", 100 * (1 - outside.mean()), "%")
+        statistics = {space: own.statistics for space, own in densities.items()}
         for name, text in (
             ("bias", "bias"),
             ("mean", "mean"),
@@ -202,7 +228,7 @@ class Evidence:
         -------
         `~pathlib.Path`
             The page, ``report.html``, which shows the figures by itself; ``figures`` and ``tables`` beside it have
-            them as PNG and ECSV.
+            them as PNG and ECSV, and the fits as FITS.
 
         Raises
         ------
@@ -219,6 +245,8 @@ class Evidence:
         """
         from cyclestarnet.plotting.evidence import write_evidence
 
+        for name, table in self.tables.items():  # of many stars ECSV takes minutes to read
+            write_results(table, fits_path(Path(folder), name))
         return write_evidence(self, folder, training=training, mock=mock, isochrones=isochrones)
 
     def __repr__(self) -> str:
@@ -232,14 +260,20 @@ def collect_evidence(
     *,
     n_stars: int = 200,
     split: str | None = None,
+    cuts: StarCuts | None = None,
+    catalogue: str | os.PathLike[str] | None = None,
+    mask: bool | SpectroscopicMask | str | os.PathLike[str] = False,
     seed: int = 0,
+    folder: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    workers: int = 1,
     progress: bool = True,
 ) -> Evidence:
     """Ask of a model and a set of spectra what the paper asks of its own (S1, Section 4.1).
 
     Stars are drawn from the set, fitted with the emulator alone and with its translation (Eqs. 9 to 11), and
-    compared with synthetic spectra of the model. It takes about a second per star. A star that cannot be used is a
-    row of the tables that says why.
+    compared with synthetic spectra of the model. It takes about half a second per star, and twice that with a mask. A
+    star that cannot be used is a row of the tables that says why.
 
     Parameters
     ----------
@@ -252,10 +286,27 @@ def collect_evidence(
         Stars to draw, at most. Default: 200.
     split : str, optional
         Of an HDF5 file. Default: ``"test"`` if there is one, or else ``"val"``, or else the only one.
+    cuts : `~cyclestarnet.io.StarCuts`, optional
+        Which stars to take, such as ``StarCuts()``, the paper's cuts (Section 4.1.1). Of an HDF5 file those on the
+        signal-to-noise ratio and χ² are made. Of files a training set with splits is made first, in ``set`` of the
+        folder, by `~cyclestarnet.io.prepare_training_set`. Default: all stars.
+    catalogue : path-like, optional
+        With what cuts of files need; see `~cyclestarnet.io.prepare_training_set`.
+    mask : bool, `~cyclestarnet.SpectroscopicMask`, or path-like, optional
+        Fit with and without this mask, or one from this file. True: one that is made as `find_mask` does, of 500 stars
+        at most: those of the split ``"val"`` of the set if others are fitted, or else the same. Default: no mask.
     seed : int, optional
-        Of the stars, the synthetic labels, the classifiers and the maps. Default: 0.
+        Of the stars, the splits, the synthetic labels, the classifiers and the maps. Default: 0.
+    folder : path-like, optional
+        Where the fits go as they come, ``tables``, and what is counted of their residuals: the same call after a kill
+        goes on where it was, and one after the end takes what is there. Default: a kill costs everything.
+    overwrite : bool, optional
+        Begin anew if the folder has another run. Default: False.
+    workers : int, optional
+        Processes of this machine that work side by side. A script that wants several must call this under
+        ``if __name__ == "__main__":``. Default: 1, this one.
     progress : bool, optional
-        Show a bar over the fits. Default: True.
+        Show bars. Default: True.
 
     Returns
     -------
@@ -263,12 +314,15 @@ def collect_evidence(
 
     Raises
     ------
+    FileExistsError
+        If the folder has another run: of another model, other stars or settings.
     FileNotFoundError, FileFormatError, GridError
         If the spectra are not there, damaged, or on unknown pixels.
     SpectrumError
-        If none of the stars can be fitted.
+        If none of the stars passes the cuts, or can be fitted.
     ValueError
-        If ``n_stars`` is less than 1, or there are no spectra.
+        If ``n_stars`` is less than 1, there are no spectra, or there is a catalogue without cuts of files, or such cuts
+        without a folder.
 
     References
     ----------
@@ -280,31 +334,158 @@ def collect_evidence(
 
         evidence = collect_evidence(CalibratedModel.from_pretrained(), "observed.h5", n_stars=100)
         print(evidence)
+
+    Of many stars, with and without a mask, in four processes::
+
+        collect_evidence(model, "observed.h5", n_stars=100_000, mask=True, folder="report", workers=4)
     """
     if n_stars < 1:
         raise ValueError(f"n_stars must be 1 or more, but is {n_stars}")
-    if split is None and isinstance(spectra, str | os.PathLike) and Path(spectra).suffix.lower() in HDF5_ENDINGS:
+    if catalogue is not None and (cuts is None or _is_set(spectra)):
+        raise ValueError("a catalogue has no effect: it is for cuts of files; leave it out, or make cuts")
+    place = None if folder is None else Path(folder)
+    spectra = spectra if isinstance(spectra, str | os.PathLike | TrainingSet | Spectrum) else list(spectra)
+    if cuts is not None and not _is_set(spectra):
+        spectra = _prepared(model, spectra, cuts, catalogue, seed, place, overwrite, workers, progress)
+    if split is None and isinstance(spectra, str | os.PathLike) and _is_set(spectra):
         split = next((name for name in ("test", "val") if name in splits_of(spectra)), None)
+    every, numbers = _stars(model, spectra, split, cuts)
+    drawn = _draw(len(every), n_stars, seed)
+    stars, rows = [every[k] for k in drawn], numbers[drawn]
+    about = {
+        "task": "report", "model": model.name, "weights": digest_of(model), "set": _name(spectra, split),
+        "n_stars": len(stars), "spectra": state_of_stars(stars), "seed": seed,
+    }  # fmt: skip
+    if isinstance(mask, bool):
+        others = _stars_of_mask(model, spectra, split, cuts, seed) if mask else []
+        about["mask"] = state_of_stars(others or stars) if mask else "none"
+        with _folder(place, about, overwrite):
+            made = None
+            if mask:
+                inside = None if place is None else place / "mask"
+                options = {"folder": inside, "workers": workers, "overwrite": True, "progress": progress}
+                some = others or [stars[k] for k in _draw(len(stars), MASK_STARS, seed)]
+                made = mask_of_stars(model, some, **options)
+            fitted = FittedSet(model, stars, place, workers, progress)
+            return _collected(fitted, made, spectra, split, rows, len(every), seed)
+    given = mask if isinstance(mask, SpectroscopicMask) else SpectroscopicMask.read(mask)
+    about["mask"] = hashlib.sha256(as_json(given.windows).encode()).hexdigest()[:16]
+    with _folder(place, about, overwrite):
+        fitted = FittedSet(model, stars, place, workers, progress)
+        return _collected(fitted, given, spectra, split, rows, len(every), seed)
+
+
+# -- which stars ---------------------------------------------------------------------------
+def _is_set(spectra: Any) -> bool:
+    """Whether this is an HDF5 file of spectra."""
+    if isinstance(spectra, str | os.PathLike):
+        return Path(spectra).suffix.lower() in HDF5_ENDINGS
+    return isinstance(spectra, TrainingSet)
+
+
+def _stars(model, spectra, split, cuts) -> tuple[list[StarSource], np.ndarray]:
+    """Stars of a set that pass its cuts, and their numbers in it."""
     every = survey_sources(spectra, grid=model.grid, split=split)
-    rows = np.sort(np.random.default_rng([seed, 0]).permutation(len(every))[:n_stars])
-    stars = [every[row] for row in rows]
-    tables, residuals = _fits(model, stars, progress)
+    if cuts is None or not _is_set(spectra):
+        return every, np.arange(len(every))
+    numbers = _opened(spectra, split).rows(cuts)
+    return [every[k] for k in numbers], numbers
+
+
+def _opened(spectra, split) -> TrainingSet:
+    if isinstance(spectra, TrainingSet):
+        return spectra
+    return TrainingSet(spectra, split=split or splits_of(spectra)[0])
+
+
+def _draw(n: int, n_wanted: int, seed: int) -> np.ndarray:
+    return np.sort(np.random.default_rng([seed, 0]).permutation(n)[:n_wanted])
+
+
+def _stars_of_mask(model, spectra, split, cuts, seed) -> list[StarSource]:
+    """Stars for a mask that are not fitted with it; none if there are no others."""
+    path = spectra.path if isinstance(spectra, TrainingSet) else spectra
+    used = spectra.split if isinstance(spectra, TrainingSet) else split
+    if not _is_set(spectra) or used in ("val", None) or "val" not in splits_of(path):
+        log.warning("the mask is made of the stars that are fitted with it: the set has no others in a split val")
+        return []
+    if isinstance(spectra, TrainingSet):
+        spectra = TrainingSet(path, split="val", pixels=spectra.pixels)
+    every, _ = _stars(model, spectra, "val", cuts)
+    return [every[k] for k in _draw(len(every), MASK_STARS, seed)]
+
+
+def _prepared(model, spectra, cuts, catalogue, seed, place, overwrite, workers, progress) -> Path:
+    """A set with splits of the spectra of files that pass the cuts."""
+    if place is None:
+        raise ValueError("cuts of files need a folder, for the set that is made of them; give one, or an HDF5 file")
+    files = [] if catalogue is None else [os.fspath(catalogue)]
+    pixels = hashlib.sha256(b"".join(np.asarray(own).tobytes() for own in (
+        model.grid.wavelength.value, model.grid.chips, model.recipe.pixels, model.recipe.degree
+    )))  # fmt: skip
+    about = {
+        "task": "prepare", "spectra": state_of_stars(survey_sources(spectra)), "cuts": as_json(vars(cuts)),
+        "catalogue": state_of_stars(survey_sources(files)) if files else "none", "seed": seed,
+        "pixels": pixels.hexdigest()[:16],
+    }  # fmt: skip
+    path = place / "set" / "observed.h5"
+    with run_folder(path.parent, about, ["observed.*"], overwrite=overwrite):
+        if not path.exists() or path.with_name(f"{path.name}.partial").exists():
+            prepare_training_set(
+                path, spectra, grid=model.grid, recipe=model.recipe, catalogue=catalogue, cuts=cuts, seed=seed,
+                workers=workers, progress=progress,
+            )  # fmt: skip
+    return path
+
+
+# -- inside --------------------------------------------------------------------------------
+@contextmanager
+def _folder(place: Path | None, about: Mapping[str, Any], overwrite: bool) -> Iterator[None]:
+    """The folder of a report, if there is one."""
+    if place is None:
+        yield
+        return
+    with run_folder(place, about, [FITS_FILES, RESIDUALS_FILE], overwrite=overwrite):
+        yield
+
+
+def _collected(
+    fitted: FittedSet,
+    mask: SpectroscopicMask | None,
+    spectra: Any,
+    split: str | None,
+    rows: np.ndarray,
+    n: int,
+    seed: int,
+) -> Evidence:
+    """Evidence of stars that were drawn."""
+    model, stars = fitted.model, fitted.stars
+    ways = {space: FitOptions(space=space) for space in SPACES}
+    wanted = {space: LeftOver(space) for space in COMPARED} | {"autoencoder": LeftOver(None, in_sigma=False)}
+    if mask is not None:
+        ways |= {f"{space}{MASKED}": FitOptions(space=space, ignore=mask) for space in SPACES}
+        hidden = mask.pixels(model.grid)
+        wanted |= {f"{space}{MASKED}": LeftOver(f"{space}{MASKED}", hidden=hidden) for space in COMPARED}
+    tables = {name: fitted.table(name, options) for name, options in ways.items()}
+    residuals = fitted.left_over({name: (ways[name].space, tables[name]) for name in wanted if name in ways}, wanted)
     examples = _examples(model, stars, tables["observed"])
     labels = model.labels.to_quantities(next(iter(examples.values()))["observed"].values)
-    values = draw_labels(model.prior, model.labels, max(len(stars), LEAST_SCORED), seed=seed)
+    shown = [stars[k] for k in _draw(len(stars), MOST_SCORED, seed)]
+    values = draw_labels(model.prior, model.labels, max(len(shown), LEAST_SCORED), seed=seed)
     drawn = {name: value for name, value in model.labels.to_quantities(values).items() if name in model.labels}
     # as the networks see them in training: the emulator's spectra are normalised
     synthetic = model.encode(model.predict(drawn, domain="synthetic"), domain="synthetic", normalise=False)
-    observed = encode_spectra(model, stars)
+    observed = encode_spectra(model, shown)
     scores, maps = _compared(synthetic, observed, seed)
+    autoencoders = {"synthetic": _autoencoder(model, synthetic), "observed": residuals.pop("autoencoder")}
     return Evidence(
         model.name,
         _name(spectra, split),
-        len(every),
+        n,
         seed,
         tables,
         residuals,
-        {own.domain: _autoencoder(model, own) for own in (synthetic, observed)},
+        autoencoders,
         synthetic,
         observed,
         examples,
@@ -314,77 +495,8 @@ def collect_evidence(
         _catalogue(spectra, split, rows),
         model.translator.network.settings,
         {str(key): str(value) for key, value in model.provenance.items()},
+        mask,
     )
-
-
-# -- inside --------------------------------------------------------------------------------
-def _fits(
-    model: CalibratedModel, stars: Sequence[StarSource], progress: bool
-) -> tuple[dict[str, QTable], dict[str, ResidualMap]]:
-    """Tables of fits by space, and residuals in σ of those that S1 compares."""
-    setups = {space: FitSetup.of(model, FitOptions(method="lm", space=space)) for space in SPACES}
-    rows: dict[str, list[QTable]] = {space: [] for space in SPACES}
-    left: dict[str, list[np.ndarray]] = {"emulator": [], "observed": []}
-    nothing = np.full(model.grid.n_pixels, np.nan, dtype=np.float32)
-    with warnings.catch_warnings(), tqdm(total=len(stars), desc="stars", disable=not progress) as bar:
-        warnings.simplefilter("ignore", FitWarning)  # the flags say it
-        for first in range(0, len(stars), BATCH):
-            block = stars[first : first + BATCH]
-            read = [_read(star) for star in block]
-            good = [k for k, spectrum in enumerate(read) if not isinstance(spectrum, Exception)]
-            for space, setup in setups.items():
-                fitted = _fitted(model, [read[k] for k in good], setup)
-                outcomes = dict(enumerate(read)) | dict(zip(good, fitted, strict=True))
-                rows[space] += [_row(model, star.name, outcomes[k]) for k, star in enumerate(block)]
-                if space in left:
-                    left[space] += [_in_sigma(outcomes[k], nothing) for k in range(len(block))]
-                if space == "observed":
-                    for k, outcome in outcomes.items():
-                        if isinstance(outcome, Exception):
-                            log.warning("%s cannot be fitted: %s", block[k].name or f"star {first + k}", outcome)
-            bar.update(len(block))
-    tables = {space: vstack(own) for space, own in rows.items()}
-    if not np.isfinite(tables["observed"]["reduced_chi2"]).any():
-        reason = tables["observed"]["message"][0]
-        raise SpectrumError(f"none of the {len(stars)} stars can be fitted; the first: {reason}")
-    return tables, {space: ResidualMap(np.array(own), model.grid) for space, own in left.items()}
-
-
-def _read(star: StarSource) -> Any:
-    """The spectrum of a star, or why there is none."""
-    try:
-        return star.read()
-    except Exception as error:  # a file can be damaged in ways that no list of exceptions covers
-        return error.with_traceback(None)
-
-
-def _fitted(model: CalibratedModel, spectra: list[Spectrum], setup: FitSetup) -> list[FitResult | Exception]:
-    """Fits of some stars; one that brings a fit down is lost alone."""
-    try:
-        return fit_stars(model, spectra, setup) if spectra else []
-    except NO_STARS_FAULT:
-        raise
-    except Exception as error:
-        if len(spectra) == 1:
-            return [error.with_traceback(None)]
-    return [_fitted(model, [spectrum], setup)[0] for spectrum in spectra]
-
-
-def _row(model: CalibratedModel, name: str, outcome: FitResult | Exception) -> QTable:
-    """A row of the table of fits."""
-    if isinstance(outcome, Exception):
-        return failed_row(model.labels, name, outcome)
-    row = outcome.to_table()
-    row.meta.clear()  # that of single stars has no place in a table of many
-    row["object"] = [str(row["object"][0]) or name]
-    return row
-
-
-def _in_sigma(outcome: FitResult | Exception, nothing: np.ndarray) -> np.ndarray:
-    if isinstance(outcome, Exception):
-        return nothing
-    used: Any = outcome.spectrum
-    return (outcome.residual.value / used.uncertainty.array).astype(np.float32)
 
 
 def _examples(model: CalibratedModel, stars: Sequence[StarSource], table: QTable) -> dict[str, dict[str, FitResult]]:
@@ -404,13 +516,12 @@ def _examples(model: CalibratedModel, stars: Sequence[StarSource], table: QTable
         }
 
 
-def _autoencoder(model: CalibratedModel, encoded: EncodedSpectra) -> ResidualMap:
-    """Spectra less what their own domain's autoencoder makes of them."""
-    translator, good = model.translator, encoded.good
-    reconstruct = translator.reconstruct_obs if encoded.domain == "observed" else translator.reconstruct_synth
-    flux = encoded.flux[good]
-    residual = np.where(encoded.used[good], flux - reconstruct(flux), np.nan)
-    return ResidualMap(residual.astype(np.float32), model.grid, in_sigma=False)
+def _autoencoder(model: CalibratedModel, encoded: EncodedSpectra) -> ResidualDensity:
+    """Synthetic spectra less what their own domain's autoencoder makes of them."""
+    density = ResidualDensity(model.grid, in_sigma=False)
+    for flux, used in zip(encoded.flux[encoded.good], encoded.used[encoded.good], strict=True):
+        density.add(np.where(used, flux - model.translator.reconstruct_synth(flux[None]), np.nan))
+    return density
 
 
 def _compared(
@@ -443,9 +554,10 @@ def _name(spectra: Any, split: str | None) -> str:
 
 def _catalogue(spectra: Any, split: str | None, rows: np.ndarray) -> QTable | None:
     """Labels of some rows of a training file, if it has named ones."""
-    if isinstance(spectra, str | os.PathLike) and Path(spectra).suffix.lower() in HDF5_ENDINGS:
-        spectra = TrainingSet(spectra, split=split or splits_of(spectra)[0])
-    if not isinstance(spectra, TrainingSet) or spectra.labels is None or spectra.label_names is None:
+    if not _is_set(spectra):
+        return None
+    spectra = _opened(spectra, split)
+    if spectra.labels is None or spectra.label_names is None:
         return None
     names, values = spectra.label_names, spectra.labels.astype(float)
     values = (values * kelvin_scale(names, values))[rows]
