@@ -2,8 +2,8 @@
 """The figures of the gallery that show many stars, and the table of their numbers, of the packaged model.
 
 ``python recipes/evidence.py known.h5 report``, of the stars of ``recipes/apogee_giants_data.py`` that no training has
-seen, takes a quarter of an hour on one core, and writes ``docs/_static/evidence_*.png`` and ``docs/tables/evidence.rst``.
-Killed, it goes on where it was. It is what ``cyclestarnet report apogee-giants known.h5 -o report --stars 1000 --mask``
+seen, takes some minutes on one core, and writes ``docs/_static/evidence_*.png`` and ``docs/tables/evidence.rst``.
+Killed, it goes on where it was. It is what ``cyclestarnet report apogee-giants known.h5 -o report --stars 300 --mask``
 does of any model and set, and takes from the folder of that what is done.
 """
 
@@ -31,7 +31,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("spectra", type=Path, help="known.h5")
     parser.add_argument("folder", type=Path, help="for what is done so far")
-    parser.add_argument("--stars", type=int, default=1000)
+    parser.add_argument("--stars", type=int, default=300)
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args(argv)
     matplotlib.use("Agg")

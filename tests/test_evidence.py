@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from astropy.table import QTable
 from deaths import DieAtCall, LiveOn, lives
 
-from cyclestarnet import CalibratedModel, SpectroscopicMask, SpectrumError, read_results
+from cyclestarnet import CalibratedModel, SpectroscopicMask, SpectrumError, read_results, write_results
 from cyclestarnet.cli import main
 from cyclestarnet.exceptions import FileFormatError
 from cyclestarnet.io import StarCuts, TrainingSet
@@ -24,6 +25,14 @@ from cyclestarnet.spectra import to_spectrum
 from cyclestarnet.training import collect_evidence, evidence, fitted_sets
 
 SIGMA, PLANTED, BAD, N_STARS = 0.005, 77, 5, 14  # every star has a spike of 5 σ at a pixel, and one has no flux
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_blocks():
+    """Stars are counted by several blocks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitted_sets, "BLOCK", 4)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +281,7 @@ def test_a_report_shows_the_mask(masked, tmp_path):
 
 # -- in a folder -------------------------------------------------------------------------------
 def collect(model, path, folder, **options):
-    """In the processes of tests that die."""
+    """Evidence of 8 stars, also in processes that die."""
     fitted_sets.BLOCK = 4
     return collect_evidence(CalibratedModel.load(model), path, n_stars=8, folder=folder, progress=False, **options)
 
@@ -308,12 +317,10 @@ def test_a_report_that_is_killed_again_and_again_ends_as_if_it_had_not_been(save
     assert list(lives(deaths, collect, saved, path, tmp_path)) == [-signal.SIGKILL, -signal.SIGKILL, 0]
     monkeypatch.setattr(fitted_sets, "fit_numbered", None)  # nothing is done again
     monkeypatch.setattr(fitted_sets, "residuals_at", None)
-    monkeypatch.setattr(fitted_sets, "BLOCK", 4)
     assert_same(collect(saved, path, tmp_path), whole)
 
 
 def test_an_interrupt_keeps_what_was_counted(saved, path, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(fitted_sets, "BLOCK", 4)
     counted, original = [], fitted_sets.residuals_at
 
     def interrupted(*arguments, **options):
@@ -337,42 +344,54 @@ def test_several_processes_give_the_same(saved, path, whole, tmp_path):
     assert_same(collect(saved, path, tmp_path, workers=2), whole)
 
 
+@pytest.fixture(scope="module")
+def ended(saved, path, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ended")
+    collect(saved, path, folder)
+    return folder
+
+
 @pytest.fixture
-def finished(saved, path, tmp_path):
-    collect(saved, path, tmp_path)
-    return tmp_path
+def finished(ended, tmp_path):
+    """Folder of a run that has ended."""
+    return Path(shutil.copytree(ended, tmp_path / "finished"))
 
 
-def test_a_folder_of_another_run_is_refused(saved, path, finished, tiny_model, planted):
+def test_a_folder_of_another_run_is_refused(saved, path, finished, planted):
     with pytest.raises(FileExistsError, match=r"has the files of another run .*seed: 0 then, 1 now"):
         collect(saved, path, finished, seed=1)
     with pytest.raises(FileExistsError, match="mask: 'none' then"):
         collect(saved, path, finished, mask=planted)
     with pytest.raises(FileExistsError, match=r"n_stars: 8 then, 9 now.*choose another folder, or overwrite it"):
         collect_evidence(CalibratedModel.load(saved), path, n_stars=9, folder=finished, progress=False)
+    state = path.stat()
     os.utime(path)  # the set is not the file that it was
     with pytest.raises(FileExistsError, match="spectra"):
         collect(saved, path, finished)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
 def test_overwriting_begins_anew_and_leaves_the_rest(saved, path, finished):
     (finished / "notes.txt").write_text("mine")
-    other = collect(saved, path, finished, seed=1, overwrite=True)
-    assert_same(other, collect_evidence(CalibratedModel.load(saved), path, n_stars=8, seed=1, progress=False))
+    before = read_results(finished / "tables" / "fits_observed.fits")["object"]
+    collect(saved, path, finished, seed=1, overwrite=True)
+    after = read_results(finished / "tables" / "fits_observed.fits")["object"]
+    assert sorted(after) != sorted(before)
+    assert '"seed": 1' in (finished / "run.json").read_text()
     assert (finished / "notes.txt").read_text() == "mine"
 
 
 def test_files_that_are_not_of_this_run_are_made_again(saved, path, whole, finished, caplog):
-    table = read_results(finished / "tables" / "fits_emulator.fits")
-    whole.write(finished)  # tables in memory know their stars, too
-    others = collect_evidence(CalibratedModel.load(saved), path, n_stars=8, seed=1, progress=False)
-    others.write(finished)
+    place = finished / "tables" / "fits_emulator.fits"
+    table = read_results(place)
+    table.meta["stars"] = "others"
+    write_results(table[::-1], place)
     residuals = finished / "residuals.h5"
     residuals.write_bytes(residuals.read_bytes()[:-100])
     assert_same(collect(saved, path, finished), whole)
     assert "fits_emulator.fits has other fits" in caplog.text
     assert "residuals are counted anew" in caplog.text
-    assert (read_results(finished / "tables" / "fits_emulator.fits")["teff"] == table["teff"]).all()
+    np.testing.assert_array_equal(read_results(place)["teff"].value, table["teff"].value)
 
 
 def test_a_damaged_record_is_refused(saved, path, finished):

@@ -363,9 +363,8 @@ def collect_evidence(
             made = None
             if mask:
                 inside = None if place is None else place / "mask"
-                options = {"folder": inside, "workers": workers, "overwrite": True, "progress": progress}
                 some = others or [stars[k] for k in _draw(len(stars), MASK_STARS, seed)]
-                made = mask_of_stars(model, some, **options)
+                made = mask_of_stars(model, some, folder=inside, workers=workers, overwrite=True, progress=progress)
             fitted = FittedSet(model, stars, place, workers, progress)
             return _collected(fitted, made, spectra, split, rows, len(every), seed)
     given = mask if isinstance(mask, SpectroscopicMask) else SpectroscopicMask.read(mask)
@@ -383,7 +382,9 @@ def _is_set(spectra: Any) -> bool:
     return isinstance(spectra, TrainingSet)
 
 
-def _stars(model, spectra, split, cuts) -> tuple[list[StarSource], np.ndarray]:
+def _stars(
+    model: CalibratedModel, spectra: Any, split: str | None, cuts: StarCuts | None
+) -> tuple[list[StarSource], np.ndarray]:
     """Stars of a set that pass its cuts, and their numbers in it."""
     every = survey_sources(spectra, grid=model.grid, split=split)
     if cuts is None or not _is_set(spectra):
@@ -392,7 +393,7 @@ def _stars(model, spectra, split, cuts) -> tuple[list[StarSource], np.ndarray]:
     return [every[k] for k in numbers], numbers
 
 
-def _opened(spectra, split) -> TrainingSet:
+def _opened(spectra: Any, split: str | None) -> TrainingSet:
     if isinstance(spectra, TrainingSet):
         return spectra
     return TrainingSet(spectra, split=split or splits_of(spectra)[0])
@@ -402,7 +403,9 @@ def _draw(n: int, n_wanted: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng([seed, 0]).permutation(n)[:n_wanted])
 
 
-def _stars_of_mask(model, spectra, split, cuts, seed) -> list[StarSource]:
+def _stars_of_mask(
+    model: CalibratedModel, spectra: Any, split: str | None, cuts: StarCuts | None, seed: int
+) -> list[StarSource]:
     """Stars for a mask that are not fitted with it; none if there are no others."""
     path = spectra.path if isinstance(spectra, TrainingSet) else spectra
     used = spectra.split if isinstance(spectra, TrainingSet) else split
@@ -415,7 +418,17 @@ def _stars_of_mask(model, spectra, split, cuts, seed) -> list[StarSource]:
     return [every[k] for k in _draw(len(every), MASK_STARS, seed)]
 
 
-def _prepared(model, spectra, cuts, catalogue, seed, place, overwrite, workers, progress) -> Path:
+def _prepared(
+    model: CalibratedModel,
+    spectra: Any,
+    cuts: StarCuts,
+    catalogue: str | os.PathLike[str] | None,
+    seed: int,
+    place: Path | None,
+    overwrite: bool,
+    workers: int,
+    progress: bool,
+) -> Path:
     """A set with splits of the spectra of files that pass the cuts."""
     if place is None:
         raise ValueError("cuts of files need a folder, for the set that is made of them; give one, or an HDF5 file")

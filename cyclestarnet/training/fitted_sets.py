@@ -141,9 +141,10 @@ class FittedSet:
         meta = origin(about, options) | {"stars": state_of_stars(self.stars)}
         table = None if path is None or Path(f"{path}.partial").exists() else _known(path, meta)
         if table is None:
+            fit: Any = partial(fit_numbered, setup=setup)  # mypy takes no list of results for one of what has a row
             table = fit_survey(
                 self.stars,
-                partial(fit_numbered, setup=setup),
+                fit,
                 partial(failed_row, setup.label_set),
                 ManyOptions(output=path, overwrite=True, workers=self.workers, progress=self.progress),
                 run=about | vars(options),
@@ -184,6 +185,7 @@ class FittedSet:
         work = _Residuals(self.model, dict(wanted))
         rest = [block for block, done in enumerate(counted.done) if not done]
         jobs = ((block, self._job(block, labels)) for block in rest)
+        results: Any  # a generator, of this process or of others
         if self.workers > 1 and rest:
             results = run_in_processes(work, jobs, self.workers, what="residuals were counted")
         else:
@@ -208,7 +210,9 @@ class FittedSet:
     def _part(self, block: int) -> list[StarSource]:
         return self.stars[block * BLOCK : (block + 1) * BLOCK]
 
-    def _job(self, block, labels):
+    def _job(
+        self, block: int, labels: Mapping[str, tuple[str, np.ndarray]]
+    ) -> tuple[list[StarSource], dict[str, tuple[str, np.ndarray]]]:
         part = slice(block * BLOCK, (block + 1) * BLOCK)
         return self.stars[part], {name: (space, values[part]) for name, (space, values) in labels.items()}
 
@@ -274,14 +278,18 @@ class _Residuals:
         nothing = np.empty((0, self.model.grid.n_pixels), dtype=np.float32)
         return {name: np.concatenate([nothing, *(part[name] for part in parts)]) for name in self.wanted}
 
-    def _attempt(self, read, labels):
+    def _attempt(
+        self, read: list[tuple[int, Spectrum]], labels: Mapping[str, tuple[str, np.ndarray]]
+    ) -> dict[str, np.ndarray] | None:
         try:
             return self._of(read, labels)
         except Exception as error:
             log.warning("a star has no residuals: %s", error)
             return None
 
-    def _of(self, read: list[tuple[int, Spectrum]], labels) -> dict[str, np.ndarray]:
+    def _of(
+        self, read: list[tuple[int, Spectrum]], labels: Mapping[str, tuple[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
         rows = [k for k, _ in read]
         own = {name: (space, values[rows]) for name, (space, values) in labels.items()}
         autoencoder = any(one.table is None for one in self.wanted.values())
@@ -321,7 +329,7 @@ class _Counted:
         counted = cls(densities, np.zeros(n_blocks, dtype=bool), path)
         if path is not None and path.exists():
             try:
-                counted._load()
+                counted._load(path)
             except FileFormatError as error:
                 log.warning("residuals are counted anew: %s", error)
                 return cls({n: ResidualDensity(grid, in_sigma=own.in_sigma) for n, own in densities.items()},
@@ -344,7 +352,7 @@ class _Counted:
     def _checksum(self) -> int:
         checksum = 0
         for _, array in self._arrays():
-            checksum = zlib.crc32(np.ascontiguousarray(array).view(np.uint8), checksum)
+            checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
         return checksum
 
     def save(self) -> None:
@@ -360,17 +368,17 @@ class _Counted:
         write_hdf5(self.path, fill)
         self.unsaved = False
 
-    def _load(self) -> None:
-        with open_hdf5(self.path) as file:
+    def _load(self, path: Path) -> None:
+        with open_hdf5(path) as file:
             if list(np.ravel(file.attrs.get("names", []))) != list(self.densities):
-                raise FileFormatError(f"{self.path} holds other residuals")
+                raise FileFormatError(f"{path} holds other residuals")
             for name, array in self._arrays():
                 found = dataset_of(file, name)
                 if found.shape != array.shape or found.dtype != array.dtype:
-                    raise FileFormatError(f"'{name}' of {self.path} has the shape {found.shape}, not {array.shape}")
+                    raise FileFormatError(f"'{name}' of {path} has the shape {found.shape}, not {array.shape}")
                 array[...] = found[()]
             if int(dataset_of(file, "checksum")[()]) != self._checksum():
-                raise FileFormatError(f"{self.path} is damaged")
+                raise FileFormatError(f"{path} is damaged")
 
 
 def state_of_stars(stars: Sequence[StarSource]) -> str:

@@ -154,7 +154,7 @@ def mask_of_stars(
         return _mask(FittedSet(model, stars, folder, workers, progress), threshold, significance)
 
 
-def _mask(fitted, threshold, significance):
+def _mask(fitted: FittedSet, threshold: float, significance: float) -> SpectroscopicMask:
     table = fitted.table(WAY, FitOptions(space="emulator"))
     wanted = {unit: LeftOver(WAY, in_sigma=unit == "sigma") for unit in ("continuum", "sigma")}
     left = fitted.left_over({WAY: ("emulator", table)}, wanted)
