@@ -306,8 +306,8 @@ class ResidualDensity:
     ...     density.add(rng.normal(2.0, 1.0, (1000, 3)))
     >>> print(round(density.statistics.bias, 1), round(density.statistics.half_width, 1))
     2.0 1.0
-    >>> density.to_table()["n_values"]
-    array([20000, 20000, 20000])
+    >>> density.to_table()["n_values"].tolist()
+    [20000, 20000, 20000]
     """
 
     def __init__(self, grid: WavelengthGrid, *, in_sigma: bool = True):

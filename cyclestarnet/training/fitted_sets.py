@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,10 @@ class FittedSet:
     workers: int = 1
     progress: bool = True
 
+    @cached_property
+    def _state(self) -> str:
+        return state_of_stars(self.stars)
+
     def table(self, name: str, options: FitOptions) -> QTable:
         """Fit the stars, or go on with that, or read what was done.
 
@@ -138,7 +142,7 @@ class FittedSet:
         setup = SurveySetup.of(self.model, options)
         path = None if self.folder is None else fits_path(self.folder, name)
         about = {"model": self.model.name, "weights": digest_of(self.model)}
-        meta = origin(about, options) | {"stars": state_of_stars(self.stars)}
+        meta = origin(about, options) | {"stars": self._state}
         table = None if path is None or Path(f"{path}.partial").exists() else _known(path, meta)
         if table is None:
             fit: Any = partial(fit_numbered, setup=setup)  # mypy takes no list of results for one of what has a row
