@@ -146,7 +146,7 @@ def observed(options):
             out[f"labels {split}"], out[f"snr {split}"] = labels, snr
             for i in range(0, len(labels), 500):
                 part = slice(i, i + 500)
-                *arrays, _ = generator.observe(
+                flux, error, good, *_ = generator.observe(
                     rng,
                     labels[part],
                     snr[part],
@@ -156,7 +156,7 @@ def observed(options):
                     normaliser,
                     SimpleNamespace(**vars(defaults)),
                 )
-                for dataset, array in zip(stored.values(), arrays, strict=True):
+                for dataset, array in zip(stored.values(), (flux, error, good), strict=True):
                     dataset[part] = array[:, : GRID.n_pixels]
             log.info("%s: %d stars", split, len(labels))
 
