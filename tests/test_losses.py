@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from training_oracle import window_distance
 
 from cyclestarnet.training import losses
 
@@ -95,6 +96,69 @@ def test_gradient_of_the_energy_distance_brings_samples_together():
     (gradient,) = torch.autograd.grad(losses.energy_distance(a, b), a)
     assert torch.isfinite(gradient).all()
     assert gradient.mean() < 0
+
+
+# -- the energy distance in windows -------------------------------------------------------
+def spectra(n, seed, n_pixels=70, **options):
+    return torch.randn(n, n_pixels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, **options)
+
+
+def test_window_distance_by_a_plain_loop():
+    """Windows of 32, 32 and 6 pixels; the second has less than the least difference, which is then its unit."""
+    true, fake = spectra(5, 1), 0.7 * spectra(4, 2) + 0.3
+    true[:, 32:64] *= 1e-3
+    assert losses.window_distance(fake, true, 0.2).item() == pytest.approx(window_distance(fake, true, 0.2).item())
+
+
+@pytest.mark.parametrize("d", [0.0, 1.5])
+def test_window_distance_of_shifted_normals(d):
+    """Flat spectra of normal levels: the closed form in one dimension, over the E|Y - Y'| = 2 / √π of true ones."""
+    levels = torch.special.ndtri((torch.arange(600, dtype=torch.float64)[:, None] + 0.5) / 600)
+    fake, true = levels + d, levels
+    mean_shifted = 2 / math.sqrt(math.pi) * math.exp(-(d**2) / 4) + d * math.erf(d / 2)
+    expected = 2 * mean_shifted / (2 / math.sqrt(math.pi)) - 2
+    assert losses.window_distance(fake, true, 1e-3).item() == pytest.approx(expected, abs=0.01)
+
+
+def test_window_distance_of_the_same_distribution_is_zero_in_expectation():
+    """With a unit that is the same for all draws: that of the least difference."""
+    draws = [losses.window_distance(spectra(6, k), spectra(6, 9000 + k), 100.0).item() for k in range(400)]
+    assert abs(np.mean(draws)) < 4 * np.std(draws) / len(draws) ** 0.5
+
+
+def test_weak_lines_count_as_much_as_strong_ones():
+    true, fake = spectra(5, 5), spectra(5, 6) + 1
+    expected = losses.window_distance(fake, true, 1e-6).item()
+    true[:, :32] *= 1e-3
+    fake[:, :32] *= 1e-3
+    assert losses.window_distance(fake, true, 1e-6).item() == pytest.approx(expected)
+
+
+def test_windows_without_a_line_are_not_blown_up():
+    """Spectra that differ by far less than the least difference are alike."""
+    true, fake = 1e-6 * spectra(5, 7), 1e-6 * spectra(5, 8) + 1e-6
+    assert abs(losses.window_distance(fake, true, 0.01).item()) < 1e-3
+
+
+def test_gradient_of_the_window_distance():
+    """Central differences by the fake spectra; none by the true ones, which are not to come to the fakes."""
+    true, fake = spectra(4, 9).requires_grad_(), spectra(3, 10).requires_grad_()
+    losses.window_distance(fake, true, 0.1).backward()
+    assert true.grad is None
+    with torch.no_grad():
+        for row, pixel in ((0, 0), (1, 40), (2, 69)):
+            step = torch.zeros_like(fake)
+            step[row, pixel] = 1e-6
+            up, down = (losses.window_distance(fake + s, true, 0.1) for s in (step, -step))
+            assert fake.grad[row, pixel].item() == pytest.approx((up - down).item() / 2e-6, rel=1e-5)
+
+
+def test_window_distance_of_many_similar_spectra_is_not_lost_to_rounding():
+    """In float32, spectra that differ by 1e-4 of their flux; distances by products of matrices would be noise."""
+    true = 1 + 1e-4 * spectra(40, 11)
+    fake = 1 + 1e-4 * (spectra(40, 12) + 0.5)
+    exact = losses.window_distance(fake, true, 1e-8).item()
+    assert losses.window_distance(fake.float(), true.float(), 1e-8).item() == pytest.approx(exact, rel=0.02)
 
 
 class QuadraticCritic(torch.nn.Module):

@@ -46,6 +46,12 @@ def test_losses_have_a_logarithmic_axis_and_accuracy_has_not():
     assert [ax.get_yscale() for ax in axes] == ["log", "log", "log", "linear"]
 
 
+def test_training_without_critics_has_no_panels_of_them():
+    log = {name: column for name, column in log_of(20).items() if not name.startswith(("gen_", "critic"))}
+    axes = plot_training(log, weights={"adversarial": 0.0})
+    assert [ax.get_title("left") for ax in axes] == ["Reconstruction", "Cycle"]
+
+
 def test_dotted_lines_are_what_guessing_costs():
     def dotted(ax):
         return [line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == ":"]

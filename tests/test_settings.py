@@ -19,6 +19,12 @@ from cyclestarnet.training.settings import TrainingSettings
         ({"weight_obs": -1}, "weight_obs must not be negative"),
         ({"weight_adversarial": -1}, "weight_adversarial must not be negative"),
         ({"weight_latent": -1}, "weight_latent must not be negative"),
+        ({"weight_spectra": -1}, "weight_spectra must not be negative"),
+        (
+            {"weight_adversarial": 0, "adversarial_ramp": 5},
+            "adversarial_ramp need critics, but weight_adversarial is 0",
+        ),
+        ({"weight_adversarial": 0, "critic_penalty": 1.0, "prior_rate": 1.0}, "critic_penalty and prior_rate need"),
         ({"weight_labels": -1}, "weight_labels must not be negative"),
         ({"warmup": -1}, "warmup must not be negative"),
         ({"schedule": "linear"}, r"schedule must be one of \('steps', 'cosine'\), but is 'linear'"),

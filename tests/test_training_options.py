@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from tiny import LineFamily
-from training_oracle import Oracle, assert_same_weights, autoencoder_losses
+from tiny import LineFamily, quick_scores
+from training_oracle import Oracle, assert_same_state, assert_same_weights, autoencoder_losses, state
 
 from cyclestarnet.training.datasets import StoredSynthetic, SyntheticSpectra
 from cyclestarnet.training.trainer import Anchors, Trainer
+from cyclestarnet.training.watch import WatchSettings
 
 # weight_adversarial is not 1, so that it matters which terms it multiplies.
 OPTIONS = {
@@ -32,6 +33,9 @@ OPTIONS = {
     # The oracle takes the batch as a whole, but for the energy distance.
     "2 parts": {"micro_batches": 2, "batch_size": 6},
     "3 parts": {"micro_batches": 3, "batch_size": 6, "critic_penalty": 1.0, "weight_labels": 1.0, "weight_latent": 2.0},
+    "spectra": {"weight_spectra": 3.0, "micro_batches": 2, "batch_size": 4},
+    "no critics": {"weight_adversarial": 0.0, "weight_spectra": 3.0, "weight_latent": 2.0, "weight_labels": 1.0},
+    "no critics, no split": {"weight_adversarial": 0.0, "weight_spectra": 3.0, "split_filters": 0},
     "parts and anchors": {"micro_batches": 2, "batch_size": 4, "weight_anchors": 2.0, "gradient_clip": 0.5},
     "parts in a warm start": {"micro_batches": 2, "batch_size": 4, "warm_start": 2},
 }
@@ -261,3 +265,25 @@ def test_anchors_must_have_the_labels_of_the_emulator(make_trainer):
 def test_energy_distance_needs_two_spectra_in_a_part(make_trainer):
     with pytest.raises(ValueError, match="weight_latent needs at least 2 spectra in each of the 3 parts of a batch"):
         make_trainer(weight_latent=1.0, micro_batches=3)
+    with pytest.raises(ValueError, match="weight_spectra needs at least 2 spectra in each of the 3 parts of a batch"):
+        make_trainer(weight_spectra=1.0, micro_batches=3)
+
+
+# -- without critics -------------------------------------------------------------------
+def test_without_critics_none_is_asked_or_trained(make_trainer, monkeypatch):
+    trainer = make_trainer(weight_adversarial=0.0, weight_spectra=1.0)
+    monkeypatch.setattr(trainer.parts, "_judge", None)  # whoever calls it fails
+    before = [parameter.detach().clone() for parameter in trainer.parts.critic_parameters()]
+    assert not any(name.startswith(("gen_", "critic")) for name in trainer.step())
+    assert all(map(torch.equal, before, trainer.parts.critic_parameters()))
+
+
+def test_run_without_critics_is_watched_and_resumes(make_trainer, tmp_path):
+    options = {"weight_adversarial": 0.0, "weight_spectra": 1.0, "watch": WatchSettings(every=3, n_spectra=10)}
+    with quick_scores():
+        make_trainer(tmp_path, **options).run(until=3, every=1, progress=False)
+        resumed, whole = make_trainer(tmp_path, **options), make_trainer(**options)
+        assert resumed.iteration == 3
+        resumed.run(until=6, every=1, progress=False)
+        whole.run(until=6, every=1, progress=False)
+    assert_same_state(state(resumed), state(whole))

@@ -394,6 +394,22 @@ def test_row_without_a_column_is_refused(rng):
         Watch().see_losses(row)
 
 
+def test_run_without_critics_is_watched_for_the_rest(rng):
+    """Nothing is said of critics that there are none of, and a divergence is said as ever."""
+    rows, scores = healthy_rows(rng), healthy_scores(rng)
+    rows = {name: column for name, column in rows.items() if not name.startswith(("gen_", "critic"))}
+    assert watched(rows, scores) == []
+    diverge(rows, scores)
+    assert [verdict.code for verdict in watched(rows, scores)] == ["diverged"]
+
+
+def test_row_with_some_of_the_critics_columns_is_refused(rng):
+    row = _dicts(healthy_rows(rng))[0]
+    del row["gen_obs"]
+    with pytest.raises(ValueError, match="a watch needs gen_obs, but was given"):
+        Watch().see_losses(row)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

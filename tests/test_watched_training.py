@@ -171,7 +171,7 @@ def test_gradient_that_is_not_finite_changes_nothing(make_trainer, tmp_path, fol
     assert_same_state(trainer.network.state_dict(), before)
 
 
-@pytest.mark.parametrize("option", ["weight_latent", "weight_labels", "critic_penalty"])
+@pytest.mark.parametrize("option", ["weight_latent", "weight_spectra", "weight_labels", "critic_penalty"])
 def test_bfloat16_without_a_norm_of_the_latents(option, tiny_settings):
     """Nothing but a normalisation brings latents back to full precision by itself."""
     settings = TrainingSettings(mixed_precision=True, **{option: 1.0})

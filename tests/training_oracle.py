@@ -54,6 +54,22 @@ def energy_distance(a, b):
     return (2 * between - within) / a.shape[1] ** 0.5
 
 
+def window_distance(fake, true, least, width=32):
+    """Mean over windows of the energy distance over what true spectra differ by, pair by pair."""
+    distances = []
+    for start in range(0, fake.shape[1], width):
+        a, b = (x[:, start : start + width] for x in (fake, true))
+
+        def mean(x, y, same):
+            found = [(p - q).norm() for i, p in enumerate(x) for k, q in enumerate(y) if not (same and i == k)]
+            return sum(found) / len(found)
+
+        of_true = mean(b, b, True)
+        unit = max(of_true.item(), least * a.shape[1] ** 0.5)
+        distances.append((2 * mean(a, b, False) - mean(a, a, True) - of_true) / unit)
+    return sum(distances) / len(distances)
+
+
 def autoencoder_losses(parts, settings, x_synth, x_obs, weight_obs, labels, x_changed=None):
     """Every term of the autoencoder step, from DESIGN: distances over all pixels, fakes' targets flipped."""
     m = mappings(parts["network"], x_synth, x_obs)
@@ -64,11 +80,20 @@ def autoencoder_losses(parts, settings, x_synth, x_obs, weight_obs, labels, x_ch
         for kind in ("rec", "cyc")
         for domain in ("synth", "obs")
     }
-    fake_synth = answer(parts["critic_synth"], m["obs_to_synth"], m["z_obs"])
-    # S1, Eq. 4: the re-encoded split latent
-    fake_obs = answer(parts["critic_obs"], m["synth_to_obs"], m["z_synth"], m["z_split_back"])
-    terms["gen_synth"] = adversarial(fake_synth, 1.0, settings.adversarial)
-    terms["gen_obs"] = adversarial(fake_obs, 1.0, settings.adversarial)
+    if settings.weight_adversarial:
+        fake_synth = answer(parts["critic_synth"], m["obs_to_synth"], m["z_obs"])
+        # S1, Eq. 4: the re-encoded split latent
+        fake_obs = answer(parts["critic_obs"], m["synth_to_obs"], m["z_synth"], m["z_split_back"])
+        terms["gen_synth"] = adversarial(fake_synth, 1.0, settings.adversarial)
+        terms["gen_obs"] = adversarial(fake_obs, 1.0, settings.adversarial)
+    if settings.weight_spectra:
+        least, n = settings.synthetic_sigma / settings.flux_std, settings.micro_batches
+        pairs = [("obs_to_synth", "rec_synth"), ("synth_to_obs", "rec_obs")]
+        terms["spectra"] = sum(
+            window_distance(fake, true.detach(), least) / n
+            for names in pairs
+            for fake, true in zip(*(m[name][:, 0].chunk(n) for name in names), strict=True)
+        )
     if settings.weight_latent:
         parts_of_both = (m[z].flatten(1).chunk(settings.micro_batches) for z in ("z_synth", "z_obs"))
         within_parts = [energy_distance(a, b) for a, b in zip(*parts_of_both, strict=True)]
@@ -183,7 +208,9 @@ class Oracle:
         factors = {"synth": s.weight_synth, "obs": s.weight_obs}
         total = sum(factors[d] * (terms[f"rec_{d}"] + terms[f"cyc_{d}"]) for d in factors)
         ramp = min(1, (self.iteration + 1) / s.adversarial_ramp) if s.adversarial_ramp else 1
-        total = total + s.weight_adversarial * ramp * (terms["gen_synth"] + terms["gen_obs"])
+        if s.weight_adversarial:
+            total = total + s.weight_adversarial * ramp * (terms["gen_synth"] + terms["gen_obs"])
+        total = total + s.weight_spectra * terms.get("spectra", 0)
         total = total + s.weight_latent * terms.get("latent", 0) + s.weight_labels * terms.get("labels", 0)
         total = total + s.weight_label_cycle * terms.get("label_cycle", 0)
         total = total + s.weight_response * terms.get("response", 0)
@@ -191,6 +218,9 @@ class Oracle:
             terms["anchors"] = self.anchor_loss(anchors)
             total = total + s.weight_anchors * terms["anchors"]
         self.descend(total)
+        if not s.weight_adversarial:
+            self.critic_adam.step()  # no gradients, no step; the schedule wants it to be called
+            return terms
         critic_terms = critic_losses(self.parts, m, s)
         self.critic_adam.zero_grad()
         loss = s.weight_adversarial * (critic_terms["critic_synth"] + critic_terms["critic_obs"])

@@ -62,7 +62,7 @@ def plot_training(
         λ of the terms: ``synth``, ``obs``, ``adversarial``. Default: those in
         the folder's checkpoint, or else 1.
     axes : sequence of `~matplotlib.axes.Axes`, optional
-        One per panel: 4, one for further terms, and up to 3 for scores.
+        One per panel: 4 (2 of a training without critics), one for further terms, and up to 3 for scores.
         Default: a new figure.
 
     Returns
@@ -126,9 +126,10 @@ def _panels(run, scores, weights, guess):
     panels = {
         "Reconstruction": lambda ax: _autoencoder_panel(ax, run, scores, weights, "rec"),
         "Cycle": lambda ax: _autoencoder_panel(ax, run, scores, weights, "cyc"),
-        "Adversarial": lambda ax: _adversarial_panel(ax, run, weights["adversarial"], guess),
-        "Critics": lambda ax: _accuracy_panel(ax, run),
     }
+    if weights["adversarial"]:  # else there are no critics
+        panels["Adversarial"] = lambda ax: _adversarial_panel(ax, run, weights["adversarial"], guess)
+        panels["Critics"] = lambda ax: _accuracy_panel(ax, run)
     further = [name for name in run if name not in USUAL_TERMS]
     if further:
         panels["Further terms"] = lambda ax: _columns_panel(ax, run, further, "loss, unweighted")

@@ -50,11 +50,15 @@ class TrainingSettings:
     warmup : int
         Iterations over which the schedule "cosine" raises the learning rates.
     weight_synth, weight_obs, weight_adversarial : float
-        λ of the reconstruction and cycle losses per domain and of the adversarial loss.
+        λ of the reconstruction and cycle losses per domain and of the adversarial loss. Without
+        the last, 0, critics are neither asked nor trained.
     weight_latent, weight_labels : float
         Beyond the paper, 0 = off: energy distance between both domains' shared
         latents, and the error of a small head that reads the labels of
         synthetic spectra from their shared latents.
+    weight_spectra : float
+        Beyond the paper, 0 = off: energy distance between translated and reconstructed spectra of each
+        domain in windows of 32 pixels, which critics that are not trained would judge by.
     weight_label_cycle : float
         Beyond the paper, 0 = off: error of the labels that the same head reads from the
         re-encoded translation. Needs ``weight_labels``.
@@ -99,7 +103,7 @@ class TrainingSettings:
     micro_batches : int
         Parts of a batch that go through the networks one after the other, which
         bounds the memory. The paper's terms do not change by it; the energy
-        distance is then the mean of those within each part.
+        distances are then the means of those within each part.
     seed : int
         Of the first weights, of the choice of spectra and of the order of streamed ones.
 
@@ -132,6 +136,7 @@ class TrainingSettings:
     weight_obs: float = 9.0
     weight_adversarial: float = 1.0
     weight_latent: float = 0.0
+    weight_spectra: float = 0.0
     weight_labels: float = 0.0
     weight_label_cycle: float = 0.0
     weight_response: float = 0.0
@@ -184,6 +189,9 @@ class TrainingSettings:
             raise ValueError("weight_response needs response_labels, and response_labels need weight_response")
         if self.weight_label_cycle and not self.weight_labels:
             raise ValueError("weight_label_cycle needs weight_labels, which trains the head that reads labels")
+        of_critics = [name for name in ("adversarial_ramp", "critic_penalty", "prior_rate") if getattr(self, name)]
+        if of_critics and not self.weight_adversarial:
+            raise ValueError(f"{' and '.join(of_critics)} need critics, but weight_adversarial is 0")
         if self.sigma_floor >= self.sigma_max:
             raise ValueError(f"sigma_floor ({self.sigma_floor}) must be below sigma_max ({self.sigma_max})")
 

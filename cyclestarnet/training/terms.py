@@ -171,8 +171,8 @@ class Adaptation(nn.Module):
         Returns
         -------
         terms : dict of tensor, shape ()
-            ``rec_*``, ``cyc_*`` and ``gen_*`` of both domains, and ``latent``, ``labels``,
-            ``label_cycle`` and ``response`` if the settings ask for them.
+            ``rec_*``, ``cyc_*`` and, unless there are no critics, ``gen_*`` of both domains; ``latent``,
+            ``spectra``, ``labels``, ``label_cycle`` and ``response`` if the settings ask for them.
         transfers : `Transfers`
             For `critic_terms`.
 
@@ -208,12 +208,11 @@ class Adaptation(nn.Module):
         split_latent_true, split_latent_fake = (
             None if s is None else s.channels().to(full) for s in (split_latent, split_latent_back)
         )
-        judge = {
-            "gen_synth": self._judge(self.critic_synth, obs_to_synth, shared_latent_obs, matrices),
-            "gen_obs": self._judge(
-                self.critic_obs, synth_to_obs, _joined(shared_latent_synth, split_latent_fake), matrices
-            ),
-        }
+        judge = {}
+        if self.settings.weight_adversarial:
+            judge["gen_synth"] = self._judge(self.critic_synth, obs_to_synth, shared_latent_obs, matrices)
+            pair = _joined(shared_latent_synth, split_latent_fake)
+            judge["gen_obs"] = self._judge(self.critic_obs, synth_to_obs, pair, matrices)
         weight, target = self._weight_synth(weight_synth), x_synth.detach()
         terms = {
             "rec_synth": losses.distance(rec_synth, target, weight),
@@ -223,6 +222,13 @@ class Adaptation(nn.Module):
         } | {name: losses.generator_loss(verdict, self.settings.adversarial) for name, verdict in judge.items()}
         if self.settings.weight_latent:
             terms["latent"] = losses.energy_distance(shared_latent_synth.flatten(1), shared_latent_obs.flatten(1))
+        if self.settings.weight_spectra:
+            least = self.settings.synthetic_sigma / self.settings.flux_std
+            of_synth, of_obs = (
+                losses.window_distance(fake.to(full), true.to(full), least)
+                for fake, true in ((obs_to_synth, rec_synth), (synth_to_obs, rec_obs))
+            )
+            terms["spectra"] = of_synth + of_obs
         if self.label_head is not None:
             terms["labels"] = (self.label_head(shared_latent_synth) - labels).square().mean()
         if self.label_head is not None and self.settings.weight_label_cycle:

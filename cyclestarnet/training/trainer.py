@@ -2,7 +2,8 @@
 
 One iteration is one autoencoder step (reconstruction, cycle and adversarial
 losses, the fakes' targets flipped to "true") and one critic step on the same,
-detached tensors (S1, Sections 3.2.3 to 3.2.6). A killed run resumes from its last
+detached tensors (S1, Sections 3.2.3 to 3.2.6), but for a training whose adversarial
+loss is off, which has no critic step. A killed run resumes from its last
 checkpoint as if it had not been.
 """
 
@@ -247,9 +248,10 @@ class Trainer:
                 f"batch_size ({s.batch_size}) must be a multiple of "
                 f"{self.n_processes} processes x {s.micro_batches} micro_batches"
             )
-        if s.weight_latent and s.batch_size < 2 * n_parts:
+        compared = [name for name in ("weight_latent", "weight_spectra") if getattr(s, name)]
+        if compared and s.batch_size < 2 * n_parts:
             raise ValueError(
-                f"weight_latent needs at least 2 spectra in each of the {n_parts} parts of a batch, which has "
+                f"{compared[0]} needs at least 2 spectra in each of the {n_parts} parts of a batch, which has "
                 f"{s.batch_size}: the energy distance compares spectra of one domain, too"
             )
         if (s.prior_rate or s.weight_anchors or s.weight_response) and not isinstance(self.synthetic, SyntheticSpectra):
@@ -353,6 +355,7 @@ class Trainer:
             "gen_synth": s.weight_adversarial * s.adversarial_factor(self.iteration),
             "gen_obs": s.weight_adversarial * s.adversarial_factor(self.iteration),
             "latent": s.weight_latent,
+            "spectra": s.weight_spectra,
             "labels": s.weight_labels,
             "label_cycle": s.weight_label_cycle,
             "response": s.weight_response,
@@ -391,7 +394,7 @@ class Trainer:
             self._average([gradient])
             shift.grad = gradient
             self.prior_optimizer.step()
-        return found | self._critic_step(transfers, batch)
+        return found | self._critic_step(transfers, batch) if s.weight_adversarial else found
 
     def _critic_step(self, transfers: list[Transfers], batch: dict[str, Tensor]) -> dict[str, float]:
         s = self.settings

@@ -27,7 +27,8 @@ __all__ = ["Verdict", "Watch", "WatchSettings", "alignment_scores"]
 TINY = 1e-30  # in place of a variance of 0
 PART = 32  # spectra that go through the networks at once
 DISTANCES = ("rec_synth", "rec_obs", "cyc_synth", "cyc_obs")
-ROW = (*DISTANCES, "gen_synth", "gen_obs", "critic_accuracy")
+GAME = ("gen_synth", "gen_obs", "critic_accuracy")
+ROW = (*DISTANCES, *GAME)
 SCORES = ("score", "c2st_latent", "c2st_error", "sw_latent", "mmd_obs", "mmd_synth", "scatter_obs", "scatter_synth")
 
 
@@ -305,7 +306,8 @@ class Watch:
         ----------
         row : dict
             ``iteration`` and the unweighted ``rec_*``, ``cyc_*``, ``gen_*`` of both
-            domains and ``critic_accuracy``; more is ignored.
+            domains and ``critic_accuracy``; more is ignored. A training without critics has
+            none of ``gen_*`` and ``critic_accuracy``.
 
         Returns
         -------
@@ -325,7 +327,7 @@ class Watch:
                 print(*watch.see_losses(row), sep="\\n")
         """
         s = self.settings
-        iteration, terms = _plain(row, ROW)
+        iteration, terms = _plain(row, ROW if any(name in row for name in GAME) else DISTANCES)
         bad = [name for name, value in terms.items() if not math.isfinite(value)]
         if bad:
             return self._report(iteration, {"diverged": f"{', '.join(bad)} not finite. {_GO_BACK}"}, {"diverged"})
@@ -442,6 +444,8 @@ class Watch:
 
     # -- what it looks for ---------------------------------------------------------
     def _critics(self, rows: list[Numbers]) -> dict[str, str]:
+        if not all("critic_accuracy" in row for row in rows):
+            return {}  # there are none
         accuracy = _mean(rows, "critic_accuracy")
         half = len(rows) // 2
         early, late = (0.5 * (_mean(part, "gen_synth") + _mean(part, "gen_obs")) for part in (rows[:half], rows[half:]))
