@@ -37,6 +37,7 @@ from cyclestarnet.pipeline import (
     read_results,
     write_results,
 )
+from cyclestarnet.resolution import LineSpreadFunction, TabulatedLineSpreadFunction, degrade_resolution
 from cyclestarnet.results import FitFlag, FitResult, Posterior
 from cyclestarnet.training.adaptation import adapt
 from cyclestarnet.training.runs import train
@@ -63,6 +64,7 @@ __all__ = [
     "IsochronePrior",
     "LabelError",
     "LabelSet",
+    "LineSpreadFunction",
     "ManyOptions",
     "ModelCard",
     "ModelFileError",
@@ -74,6 +76,7 @@ __all__ = [
     "SampleOptions",
     "SpectroscopicMask",
     "SpectrumError",
+    "TabulatedLineSpreadFunction",
     "TrainingError",
     "TrainingSettings",
     "TrainingWarning",
@@ -83,6 +86,7 @@ __all__ = [
     "__version__",
     "adapt",
     "air_to_vacuum",
+    "degrade_resolution",
     "difference_unit",
     "ensemble_derivatives",
     "list_models",

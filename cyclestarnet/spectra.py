@@ -30,7 +30,17 @@ try:
 except ImportError:  # specutils 1 knows the class by its old name only
     from specutils import Spectrum1D as Spectrum
 
-__all__ = ["Pixels", "PortableSpectrum", "Spectrum", "check_frame", "row_of", "star_name", "to_pixels", "to_spectrum"]
+__all__ = [
+    "Pixels",
+    "PortableSpectrum",
+    "Spectrum",
+    "check_frame",
+    "row_of",
+    "star_name",
+    "to_pixels",
+    "to_spectrum",
+    "usual_steps",
+]
 
 # Between which the median of a normalised flux is, whatever the stars and the recipe
 NORMALISED = (0.1, 10.0)
@@ -777,8 +787,26 @@ def _matching_pixels(wavelength: np.ndarray, grid: WavelengthGrid) -> np.ndarray
     return found
 
 
-def _usual_steps(step: np.ndarray) -> np.ndarray:
-    """The usual step at each one: the larger of those at either side, so that a change of sampling is no gap."""
+def usual_steps(step: np.ndarray) -> np.ndarray:
+    """Tell the usual step at each one: the larger of those at either side, so that a change of sampling is no gap.
+
+    Parameters
+    ----------
+    step : array, shape (n,)
+        Differences of wavelengths.
+
+    Returns
+    -------
+    array, shape (n,)
+        In the same unit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.spectra import usual_steps
+    >>> usual_steps(np.array([1.0, 1, 1, 50, 1, 1, 1]))
+    array([1., 1., 1., 1., 1., 1., 1.])
+    """
     # Mirrored at the ends, so that a gap next to the first pixel counts once.
     median = median_filter(step, size=2 * SIDE - 1, mode="mirror")
     place = np.arange(len(step))
@@ -799,7 +827,7 @@ def _input_edges(wavelength: np.ndarray, grid: WavelengthGrid) -> tuple[np.ndarr
     pixel = np.concatenate([np.gradient(grid.wavelength.value[start:stop]) for start, stop in grid.chips])
     in_pixel = np.searchsorted(wavelength, grid.wavelength.value + np.array([[-0.5], [0.5]]) * pixel)
     size = max(GROUP_SIZE, 2 * int(np.median(in_pixel[1] - in_pixel[0])) + 1)
-    gap = (step > GAP_FACTOR * _usual_steps(step)) & (step > np.interp(wavelength[1:], grid.wavelength.value, pixel))
+    gap = (step > GAP_FACTOR * usual_steps(step)) & (step > np.interp(wavelength[1:], grid.wavelength.value, pixel))
     place = np.flatnonzero(gap)
     gap[place] = step[place] > GROUP_FACTOR * _group_steps(step, size, place)
 

@@ -15,6 +15,7 @@ PACKAGE = Path(cyclestarnet.__file__).parent
 NOUNS = {
     "blanks", "exceptions", "files", "labels", "grid", "spectra", "continuum", "derivatives", "noise", "results",
     "progress", "masks", "_version", "reading", "journal", "processes", "storage", "descriptions", "residuals",
+    "resolution",
 }  # fmt: skip
 # Rooms, and modules that stand higher than their room, from the ground up; each may import itself and what is named.
 MAY_IMPORT = {
