@@ -24,7 +24,7 @@ from cyclestarnet.reading.tables import read_table
 from cyclestarnet.residuals import ResidualDensity, ResidualMap
 from cyclestarnet.storage import storable
 
-__all__ = ["MASKED", "SpectroscopicMask", "model_errors"]
+__all__ = ["SpectroscopicMask", "model_errors"]
 
 THRESHOLD, SIGNIFICANCE = 0.03, 5.0
 MASKED = ", masked"  # after the space of fits that leave out the pixels of a mask

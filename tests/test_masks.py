@@ -225,12 +225,12 @@ def test_a_mask_of_nothing_changes_nothing(tiny_model, star):
 # -- from spectra ------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def simulated(tiny_model, line_family):
-    """120 stars that the emulator describes but for some pixels: two are too faint, one is off this way or that."""
+    """60 stars that the emulator describes but for some pixels: two are too faint, one is off this way or that."""
     rng = np.random.default_rng(5)
-    labels = line_family.draw(120, rng)
+    labels = line_family.draw(60, rng)
     flux = rng.normal(line_family(labels), 0.01)
     flux[:, [77, 78]] -= 0.08
-    flux[:, 300] += rng.normal(0, 0.08, 120)
+    flux[:, 300] += rng.normal(0, 0.08, 60)
     flux[:, 200] += 0.01
     return [to_spectrum(row, tiny_model.grid, ivar=np.full(row.shape, 1e4)) for row in flux]
 
@@ -244,14 +244,14 @@ def test_planted_pixels_are_found(tiny_model, simulated):
 
 
 def test_a_mask_in_a_folder_is_made_once(tiny_model, simulated, tmp_path, monkeypatch):
-    few = simulated[:60]
+    few = simulated[:40]
     first = find_mask(tiny_model, few, folder=tmp_path, progress=False)
     monkeypatch.setattr("cyclestarnet.training.fitted_sets.fit_numbered", None)
     assert find_mask(tiny_model, few, folder=tmp_path, progress=False).windows == first.windows
     looser = find_mask(tiny_model, few, folder=tmp_path, threshold=0.2, progress=False)
     assert len(looser) == 0  # another threshold needs no other fits
     with pytest.raises(FileExistsError, match=r"has the files of another run .*spectra"):
-        find_mask(tiny_model, simulated[1:60], folder=tmp_path, progress=False)
+        find_mask(tiny_model, simulated[1:40], folder=tmp_path, progress=False)
 
 
 def test_bad_requests_are_named(tiny_model, simulated):

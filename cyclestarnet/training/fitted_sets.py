@@ -42,7 +42,7 @@ from cyclestarnet.residuals import ResidualDensity
 from cyclestarnet.spectra import Spectrum
 from cyclestarnet.storage import origin
 
-__all__ = ["FITS_FILES", "RESIDUALS_FILE", "FittedSet", "LeftOver", "fits_path", "state_of_stars"]
+__all__ = ["FittedSet", "LeftOver", "fits_path", "state_of_stars"]
 
 log = logging.getLogger(__name__)
 
