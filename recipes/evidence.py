@@ -3,8 +3,8 @@
 
 ``python recipes/evidence.py known.h5 report``, of the stars of ``recipes/apogee_giants_data.py`` that no training has
 seen, takes some minutes on one core, and writes ``docs/_static/evidence_*.png`` and ``docs/tables/evidence.rst``.
-Killed, it goes on where it was. It is what ``cyclestarnet report apogee-giants known.h5 -o report --stars 300 --mask``
-does of any model and set, and takes from the folder of that what is done.
+Killed, it goes on where it was. It is what ``cyclestarnet report apogee-giants known.h5 -o report --stars 300`` does of
+any model and set, and takes from the folder of that what is done.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ from cyclestarnet.plotting import evidence_figures
 from cyclestarnet.training import collect_evidence
 
 DOCS = Path(__file__).parents[1] / "docs"
-SHOWN = (
-    "residuals", "mask", "autoencoder_synthetic", "autoencoder_observed", "latents", "kiel_chi2", "kiel_metallicity",
-)  # fmt: skip
+SHOWN = ("residuals", "autoencoder_synthetic", "autoencoder_observed", "latents", "kiel_chi2", "kiel_metallicity")
 
 
 def main(argv=None):
@@ -37,7 +35,7 @@ def main(argv=None):
     matplotlib.use("Agg")
     torch.set_num_threads(1)
     evidence = collect_evidence(
-        CalibratedModel.from_pretrained(), options.spectra, n_stars=options.stars, mask=True, folder=options.folder,
+        CalibratedModel.from_pretrained(), options.spectra, n_stars=options.stars, folder=options.folder,
         workers=options.workers,
     )  # fmt: skip
     print(evidence)

@@ -293,8 +293,9 @@ def collect_evidence(
     catalogue : path-like, optional
         With what cuts of files need; see `~cyclestarnet.io.prepare_training_set`.
     mask : bool, `~cyclestarnet.SpectroscopicMask`, or path-like, optional
-        Fit with and without this mask, or one from this file. True: one that is made as `~cyclestarnet.training.find_mask` does, of 500
-        stars at most: those of the split ``"val"`` of the set if others are fitted, or else the same. Default: no mask.
+        Fit with and without this mask, or one from this file. True: one that is made by
+        `~cyclestarnet.training.find_mask` of 500 stars at most: those of the split ``"val"`` of the set if others are
+        fitted, or else the same. Default: no mask.
     seed : int, optional
         Of the stars, the splits, the synthetic labels, the classifiers and the maps. Default: 0.
     folder : path-like, optional
