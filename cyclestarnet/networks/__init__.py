@@ -4,6 +4,7 @@ from cyclestarnet.networks.clouds import LatentCloud, SplitLatentCloud
 from cyclestarnet.networks.emulator import Emulator, EmulatorSettings, train_emulator
 from cyclestarnet.networks.kinematics import Kinematics
 from cyclestarnet.networks.predictor import (
+    DomainTranslator,
     EmulatorPredictor,
     FreeSplitLatentPredictor,
     MovingPredictor,
@@ -22,12 +23,20 @@ from cyclestarnet.networks.published import (
 )
 from cyclestarnet.networks.shortcuts import Shortcuts
 from cyclestarnet.networks.threads import one_thread
-from cyclestarnet.networks.translation import Critic, NetworkSettings, TranslationNetwork
+from cyclestarnet.networks.translation import (
+    Critic,
+    DomainNetwork,
+    NetworkSettings,
+    SharedNetwork,
+    TranslationNetwork,
+)
 
 __all__ = [
     "PAYNE_LABELS",
     "PUBLISHED_SPECTRA",
     "Critic",
+    "DomainNetwork",
+    "DomainTranslator",
     "Emulator",
     "EmulatorPredictor",
     "EmulatorSettings",
@@ -39,6 +48,7 @@ __all__ = [
     "NetworkSettings",
     "ObservedPredictor",
     "PublishedSpectra",
+    "SharedNetwork",
     "Shortcuts",
     "SplitLatentCloud",
     "TranslationNetwork",

@@ -10,16 +10,17 @@ from typing import Any, TypeVar, overload
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
+from torch import Tensor, nn
 
 from cyclestarnet.networks.convolutions import Matrices, RowMaps, run
 from cyclestarnet.networks.emulator import Emulator
 from cyclestarnet.networks.kinematics import Kinematics
 from cyclestarnet.networks.shortcuts import Shortcuts
 from cyclestarnet.networks.tangents import has_fast_bfloat16, linearise_emulator, linearise_split, linearise_translation
-from cyclestarnet.networks.translation import TranslationNetwork
+from cyclestarnet.networks.translation import SharedNetwork, TranslationNetwork
 
 __all__ = [
+    "DomainTranslator",
     "EmulatorPredictor",
     "FreeSplitLatentPredictor",
     "MovingPredictor",
@@ -35,85 +36,19 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 Stars = np.ndarray | Tensor | None
 
 
-class Translator:
-    """The translation network between spectra in flux units, for arrays of any size.
+class _OfFlux:
+    """Networks around spectra in flux units: what all translators share."""
 
-    Flux is normalised; latents come out as arrays of float64. A NaN in a
-    spectrum makes all of its results NaN, but not those of other spectra.
-
-    Parameters
-    ----------
-    network : `~cyclestarnet.networks.TranslationNetwork`
-        Is put in evaluation mode, and its gradients are switched off.
-    flux_mean : float
-        What is subtracted from flux before it enters the network, ...
-    flux_std : float
-        ... and what it is then divided by.
-    translation : {"paper", "residual"}, optional
-        Form of the translation between domains. ``"paper"`` (default): the other
-        domain's decoder makes the whole spectrum, D_obs(z), so that what the
-        latent loses of a spectrum is lost. ``"residual"``: the decoders make the
-        difference between the domains only, x + D_obs(z) − D_synth(z) (and
-        x + D_synth(z) − D_obs(z) the other way), so that what neither of them
-        says, such as weak lines, comes straight from the spectrum.
-
-    Raises
-    ------
-    ValueError
-        If there is no such form.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from cyclestarnet.networks import NetworkSettings, TranslationNetwork, Translator
-    >>> sizes = {"domain": [(4, 7, 4)], "shared": [(8, 7, 2)], "split": [(4, 7, 2)], "critic_spectrum": [(4, 7, 4)]}
-    >>> translator = Translator(TranslationNetwork(NetworkSettings(103, **sizes)), flux_mean=0.95, flux_std=0.05)
-    >>> flux = np.random.default_rng(0).normal(0.95, 0.05, (40, 103))
-    >>> shared_latent, split_latent = translator.encode_obs(flux)
-    >>> shared_latent.shape, split_latent.shape
-    ((40, 25, 10), (40, 4, 10))
-    >>> translator.obs_to_synth(flux).shape
-    (40, 103)
-    """
-
-    def __init__(
-        self, network: TranslationNetwork, flux_mean: float, flux_std: float, translation: str = TRANSLATIONS[0]
-    ):
+    def __init__(self, network: nn.Module, flux_mean: float, flux_std: float, translation: str):
         if translation not in TRANSLATIONS:
             raise ValueError(f"translation must be one of {', '.join(map(repr, TRANSLATIONS))}, but is {translation!r}")
         self.network = network.eval().requires_grad_(False)
         self.flux_mean, self.flux_std, self.translation = float(flux_mean), float(flux_std), translation
-        self._matrices: dict[torch.dtype, Matrices] = {}
-        self._weights: list[tuple[int, int]] = []
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_matrices": {}, "_weights": []}  # made again where they are needed
 
     @property
     def is_residual(self) -> bool:
         """Whether the translation is in the residual form."""
         return self.translation == "residual"
-
-    def to(self, device: str | torch.device) -> Translator:
-        """Copy the translator to a device.
-
-        Parameters
-        ----------
-        device : str or torch.device
-            Such as ``"cuda"``.
-
-        Returns
-        -------
-        `Translator`
-
-        Examples
-        --------
-        ::
-
-            translator = model.translator.to("cuda")
-        """
-        network = copy.deepcopy(self.network).to(device)
-        return Translator(network, self.flux_mean, self.flux_std, self.translation)
 
     def standardise(self, flux: ArrayLike | Tensor) -> Tensor:
         """Turn flux into what the network takes.
@@ -167,6 +102,108 @@ class Translator:
     def device(self) -> torch.device:
         """Device of the network."""
         return next(self.network.parameters()).device
+
+    def as_tensor(self, array: ArrayLike) -> Tensor:
+        """Copy an array to the device of the network, in its precision.
+
+        Parameters
+        ----------
+        array : array_like
+            Numbers of any shape, such as a split latent.
+
+        Returns
+        -------
+        Tensor
+
+        Examples
+        --------
+        ::
+
+            split_latent = translator.as_tensor(model.population.typical_split_latent)
+        """
+        return torch.tensor(np.asarray(array), dtype=self.dtype, device=self.device)
+
+    def _map(self, function: Callable[[Tensor], Tensor], standardised: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([function(part) for part in standardised.split(BATCH)])
+
+    def _flux(self, function: Callable[[Tensor], Tensor], flux: ArrayLike | Tensor) -> np.ndarray:
+        return self.restore(self._map(function, self.standardise(flux))).double().cpu().numpy()
+
+
+class Translator(_OfFlux):
+    """The translation network between spectra in flux units, for arrays of any size.
+
+    Flux is normalised; latents come out as arrays of float64. A NaN in a
+    spectrum makes all of its results NaN, but not those of other spectra.
+
+    Parameters
+    ----------
+    network : `~cyclestarnet.networks.TranslationNetwork`
+        Is put in evaluation mode, and its gradients are switched off.
+    flux_mean : float
+        What is subtracted from flux before it enters the network, ...
+    flux_std : float
+        ... and what it is then divided by.
+    translation : {"paper", "residual"}, optional
+        Form of the translation between domains. ``"paper"`` (default): the other
+        domain's decoder makes the whole spectrum, D_obs(z), so that what the
+        latent loses of a spectrum is lost. ``"residual"``: the decoders make the
+        difference between the domains only, x + D_obs(z) − D_synth(z) (and
+        x + D_synth(z) − D_obs(z) the other way), so that what neither of them
+        says, such as weak lines, comes straight from the spectrum.
+
+    Raises
+    ------
+    ValueError
+        If there is no such form.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.networks import NetworkSettings, TranslationNetwork, Translator
+    >>> sizes = {"domain": [(4, 7, 4)], "shared": [(8, 7, 2)], "split": [(4, 7, 2)], "critic_spectrum": [(4, 7, 4)]}
+    >>> translator = Translator(TranslationNetwork(NetworkSettings(103, **sizes)), flux_mean=0.95, flux_std=0.05)
+    >>> flux = np.random.default_rng(0).normal(0.95, 0.05, (40, 103))
+    >>> shared_latent, split_latent = translator.encode_obs(flux)
+    >>> shared_latent.shape, split_latent.shape
+    ((40, 25, 10), (40, 4, 10))
+    >>> translator.obs_to_synth(flux).shape
+    (40, 103)
+    """
+
+    network: TranslationNetwork
+
+    def __init__(
+        self, network: TranslationNetwork, flux_mean: float, flux_std: float, translation: str = TRANSLATIONS[0]
+    ):
+        super().__init__(network, flux_mean, flux_std, translation)
+        self._matrices: dict[torch.dtype, Matrices] = {}
+        self._weights: list[tuple[int, int]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_matrices": {}, "_weights": []}  # made again where they are needed
+
+    def to(self, device: str | torch.device) -> Translator:
+        """Copy the translator to a device.
+
+        Parameters
+        ----------
+        device : str or torch.device
+            Such as ``"cuda"``.
+
+        Returns
+        -------
+        `Translator`
+
+        Examples
+        --------
+        ::
+
+            translator = model.translator.to("cuda")
+        """
+        network = copy.deepcopy(self.network).to(device)
+        return Translator(network, self.flux_mean, self.flux_std, self.translation)
 
     def matrices(self) -> dict[torch.dtype, Matrices]:
         """Return the weights in the form that products need, for each precision, as they were made so far.
@@ -401,32 +438,139 @@ class Translator:
         gap = self.network.decode_obs(shared, split_latent) - self.network.decode_synth(shared)
         return standardised + gap
 
-    def as_tensor(self, array: ArrayLike) -> Tensor:
-        """Copy an array to the device of the network, in its precision.
+
+class DomainTranslator(_OfFlux):
+    """Any number of domains around one shared latent, for spectra in flux units and arrays of any size.
+
+    Parameters
+    ----------
+    network : `~cyclestarnet.networks.SharedNetwork`
+        Is put in evaluation mode, and its gradients are switched off.
+    flux_mean, flux_std : float
+        As of `Translator`.
+    translation : {"residual", "paper"}, optional
+        Form of the translation, as of `Translator`: x + D_target(z) − D_source(z), or D_target(z).
+
+    Raises
+    ------
+    ValueError
+        If there is no such form.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cyclestarnet.networks import DomainTranslator, NetworkSettings, SharedNetwork
+    >>> sizes = {"domain": [(4, 7, 4)], "shared": [(8, 7, 2)], "split": [(4, 7, 2)], "critic_spectrum": [(4, 7, 4)]}
+    >>> network = SharedNetwork(NetworkSettings(103, **sizes), [False, True, False])
+    >>> translator = DomainTranslator(network, flux_mean=0.95, flux_std=0.05)
+    >>> flux = np.random.default_rng(0).normal(0.95, 0.05, (40, 103))
+    >>> shared_latent, split_latent = translator.encode(flux, 1)
+    >>> shared_latent.shape, split_latent.shape
+    ((40, 25, 10), (40, 4, 10))
+    >>> translator.translate(flux, 1, 2).shape
+    (40, 103)
+    """
+
+    network: SharedNetwork
+
+    def __init__(self, network: SharedNetwork, flux_mean: float, flux_std: float, translation: str = "residual"):
+        super().__init__(network, flux_mean, flux_std, translation)
+
+    def encode(self, flux: ArrayLike | Tensor, domain: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Latents of spectra of a domain.
 
         Parameters
         ----------
-        array : array_like
-            Numbers of any shape, such as a split latent.
+        flux : array_like or Tensor, shape (n, n_pixels)
+            Flux; bad pixels filled, as a `~cyclestarnet.NoiseModel` does.
+        domain : int
+            Number of the domain.
 
         Returns
         -------
-        Tensor
+        shared_latent : array, shape (n, shared_filters, latent_length)
+            What all domains have in common.
+        split_latent : array, shape (n, split_filters, latent_length), or None
+            What spectra of this domain have besides; None if it has no split latent.
 
         Examples
         --------
         ::
 
-            split_latent = translator.as_tensor(model.population.typical_split_latent)
+            shared_latent, split_latent = translator.encode(flux, 0)
         """
-        return torch.tensor(np.asarray(array), dtype=self.dtype, device=self.device)
+        pairs = [self.network.encode(part, domain) for part in self.standardise(flux).split(BATCH)]
+        shared = torch.cat([shared for shared, _ in pairs]).double().cpu().numpy()
+        split = [split for _, split in pairs if split is not None]
+        return shared, torch.cat(split).double().cpu().numpy() if split else None
 
-    def _map(self, function: Callable[[Tensor], Tensor], standardised: Tensor) -> Tensor:
+    def reconstruct(self, flux: ArrayLike | Tensor, domain: int) -> np.ndarray:
+        """Spectra through the autoencoder of their own domain.
+
+        Parameters
+        ----------
+        flux : array_like or Tensor, shape (n, n_pixels)
+            Flux.
+        domain : int
+            Number of the domain.
+
+        Returns
+        -------
+        array, shape (n, n_pixels)
+
+        Examples
+        --------
+        ::
+
+            residual = translator.reconstruct(flux, 0) - flux
+        """
+        network = self.network
+        return self._flux(lambda x: network.decode(*network.encode(x, domain), domain), flux)
+
+    def translate(
+        self, flux: ArrayLike | Tensor, source: int, target: int, split_latent: ArrayLike | None = None
+    ) -> np.ndarray:
+        """Translate spectra of one domain to another.
+
+        Parameters
+        ----------
+        flux : array_like or Tensor, shape (n, n_pixels)
+            Flux.
+        source, target : int
+            Numbers of the domains.
+        split_latent : array_like, shape (split_filters, latent_length) or (n, split_filters, latent_length), optional
+            Of the domain ``target``, one for all or one for each. Needed if it has split latents.
+
+        Returns
+        -------
+        array, shape (n, n_pixels)
+
+        Raises
+        ------
+        ValueError
+            If the target has split latents and none is given, or the other way around.
+
+        Examples
+        --------
+        ::
+
+            translated = translator.translate(flux, 0, 2)
+        """
+        if self.network.split_latents[target] != (split_latent is not None):
+            raise ValueError(f"domain {target} {'needs a' if split_latent is None else 'has no'} split latent")
+        x = self.standardise(flux)
+        splits: Sequence[Tensor | None] = [None] * len(x.split(BATCH))
+        if split_latent is not None:
+            given = self.as_tensor(split_latent)
+            splits = given.expand(len(x), *given.shape[-2:]).split(BATCH)
         with torch.no_grad():
-            return torch.cat([function(part) for part in standardised.split(BATCH)])
+            parts = [self._cross(*part, source, target) for part in zip(x.split(BATCH), splits, strict=True)]
+        return self.restore(torch.cat(parts)).double().cpu().numpy()
 
-    def _flux(self, function: Callable[[Tensor], Tensor], flux: ArrayLike | Tensor) -> np.ndarray:
-        return self.restore(self._map(function, self.standardise(flux))).double().cpu().numpy()
+    def _cross(self, x: Tensor, split_latent: Tensor | None, source: int, target: int) -> Tensor:
+        shared, own = self.network.encode(x, source)
+        made = self.network.decode(shared, split_latent, target)
+        return x + made - self.network.decode(shared, own, source) if self.is_residual else made
 
 
 class NetworkPredictor:

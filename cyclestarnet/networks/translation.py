@@ -9,6 +9,7 @@ numbered by layer, activations included, as in the published checkpoints.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from cyclestarnet.exceptions import GridError
 
-__all__ = ["Critic", "NetworkSettings", "TranslationNetwork", "initialise"]
+__all__ = ["Critic", "DomainNetwork", "NetworkSettings", "SharedNetwork", "TranslationNetwork", "initialise"]
 
 Layers = tuple[tuple[int, int, int], ...]
 """(filters, kernel, stride) of each layer."""
@@ -324,6 +325,61 @@ class TranslationNetwork(nn.Module):
         """Whether the observed domain has a latent of its own."""
         return self.settings.split_filters > 0
 
+    @property
+    def split_latents(self) -> tuple[bool, bool]:
+        """Whether the synthetic and the observed domain have a split latent."""
+        return False, self.has_split
+
+    def encode(self, flux: Tensor, domain: int) -> tuple[Tensor, Tensor | None]:
+        """Latents of spectra of a domain, as `SharedNetwork.encode`.
+
+        Parameters
+        ----------
+        flux : Tensor, shape (n, n_pixels)
+            Standardised flux.
+        domain : int
+            0: synthetic, 1: observed.
+
+        Returns
+        -------
+        Tensor, shape (n, shared_filters, latent_length)
+            Shared latents.
+        Tensor, shape (n, split_filters, latent_length), or None
+            Split latents.
+
+        Examples
+        --------
+        ::
+
+            shared_latent, _ = network.encode(synthetic, 0)
+        """
+        return self.encode_obs(flux) if domain else (self.encode_synth(flux), None)
+
+    def decode(self, shared_latent: Tensor, split_latent: Tensor | None, domain: int) -> Tensor:
+        """Spectra of latents, as `SharedNetwork.decode`.
+
+        Parameters
+        ----------
+        shared_latent : Tensor, shape (n, shared_filters, latent_length)
+            Of spectra of either domain.
+        split_latent : Tensor, shape (n, split_filters, latent_length), or None
+            Of observed spectra.
+        domain : int
+            0: synthetic, 1: observed.
+
+        Returns
+        -------
+        Tensor, shape (n, n_pixels)
+            Standardised flux.
+
+        Examples
+        --------
+        ::
+
+            reconstruction = network.decode(*network.encode(observed, 1), 1)
+        """
+        return self.decode_obs(shared_latent, split_latent) if domain else self.decode_synth(shared_latent)
+
     def encode_synth(self, flux: Tensor) -> Tensor:
         """Shared latents of synthetic spectra.
 
@@ -459,6 +515,185 @@ class TranslationNetwork(nn.Module):
             translated = network.obs_to_synth(observed)
         """
         return self.decode_synth(self.encode_obs(flux)[0])
+
+
+class DomainNetwork(nn.Module):
+    """What a domain has of its own: an encoder, a decoder, and perhaps those of a split latent.
+
+    Parameters
+    ----------
+    settings : `NetworkSettings`
+        Sizes. The weights are drawn from torch's global generator.
+    split_latent : bool
+        Whether spectra of the domain have a latent of their own, besides the shared one.
+
+    Attributes
+    ----------
+    encoder, decoder : `torch.nn.Sequential`
+        Next to the spectra; the decoder takes what the shared and the split decoder make, joined.
+    split_encoder, split_decoder : `torch.nn.Sequential` or None
+        Of the split latent.
+
+    Examples
+    --------
+    >>> from cyclestarnet.networks import DomainNetwork, NetworkSettings
+    >>> layers = {"domain": [(4, 7, 4)], "shared": [(8, 7, 2)], "split": [(4, 7, 2)], "critic_spectrum": [(4, 7, 4)]}
+    >>> domain = DomainNetwork(NetworkSettings(103, **layers), split_latent=False)
+    >>> domain.split_encoder is None
+    True
+    """
+
+    def __init__(self, settings: NetworkSettings, split_latent: bool):
+        super().__init__()
+        s = settings
+        self.encoder = nn.Sequential(*_encoder(1, s.domain, s.slope))
+        self.split_encoder: nn.Sequential | None = None
+        self.split_decoder: nn.Sequential | None = None
+        n_hidden = s.shared[0][0]
+        if split_latent:
+            latent = _latent(s.split[-1][0], s.split_filters, s.latent_norm)
+            self.split_encoder = nn.Sequential(*_encoder(s.domain[-1][0], s.split, s.slope), *latent)
+            self.split_decoder = nn.Sequential(*_decoder(s.split_filters, s.split, s.slope))
+            n_hidden += s.split[0][0]
+        self.decoder = nn.Sequential(*_decoder(n_hidden, s.domain, s.slope), nn.Conv1d(s.domain[0][0], 1, 1))
+
+
+class SharedNetwork(nn.Module):
+    """Encoders and decoders of any number of domains around one shared latent.
+
+    The paper's network (S1, Figure 2) has two domains, of which the observed one has a split latent:
+    `TranslationNetwork`. Here every domain may have one. The methods take and give standardised
+    spectra (n, n_pixels); latents are (n, filters, latent_length).
+
+    Parameters
+    ----------
+    settings : `NetworkSettings`
+        Sizes, the same in all domains. The weights are drawn from torch's global generator.
+    split_latents : sequence of bool
+        Whether the spectra of each domain have a split latent.
+
+    Attributes
+    ----------
+    domains : `torch.nn.ModuleList` of `DomainNetwork`
+        What each has of its own.
+    encoder_sh, decoder_sh : `torch.nn.Sequential`
+        The inner encoder and decoder, which all share.
+
+    Raises
+    ------
+    ValueError
+        If a domain shall have a split latent, but the settings have no filters for it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cyclestarnet.networks import NetworkSettings, SharedNetwork
+    >>> layers = {"domain": [(4, 7, 4)], "shared": [(8, 7, 2)], "split": [(4, 7, 2)], "critic_spectrum": [(4, 7, 4)]}
+    >>> network = SharedNetwork(NetworkSettings(103, **layers), [True, False, True])
+    >>> shared_latent, split_latent = network.encode(torch.randn(2, 103), 0)
+    >>> shared_latent.shape, split_latent.shape
+    (torch.Size([2, 25, 10]), torch.Size([2, 4, 10]))
+    >>> network.decode(shared_latent, None, 1).shape
+    torch.Size([2, 103])
+    """
+
+    def __init__(self, settings: NetworkSettings, split_latents: Sequence[bool]):
+        super().__init__()
+        if any(split_latents) and not settings.split_filters:
+            raise ValueError("a domain shall have a split latent, but split_filters of the networks is 0")
+        self.settings = s = settings
+        self.domains = nn.ModuleList(DomainNetwork(s, split) for split in split_latents)
+        latent = _latent(s.shared[-1][0], s.shared_filters, s.latent_norm)
+        self.encoder_sh = nn.Sequential(*_encoder(s.domain[-1][0], s.shared, s.slope), *latent)
+        self.decoder_sh = nn.Sequential(*_decoder(s.shared_filters, s.shared, s.slope))
+        domains = [self.domain(k) for k in range(len(self.domains))]
+        split = [part for own in domains for part in (own.split_encoder, own.split_decoder) if part is not None]
+        # in the order of `TranslationNetwork`: from one seed both draw the same weights
+        encoders, decoders = [own.encoder for own in domains], [own.decoder for own in domains]
+        for part in (*encoders, self.encoder_sh, self.decoder_sh, *split, *decoders):
+            initialise(part)
+
+    def domain(self, number: int) -> DomainNetwork:
+        """What a domain has of its own.
+
+        Parameters
+        ----------
+        number : int
+            Number of the domain.
+
+        Returns
+        -------
+        `DomainNetwork`
+
+        Examples
+        --------
+        ::
+
+            encoder = network.domain(0).encoder
+        """
+        own = self.domains[number]
+        assert isinstance(own, DomainNetwork)
+        return own
+
+    @property
+    def split_latents(self) -> tuple[bool, ...]:
+        """Whether each domain has a split latent."""
+        return tuple(self.domain(k).split_encoder is not None for k in range(len(self.domains)))
+
+    def encode(self, flux: Tensor, domain: int) -> tuple[Tensor, Tensor | None]:
+        """Latents of spectra of a domain.
+
+        Parameters
+        ----------
+        flux : Tensor, shape (n, n_pixels)
+            Standardised flux.
+        domain : int
+            Number of the domain.
+
+        Returns
+        -------
+        Tensor, shape (n, shared_filters, latent_length)
+            What all domains have in common.
+        Tensor, shape (n, split_filters, latent_length), or None
+            What spectra of this domain have besides; None if it has no split latent.
+
+        Examples
+        --------
+        ::
+
+            shared_latent, split_latent = network.encode(flux, 0)
+        """
+        own = self.domain(domain)
+        hidden = own.encoder(flux[:, None])
+        return self.encoder_sh(hidden), None if own.split_encoder is None else own.split_encoder(hidden)
+
+    def decode(self, shared_latent: Tensor, split_latent: Tensor | None, domain: int) -> Tensor:
+        """Spectra of a domain.
+
+        Parameters
+        ----------
+        shared_latent : Tensor, shape (n, shared_filters, latent_length)
+            Of spectra of any domain.
+        split_latent : Tensor, shape (n, split_filters, latent_length), or None
+            Of spectra of this domain. One without a split latent does not look at it.
+        domain : int
+            Number of the domain.
+
+        Returns
+        -------
+        Tensor, shape (n, n_pixels)
+            Standardised flux.
+
+        Examples
+        --------
+        ::
+
+            translated = network.decode(network.encode(flux, 0)[0], None, 1)
+        """
+        own, hidden = self.domain(domain), self.decoder_sh(shared_latent)
+        if own.split_decoder is not None:
+            hidden = torch.cat([hidden, own.split_decoder(split_latent)], dim=1)
+        return own.decoder(hidden)[:, 0]
 
 
 class Critic(nn.Module):
