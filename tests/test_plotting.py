@@ -146,6 +146,17 @@ def test_own_axes_are_used():
         plot_training(log_of(3), axes=mine[:2])
 
 
+def test_domains_of_a_translation_are_drawn_by_their_names():
+    log = {"iteration": np.arange(1, 5)}
+    for name, value in {"MOOG": 2.0, "UVES": 3.0, "APOGEE": 5.0}.items():
+        log |= {f"{kind}_{name}": np.full(4, value) for kind in ("rec", "cyc", "gen", "critic")}
+    axes = plot_training(log | {"critic_accuracy": np.full(4, 0.6)}, weights={"synth": 3, "obs": 9})
+    assert len(axes) == 4  # nothing is left for further terms
+    shown = {line.get_label(): line.get_ydata()[0] for line in axes[0].lines}
+    assert shown == {"MOOG, λ = 3": 6.0, "UVES, λ = 9": 27.0, "APOGEE, λ = 9": 45.0}
+    assert len({line.get_color() for line in axes[0].lines}) == 3
+
+
 def test_a_folder_of_no_training_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"is no folder of a training: it has neither losses\.csv nor"):
         plot_training(tmp_path)

@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_training"]
 
 GUESS = {"cross_entropy": np.log(2), "least_squares": 0.25}  # what a critic's guess costs, per adversarial loss
-USUAL_TERMS = {"iteration", "critic_accuracy"} | {
-    f"{kind}_{domain}" for kind in ("rec", "cyc", "gen", "critic") for domain in DOMAIN_STYLES
-}
+KINDS = ("rec", "cyc", "gen", "critic")  # of terms that each domain has
 
 
 def plot_training(
@@ -123,17 +121,27 @@ def plot_training(
 
 def _panels(run, scores, weights, guess):
     """Functions that draw the panels, by title."""
+    styles = _styles(run)
     panels = {
-        "Reconstruction": lambda ax: _autoencoder_panel(ax, run, scores, weights, "rec"),
-        "Cycle": lambda ax: _autoencoder_panel(ax, run, scores, weights, "cyc"),
+        "Reconstruction": lambda ax: _autoencoder_panel(ax, run, scores, weights, "rec", styles),
+        "Cycle": lambda ax: _autoencoder_panel(ax, run, scores, weights, "cyc", styles),
     }
     if weights["adversarial"]:  # else there are no critics
-        panels["Adversarial"] = lambda ax: _adversarial_panel(ax, run, weights["adversarial"], guess)
+        panels["Adversarial"] = lambda ax: _adversarial_panel(ax, run, weights["adversarial"], guess, styles)
         panels["Critics"] = lambda ax: _accuracy_panel(ax, run)
-    further = [name for name in run if name not in USUAL_TERMS]
+    usual = {"iteration", "critic_accuracy"} | {f"{kind}_{domain}" for kind in KINDS for domain in styles}
+    further = [name for name in run if name not in usual]
     if further:
         panels["Further terms"] = lambda ax: _columns_panel(ax, run, further, "loss, unweighted")
     return panels | _score_panels(scores)
+
+
+def _styles(run):
+    """Title and colour of each domain: of a model's two, or of those that a translation has, by their names."""
+    named = [name.removeprefix("rec_") for name in run if name.startswith("rec_")]
+    named = [name for name in named if name not in DOMAIN_STYLES]
+    colors = [color for _, color in DOMAIN_STYLES.values()] + list(OTHERS)
+    return {name: (name, color) for name, color in zip(named, cycle(colors), strict=False)} or DOMAIN_STYLES
 
 
 def _finish_panel(ax, title, end):
@@ -191,9 +199,9 @@ def _log_scale(ax):
             plain_log_ticks(ax)
 
 
-def _autoencoder_panel(ax, table, scores, weights, kind):
-    for domain, (name, color) in DOMAIN_STYLES.items():
-        column, weight = f"{kind}_{domain}", weights[domain]
+def _autoencoder_panel(ax, table, scores, weights, kind, styles):
+    for place, (domain, (name, color)) in enumerate(styles.items()):
+        column, weight = f"{kind}_{domain}", weights["obs" if place else "synth"]  # that of the first domain, or others
         _curve(ax, table, column, factor=weight, color=color, label=f"{name}, λ = {weight:g}")
         if column in scores:
             held_out = weight * np.asarray(scores[column], dtype=float)
@@ -202,8 +210,8 @@ def _autoencoder_panel(ax, table, scores, weights, kind):
     ax.set_ylabel("λ × loss")
 
 
-def _adversarial_panel(ax, table, weight, guess):
-    for domain, (name, color) in DOMAIN_STYLES.items():
+def _adversarial_panel(ax, table, weight, guess, styles):
+    for domain, (name, color) in styles.items():
         _curve(ax, table, f"gen_{domain}", factor=weight, color=color, label=f"generator, {name}")
         _curve(ax, table, f"critic_{domain}", factor=weight, color=color, label=f"critic, {name}", linestyle="--")
     # A critic's loss is the sum of two, over true and fake spectra.
