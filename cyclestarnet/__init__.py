@@ -42,7 +42,13 @@ from cyclestarnet.results import FitFlag, FitResult, Posterior
 from cyclestarnet.training.adaptation import adapt
 from cyclestarnet.training.runs import train
 from cyclestarnet.training.settings import TrainingSettings
-from cyclestarnet.training.translations import train_translation
+from cyclestarnet.training.translations import (
+    DomainSpectra,
+    EmulatedSpectra,
+    add_domain,
+    train_domains,
+    train_translation,
+)
 from cyclestarnet.training.watch import WatchSettings
 from cyclestarnet.translation import Translation
 
@@ -53,6 +59,8 @@ __all__ = [
     "CycleStarNetError",
     "CycleStarNetWarning",
     "DerivativeSpectra",
+    "DomainSpectra",
+    "EmulatedSpectra",
     "EmulatorSettings",
     "FileFormatError",
     "FitFlag",
@@ -85,6 +93,7 @@ __all__ = [
     "WavelengthGrid",
     "__version__",
     "adapt",
+    "add_domain",
     "air_to_vacuum",
     "degrade_resolution",
     "difference_unit",
@@ -97,6 +106,7 @@ __all__ = [
     "read_aspcapstar",
     "read_results",
     "train",
+    "train_domains",
     "train_translation",
     "unit_of_label",
     "write_results",

@@ -100,9 +100,11 @@ def assert_same(one, other):
     state = other.translator.network.state_dict()
     for name, weights in one.translator.network.state_dict().items():
         np.testing.assert_array_equal(weights, state[name])
-    for side in WIDTH:
-        np.testing.assert_array_equal(one.scatter[side], other.scatter[side])
-    np.testing.assert_array_equal(one.typical_split_latent, other.typical_split_latent)
+    for pair in (one.domains, one.domains[::-1]):
+        np.testing.assert_array_equal(one.scatter[pair], other.scatter[pair])
+    assert one.typical_split_latents.keys() == other.typical_split_latents.keys()
+    for domain, latent in one.typical_split_latents.items():
+        np.testing.assert_array_equal(latent, other.typical_split_latents[domain])
 
 
 # -- the truth ---------------------------------------------------------------------------
@@ -130,7 +132,7 @@ def test_there_and_back_is_the_same_spectrum(translation, rng):
 
 def test_reconstructions_have_less_noise_and_no_uncertainty(translation, rng):
     clean, flux, _, _ = observed(10, "second", rng)
-    made = [translation.reconstruct(spectrum(row), domain="second") for row in flux]
+    made = [translation.reconstruct(spectrum(row), "B") for row in flux]
     assert np.std([star.flux.value for star in made] - clean) < np.std(flux - clean)
     assert made[0].uncertainty is None
 
@@ -164,7 +166,7 @@ def test_masks_and_errors_go_along(brief, data):
     star = spectrum(flux, sigma, mask, meta={"object": "HD 1"})
     other = brief.to_second(star)
     np.testing.assert_array_equal(other.mask, mask)
-    expected = np.hypot(sigma, brief.scatter["second"])[~mask]
+    expected = np.hypot(sigma, brief.scatter["first", "second"])[~mask]
     np.testing.assert_allclose(other.uncertainty.array[~mask], expected)
     assert np.isfinite(other.flux.value).all()
     assert other.meta == {"translation": "translation", "domain": "second", "object": "HD 1"}
@@ -173,7 +175,7 @@ def test_masks_and_errors_go_along(brief, data):
 
 def test_the_paper_form_has_no_uncertainty(data):
     made = toy(data, translation="paper")
-    assert made.scatter is None
+    assert not made.scatter
     assert made.to_second(spectrum(data["first"][0])).uncertainty is None
     assert "translated spectra have no uncertainty" in str(made)
 
@@ -201,23 +203,23 @@ def test_the_errors_of_the_first_domain_are_those_of_its_training(data):
 def test_networks_without_a_split_latent(data):
     made = toy(data, network=LAYERS | {"split_filters": 0})
     star = spectrum(data["first"][0])
-    assert made.encode(star)[1] is made.encode(star, domain="second")[1] is None
+    assert made.encode(star, "first")[1] is made.encode(star, "second")[1] is None
     assert made.to_second(star).flux.shape == (415,)
-    with pytest.raises(ValueError, match="like has no effect: translation 'translation' has no split latent"):
+    with pytest.raises(ValueError, match="like has no effect: domain 'second' has no split latent"):
         made.to_second(star, like=star)
 
 
 def test_latents_have_the_shapes_of_the_networks(brief, data):
     star = spectrum(data["second"][0])
-    shared, split = brief.encode(star, domain="second")
+    shared, split = brief.encode(star, "second")
     assert (shared.shape, split.shape) == ((8, 10), (2, 10))
-    assert brief.encode(star)[0].shape == (8, 10)
+    assert brief.encode(star, "first")[0].shape == (8, 10)
 
 
 def test_the_card_says_what_it_is(translation):
     card = str(translation)
     assert card.startswith("<Translation a-to-b>\ndomains: A and B\ngrid: WavelengthGrid 15")
-    assert "first domain: arrays, 405 spectra" in card
+    assert "A domain: arrays, 405 spectra" in card
     assert "errors: learnt from 45 and 45 spectra held out" in card
     assert re.search(r"error of a pixel: 0\.00\d\d to A, 0\.00\d\d to B", card)
 
@@ -249,10 +251,13 @@ def test_files_of_the_other_kind_are_refused(brief, tiny_model, tmp_path):
         (lambda arrays, meta: meta.update(version=9), "has version 9 of the file of a translation"),
         (lambda arrays, meta: meta.pop("network"), "does not hold a complete translation: 'network'"),
         (lambda arrays, meta: meta["network"].update(shared_filters=10**7), "not of the sizes that it names"),
-        (lambda arrays, meta: arrays.pop("scatter.first"), "scatter must be of first and second, but is of second"),
-        (lambda arrays, meta: arrays.pop("typical_split_latent"), "typical_split_latent must have the shape"),
-        (lambda arrays, meta: arrays.update({"selftest.first": np.ones(3)}), "fails its self-test"),
-        (lambda arrays, meta: arrays["network.decoder_obs.2.bias"].__iadd__(1), "fails its self-test: a flat spectrum"),
+        (lambda arrays, meta: meta.update(domains=["A", "A"]), "two names or more that differ, but are A, A"),
+        (lambda arrays, meta: meta.update(domains=["A", "B", "C"]), "3 names of domains, but networks of 2"),
+        (lambda arrays, meta: meta.update(split_latents=[True, True]), "not of the sizes that it names: domains.0"),
+        (lambda arrays, meta: arrays.update({"scatter.0.1": np.ones(3)}), "must have the same number of pixels"),
+        (lambda arrays, meta: arrays.pop("typical_split_latent.1"), "typical_split_latents must be of second"),
+        (lambda arrays, meta: arrays.update({"selftest.0": np.ones(3)}), "fails its self-test"),
+        (lambda arrays, meta: arrays["network.domains.1.decoder.2.bias"].__iadd__(1), "fails its self-test: a flat"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_named(brief, tmp_path, change, message):
@@ -306,7 +311,7 @@ def test_a_watch_scores_both_domains(data, tmp_path):
         ({"wavelength": None}, GridError, "neither first nor second is a Spectrum"),
         ({"held_out": 0.01}, SpectrumError, "of the spectra of first 40 are to be trained on and 0 are held out"),
         ({"translation": "better"}, ValueError, "translation must be 'residual' or 'paper', but is 'better'"),
-        ({"settings": TrainingSettings(weight_labels=1.0)}, ValueError, "weight_labels and prior_rate need"),
+        ({"settings": TrainingSettings(weight_labels=1.0)}, ValueError, "weight_labels needs spectra with labels"),
         ({"network": {}}, GridError, "415 pixels do not fit the strides"),
     ],
 )
@@ -333,8 +338,8 @@ def test_spectra_that_cannot_be_translated_are_named(brief, data):
         brief.to_first(spectrum(100 * flux))
     with pytest.raises(SpectrumError, match="uncertainty is NaN, zero or negative"):
         brief.to_second(spectrum(flux, np.nan))
-    with pytest.raises(ValueError, match="domain must be one of 'first', 'second', but is 'observed'"):
-        brief.reconstruct(spectrum(flux), domain="observed")
+    with pytest.raises(ValueError, match="there is no domain 'observed'; those of 'translation' are first and second"):
+        brief.reconstruct(spectrum(flux), "observed")
 
 
 # -- the command line -------------------------------------------------------------------------
@@ -387,14 +392,14 @@ def test_files_are_trained_on_and_a_stopped_training_goes_on(folder, capsys):
     assert main(["train", str(folder / "toy.toml")]) == 0
     assert "goes on from iteration 3" in capsys.readouterr().out
     made = Translation.load(folder / "run" / "toy.safetensors")
-    assert made.provenance["second domain"] == "second.h5, 30 spectra"
+    assert made.provenance["APOGEE domain"] == "second.h5, 30 spectra"
     assert main(["info", str(folder / "run" / "toy.safetensors")]) == 0
     assert capsys.readouterr().out.startswith("<Translation toy>\ndomains: first and APOGEE\n")
 
 
 def test_files_may_be_streamed(folder):
     run = prepare_translation(read_translation_config(folder / "toy.toml"))
-    assert isinstance(run.second.source, StreamedSpectra)
+    assert isinstance(run.domains[1].source, StreamedSpectra)
 
 
 @pytest.mark.parametrize(

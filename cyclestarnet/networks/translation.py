@@ -635,6 +635,33 @@ class SharedNetwork(nn.Module):
         assert isinstance(own, DomainNetwork)
         return own
 
+    def of(self, domains: Sequence[int]) -> SharedNetwork:
+        """The network of some of the domains.
+
+        Parameters
+        ----------
+        domains : sequence of int
+            Their numbers, in the order that they shall have.
+
+        Returns
+        -------
+        `SharedNetwork`
+            Its weights are the same tensors, not copies.
+
+        Examples
+        --------
+        ::
+
+            pair = network.of((0, 2))
+        """
+        with torch.device("meta"):
+            part = SharedNetwork(self.settings, [self.split_latents[k] for k in domains])
+        weights = {name: value for name, value in self.state_dict().items() if not name.startswith("domains.")}
+        for place, k in enumerate(domains):
+            weights |= {f"domains.{place}.{name}": value for name, value in self.domain(k).state_dict().items()}
+        part.load_state_dict(weights, assign=True)
+        return part.eval()
+
     @property
     def split_latents(self) -> tuple[bool, ...]:
         """Whether each domain has a split latent."""

@@ -30,6 +30,7 @@ from cyclestarnet.training.before_after import AdaptationReport, Standing, compa
 from cyclestarnet.training.calibration import calibration_ranks
 from cyclestarnet.training.config import Config, example_config, read_config
 from cyclestarnet.training.datasets import ObservedSpectra, StoredSynthetic, SyntheticSpectra
+from cyclestarnet.training.domain_trainer import DomainTrainer
 from cyclestarnet.training.emulators import load_emulator, save_emulator
 from cyclestarnet.training.evaluation import (
     LabelOffsets,
@@ -50,9 +51,13 @@ from cyclestarnet.training.streams import StreamedSpectra, StreamedSynthetic
 from cyclestarnet.training.trainer import Anchors, Trainer
 from cyclestarnet.training.translation_config import example_translation_config, read_translation_config
 from cyclestarnet.training.translations import (
+    DomainSpectra,
+    EmulatedSpectra,
     TranslationRun,
+    add_domain,
     finish_translation,
     prepare_translation,
+    train_domains,
     train_translation,
 )
 from cyclestarnet.training.watch import Watch, WatchSettings, alignment_scores
@@ -62,6 +67,9 @@ __all__ = [
     "AdaptationReport",
     "Anchors",
     "Config",
+    "DomainSpectra",
+    "DomainTrainer",
+    "EmulatedSpectra",
     "Evidence",
     "LabelOffsets",
     "LabelTransport",
@@ -82,6 +90,7 @@ __all__ = [
     "WatchSettings",
     "adapt",
     "adaptation_settings",
+    "add_domain",
     "alignment_scores",
     "assemble_model",
     "calibration_ranks",
@@ -127,6 +136,7 @@ __all__ = [
     "save_emulator",
     "sliced_wasserstein",
     "train",
+    "train_domains",
     "train_translation",
     "tsne",
     "typical_latent",

@@ -41,12 +41,12 @@ from cyclestarnet.training.before_after import AdaptationReport, compare_models
 from cyclestarnet.training.config import LogConfig, ModelConfig, Plan, RunConfig
 from cyclestarnet.training.datasets import ObservedSource, ObservedSpectra, SyntheticSpectra
 from cyclestarnet.training.domains import Domains, Stars
+from cyclestarnet.training.loop import LEAST_HELD_OUT
 from cyclestarnet.training.normalisation import check_observed
 from cyclestarnet.training.runs import check_machine, finish, kept_folder, ready
 from cyclestarnet.training.settings import TrainingSettings
 from cyclestarnet.training.streams import StreamedSpectra
 from cyclestarnet.training.tables import SpectrumTable
-from cyclestarnet.training.trainer import LEAST_HELD_OUT
 from cyclestarnet.training.watch import WatchSettings
 
 __all__ = ["adapt", "adaptation_settings", "draw_labels"]

@@ -35,6 +35,7 @@ from cyclestarnet.training.tables import (
 __all__ = [
     "ObservedSource",
     "ObservedSpectra",
+    "RenderedSpectra",
     "Source",
     "StoredSynthetic",
     "SyntheticSource",
@@ -796,4 +797,79 @@ class SyntheticSpectra(_Stateless):
             self.emulator = copy.deepcopy(self.emulator).to(device)
         for name in ("label_pool", "label_mean", "label_std"):
             setattr(self, name, getattr(self, name).to(device))
+        return self
+
+
+class RenderedSpectra(_Stateless):
+    """Spectra that an emulator makes on the fly, all with one error: an `ObservedSource` among others.
+
+    Parameters
+    ----------
+    synthetic : `SyntheticSpectra`
+        The emulator, and the labels to draw from.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cyclestarnet import TrainingSettings
+    >>> from cyclestarnet.training.datasets import RenderedSpectra, SyntheticSpectra
+    >>> settings = TrainingSettings(flux_std=0.1, synthetic_sigma=0.005)
+    >>> synthetic = SyntheticSpectra(lambda labels: labels.expand(-1, 3), [[0.9], [1.0]], settings)
+    >>> flux, weight = RenderedSpectra(synthetic).draw(2)
+    >>> weight
+    tensor([[20., 20., 20.],
+            [20., 20., 20.]])
+    """
+
+    def __init__(self, synthetic: SyntheticSpectra):
+        self.synthetic = synthetic
+
+    def __len__(self) -> int:
+        return len(self.synthetic)
+
+    def draw(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Draw labels, and make their spectra.
+
+        Parameters
+        ----------
+        n : int
+            How many.
+        generator : `torch.Generator`, optional
+            One of the CPU. Default: that of torch.
+
+        Returns
+        -------
+        flux, weight : tensor, shape (n, n_pixels)
+            Standardised spectra, and the inverse of the error of synthetic spectra.
+
+        Examples
+        --------
+        ::
+
+            flux, weight = rendered.draw(8, torch.Generator().manual_seed(0))
+        """
+        flux, _ = self.synthetic.draw(n, generator)
+        settings = self.synthetic.settings
+        return flux, torch.full_like(flux, settings.flux_std / settings.synthetic_sigma)
+
+    def to(self, device: Device) -> RenderedSpectra:
+        """Draw on a device.
+
+        Parameters
+        ----------
+        device : `torch.device` or str
+            Where spectra shall be made.
+
+        Returns
+        -------
+        `RenderedSpectra`
+            Itself.
+
+        Examples
+        --------
+        ::
+
+            rendered.to("cuda")
+        """
+        self.synthetic.to(device)
         return self

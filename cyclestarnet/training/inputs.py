@@ -33,10 +33,11 @@ from cyclestarnet.training.datasets import ObservedSpectra, StoredSynthetic, Syn
 from cyclestarnet.training.domains import Domains, KnownStars, Stars, grid_with_chips
 from cyclestarnet.training.emulators import load_emulator, trained_emulator
 from cyclestarnet.training.evaluation import LEAST_KNOWN
+from cyclestarnet.training.loop import LEAST_HELD_OUT
 from cyclestarnet.training.normalisation import check_observed
 from cyclestarnet.training.streams import StreamedSpectra, StreamedSynthetic
 from cyclestarnet.training.toml import ConfigError
-from cyclestarnet.training.trainer import LEAST_HELD_OUT, Anchors
+from cyclestarnet.training.trainer import Anchors
 
 log = logging.getLogger(__name__)
 

@@ -53,6 +53,7 @@ from cyclestarnet.training.domains import Domains
 from cyclestarnet.training.emulators import OWN_EMULATOR
 from cyclestarnet.training.evaluation import compare_labels, label_table, learn_label_error
 from cyclestarnet.training.inputs import read_domains
+from cyclestarnet.training.loop import TrainingLoop
 from cyclestarnet.training.settings import TrainingSettings
 from cyclestarnet.training.streams import StreamedSpectra
 from cyclestarnet.training.toml import ConfigError
@@ -183,12 +184,12 @@ class Run:
         return changed_settings(self.trainer)
 
 
-def changed_settings(trainer: Trainer) -> list[str]:
+def changed_settings(trainer: TrainingLoop) -> list[str]:
     """Settings of training and networks that differ from the paper's.
 
     Parameters
     ----------
-    trainer : `~cyclestarnet.training.trainer.Trainer`
+    trainer : `~cyclestarnet.training.loop.TrainingLoop`
         It knows them.
 
     Returns
@@ -705,11 +706,10 @@ def chosen_weights(trainer: Trainer, weights: str) -> tuple[TranslationNetwork, 
 
         network, _, iteration = chosen_weights(run.trainer, "best")
     """
-    best = None if trainer.folder is None else trainer.folder / "best.pt"
-    if trainer.watch is None or weights == "last" or best is None or not best.exists():
+    state = None if weights == "last" else trainer.best_state()
+    if state is None:
         shift = trainer.parts.prior_shift
         return trainer.averaged_network(), None if shift is None else shift.detach().cpu(), trainer.iteration
-    state = trainer.read_state(best)
     network = TranslationNetwork(trainer.network.settings)
     network.load_state_dict(state["average"])
     return network.eval().requires_grad_(False), state["parts"].get("prior_shift"), state["iteration"]

@@ -43,7 +43,9 @@ class ConfigError(CycleStarNetError, ValueError):
     """
 
 
-def read_tables(path: str | os.PathLike, tables: Mapping[str, type]) -> tuple[Path, dict[str, Any]]:
+def read_tables(
+    path: str | os.PathLike, tables: Mapping[str, type], families: Mapping[str, type] | None = None
+) -> tuple[Path, dict[str, Any]]:
     """Read a file whose tables are dataclasses, and check every key.
 
     Parameters
@@ -53,6 +55,9 @@ def read_tables(path: str | os.PathLike, tables: Mapping[str, type]) -> tuple[Pa
     tables : dict of type
         Names of the tables that the file may have, and the dataclass of each.
         One of them is ``"run"``, whose seed is for all that have none of their own.
+    families : dict of type, optional
+        Names of tables that hold any number of tables, such as ``[domains.UVES]``, and the dataclass of those.
+        Default: there are none.
 
     Returns
     -------
@@ -60,8 +65,8 @@ def read_tables(path: str | os.PathLike, tables: Mapping[str, type]) -> tuple[Pa
         The file.
     parts : dict
         By the names of ``tables``: an instance of the dataclass, None for a watch that is not
-        there, and a dictionary of given values for `~cyclestarnet.NetworkSettings`,
-        which cannot be made before the number of pixels is known.
+        there, a dictionary of instances for ``families``, and a dictionary of given values for
+        `~cyclestarnet.NetworkSettings`, which cannot be made before the number of pixels is known.
 
     Raises
     ------
@@ -96,10 +101,11 @@ def read_tables(path: str | os.PathLike, tables: Mapping[str, type]) -> tuple[Pa
         raise ConfigError(f"{path} is no valid TOML: it is nested too deep") from error
     except ValueError as error:  # of its grammar, its letters, or numbers that are too long for Python
         raise ConfigError(f"{path} is no valid TOML: {error}") from error
+    known = [*tables, *(families or {})]
     for name, value in content.items():
-        if name not in tables or not isinstance(value, dict):
+        if name not in known or not isinstance(value, dict):
             what = f"there is no table [{name}]" if isinstance(value, dict) else f"the key {name!r} is in no table"
-            raise ConfigError(f"{what}{_nearest(name, tables, '[{}]')} in {path}")
+            raise ConfigError(f"{what}{_nearest(name, known, '[{}]')} in {path}")
     base = path.parent
     try:
         run = tables["run"]
@@ -119,6 +125,13 @@ def read_tables(path: str | os.PathLike, tables: Mapping[str, type]) -> tuple[Pa
                 parts[name] = values
             else:
                 parts[name] = _made(cls, values, name, preset)
+        for name, cls in (families or {}).items():
+            parts[name] = {}
+            for member, given in content.get(name, {}).items():
+                where = f"{name}.{member}"
+                if not isinstance(given, dict):
+                    raise ConfigError(f"[{name}] {member} must be a table, [{where}]")
+                parts[name][member] = _made(cls, _table(cls, given, base, where), where)
     except ConfigError as error:
         raise ConfigError(f"{error} in {path}") from error.__cause__
     return path, parts

@@ -9,46 +9,32 @@ checkpoint as if it had not been.
 
 from __future__ import annotations
 
-import logging
-import math
 import os
-import signal
-import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import reduce
 from importlib import import_module
 from operator import add
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from cyclestarnet.exceptions import CycleStarNetError, ModelFileError, OtherRunError, TrainingError, TrainingWarning
-from cyclestarnet.files import locked
-from cyclestarnet.networks.checkpoint import load_state, save_state
+from cyclestarnet.exceptions import CycleStarNetError
+from cyclestarnet.networks.checkpoint import load_state
 from cyclestarnet.networks.translation import NetworkSettings, TranslationNetwork
-from cyclestarnet.progress import tqdm
 from cyclestarnet.training.datasets import ObservedSource, ObservedSpectra, SyntheticSource, SyntheticSpectra
-from cyclestarnet.training.logs import LossLog
+from cyclestarnet.training.loop import TrainingLoop, check_weights, require_held_out, total
 from cyclestarnet.training.settings import TrainingSettings
 from cyclestarnet.training.terms import Adaptation, Transfers
-from cyclestarnet.training.watch import Verdict, Watch, WatchSettings, alignment_scores
+from cyclestarnet.training.watch import WatchSettings, alignment_scores
 
 __all__ = ["Anchors", "Trainer", "first_goes_ahead", "join_processes"]
 
-log = logging.getLogger(__name__)
-
 ANCHORS_AT_ONCE = 4
-MOST_ROLLBACKS = 4
-LEAST_HELD_OUT = 10  # what a two-sample score needs
-CHECKPOINT, BEST = "checkpoint.pt", "best.pt"  # in the folder of a run
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +70,7 @@ class Anchors:
             raise ValueError(f"{len(self.observed)} anchor spectra, but {len(self.labels)} rows of labels")
 
 
-class Trainer:
+class Trainer(TrainingLoop):
     """Trains a `~cyclestarnet.networks.TranslationNetwork` on unpaired spectra of two domains.
 
     In several processes (`join_processes`) each works on its share of every
@@ -96,9 +82,8 @@ class Trainer:
         Sizes of the networks, for spectra of as many pixels as the sources have.
     settings : `~cyclestarnet.TrainingSettings`
         Every number of the training; those that the sources were made with.
-    synthetic : `~cyclestarnet.training.datasets.SyntheticSource` or `~cyclestarnet.training.datasets.ObservedSource`
-        Synthetic spectra; they are moved to ``device``. If they are observed ones, both
-        domains have errors and masks, and none has labels.
+    synthetic : `~cyclestarnet.training.datasets.SyntheticSource`
+        Synthetic spectra; they are moved to ``device``.
     observed : `~cyclestarnet.training.datasets.ObservedSource`
         Observed spectra; they are moved to ``device``.
     folder : path-like, optional
@@ -142,11 +127,14 @@ class Trainer:
         network = trainer.averaged_network()
     """
 
+    parts: Adaptation
+    network: TranslationNetwork
+
     def __init__(
         self,
         network_settings: NetworkSettings,
         settings: TrainingSettings,
-        synthetic: SyntheticSource | ObservedSource,
+        synthetic: SyntheticSource,
         observed: ObservedSource,
         folder: str | os.PathLike | None = None,
         *,
@@ -159,32 +147,19 @@ class Trainer:
         self.settings, self.synthetic, self.observed, self.anchors = settings, synthetic, observed, anchors
         if bool(settings.weight_anchors) != (anchors is not None):
             raise ValueError("anchors need weight_anchors, and weight_anchors needs anchors")
-        self.device = torch.device(device)
-        synthetic.to(self.device)
-        observed.to(self.device)
-        self.rank, self.n_processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self._check_together()
-        self.folder = Path(folder) if folder is not None else None
-        self.iteration = 0
-        self.generator = torch.Generator().manual_seed(settings.seed)
-        self.parts = Adaptation(network_settings, settings, self._n_labels).to(self.device)
-        self.network, self.label_head = self.parts.network, self.parts.label_head
+        self._check_labels()
+        parts, sources = (
+            Adaptation(network_settings, settings, self._n_labels),
+            {"synthetic": synthetic, "observed": observed},
+        )
+        super().__init__(parts, settings, sources, folder, device=device, tensorboard=tensorboard, watch=watch)
+        self.label_head = self.parts.label_head
         self.critic_synth, self.critic_obs = self.parts.critic_synth, self.parts.critic_obs
-        self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
-        self.optimizer = self._adam(self.parts.autoencoder_parameters(), settings.learning_rate)
-        self.critic_optimizer = self._adam(self.parts.critic_parameters(), settings.critic_learning_rate)
         self.prior_optimizer = None
         if self.parts.prior_shift is not None:
             self.prior_optimizer = self._adam([self.parts.prior_shift], settings.prior_rate)
-        self._sums: dict[str, tuple[float, int]] = {}  # of each loss term since the last row, over how many iterations
-        self._rate = 1.0  # halved when the run is rolled back
-        self.watch = None if watch is None else Watch(watch)
         self._held_out = None if watch is None else self._draw_held_out(held_out, watch.n_spectra)
-        self._logs: dict[str, LossLog] = {}
-        if self.folder is not None and self.rank == 0:
-            self._logs = {name: LossLog(self.folder, tensorboard, name=name) for name in ("losses", "scores")}
-        if self.folder is not None and (self.folder / CHECKPOINT).exists():
-            self._load(self.folder)
+        self._resume()
 
     def start_from(self, checkpoint: str | os.PathLike) -> None:
         """Begin with networks and critics of another run, whose settings and data may differ.
@@ -215,8 +190,8 @@ class Trainer:
             given = {name: value for name, value in weights.items() if name in own} if isinstance(weights, dict) else {}
             given.pop("prior_shift", None)
             kept = {name: value for name, value in own.items() if name.startswith(("label_head", "prior_shift"))}
-            _check_weights("parts", kept | given, own, checkpoint)
-            _check_weights("average", state.get("average"), self.average, checkpoint)
+            check_weights("parts", kept | given, own, checkpoint)
+            check_weights("average", state.get("average"), self.average, checkpoint)
             self.parts.load_state_dict(own | given)
             self.average = {name: tensor.to(self.device) for name, tensor in state["average"].items()}
 
@@ -241,19 +216,8 @@ class Trainer:
             self.network.load_state_dict(network.state_dict())
             self.average = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
 
-    def _check_together(self) -> None:
-        s, n_parts = self.settings, self.n_processes * self.settings.micro_batches
-        if s.batch_size % n_parts:
-            raise ValueError(
-                f"batch_size ({s.batch_size}) must be a multiple of "
-                f"{self.n_processes} processes x {s.micro_batches} micro_batches"
-            )
-        compared = [name for name in ("weight_latent", "weight_spectra") if getattr(s, name)]
-        if compared and s.batch_size < 2 * n_parts:
-            raise ValueError(
-                f"{compared[0]} needs at least 2 spectra in each of the {n_parts} parts of a batch, which has "
-                f"{s.batch_size}: the energy distance compares spectra of one domain, too"
-            )
+    def _check_labels(self) -> None:
+        s = self.settings
         if (s.prior_rate or s.weight_anchors or s.weight_response) and not isinstance(self.synthetic, SyntheticSpectra):
             raise ValueError(
                 "prior_rate, weight_anchors and weight_response need synthetic spectra that an emulator makes, "
@@ -268,61 +232,17 @@ class Trainer:
 
     @property
     def _n_labels(self) -> int:
-        mean = getattr(self.synthetic, "label_mean", None)  # observed spectra know of no labels
+        mean = self.synthetic.label_mean
         return 0 if mean is None else len(mean)
 
-    def _draw_first(self, n: int, generator: torch.Generator) -> dict[str, Tensor | None]:
-        """Spectra of the first domain, with the labels of synthetic ones or the weights of observed ones."""
-        spectra, more = self.synthetic.draw(n, generator)
-        return {"x_synth": spectra, "labels" if hasattr(self.synthetic, "label_mean") else "weight_synth": more}
-
-    def _adam(self, parameters: list[nn.Parameter], rate: float) -> torch.optim.Adam:
-        return torch.optim.Adam(parameters, rate, self.settings.betas, fused=True)
-
     # -- one iteration -------------------------------------------------------
-    def step(self) -> dict[str, float]:
-        """Do one iteration.
-
-        Returns
-        -------
-        dict of float
-            Its loss terms, unweighted, as means over all processes.
-
-        Raises
-        ------
-        FloatingPointError
-            If a term or a gradient is not finite. The batch is kept in the folder.
-
-        Examples
-        --------
-        ::
-
-            terms = trainer.step()
-            print(terms["rec_obs"], terms["critic_accuracy"])
-        """
-        s = self.settings
-        for optimizer, rate in ((self.optimizer, s.learning_rate), (self.critic_optimizer, s.critic_learning_rate)):
-            for group in optimizer.param_groups:
-                group["lr"] = self._rate * rate * s.rate_factor(self.iteration)
-        if self.iteration == s.warm_start and s.warm_start:
-            self.parts.copy_synth_to_obs()
-            self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
-        batch = self._draw()
-        terms = self._warm_start_step(batch) if self.iteration < s.warm_start else self._step(batch)
-        with torch.no_grad():
-            current = self.network.state_dict()
-            decay = min(s.average_decay, (1 + self.iteration) / (10 + self.iteration)) if s.average_decay else 0.0
-            torch._foreach_lerp_(list(self.average.values()), [current[k] for k in self.average], 1 - decay)
-        self.iteration += 1
-        return terms
-
     def _draw(self) -> dict[str, Tensor]:
         """The batch of this process: all draw the same spectra and take their share."""
         n = self.settings.batch_size
-        drawn = self._draw_first(n, self.generator)
-        labels = drawn.get("labels")
+        drawn: dict[str, Tensor | None] = {}
+        drawn["x_synth"], drawn["labels"] = self.synthetic.draw(n, self.generator)
         drawn["x_obs"], drawn["weight_obs"] = self.observed.draw(n, self.generator)
-        if self.settings.weight_response and labels is not None:
+        if self.settings.weight_response and (labels := drawn["labels"]) is not None:
             assert isinstance(self.synthetic, SyntheticSpectra)  # this was checked
             drawn["changed"] = self.synthetic.changed(labels, self.settings.response_labels, self.generator)
         share = slice(self.rank, None, self.n_processes)
@@ -332,15 +252,13 @@ class Trainer:
         return batch
 
     def _micro_batches(self, batch: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-        n_parts = self.settings.micro_batches
-        for k in range(n_parts):
-            yield {name: tensor.chunk(n_parts)[k] for name, tensor in batch.items() if name != "anchors"}
+        return super()._micro_batches({name: tensor for name, tensor in batch.items() if name != "anchors"})
 
     def _warm_start_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
         self.optimizer.zero_grad(set_to_none=True)
         collected = []
         for part in self._micro_batches(batch):
-            terms = self.parts.warm_start_terms(part["x_synth"], part.get("weight_synth"))
+            terms = self.parts.warm_start_terms(part["x_synth"])
             (terms["rec_synth"] / self.settings.micro_batches).backward()
             collected.append(terms)
         return self._finish_step(self.optimizer, self._mean(collected), batch)
@@ -378,9 +296,9 @@ class Trainer:
             terms, transfer = self.parts.autoencoder_terms(**part)
             if shift is not None:
                 # what is easy to reconstruct must not draw the labels: only what tells the domains apart
-                telling = _total({name: terms[name] for name in ("gen_obs", "latent") if name in terms}, weights)
+                telling = total({name: terms[name] for name in ("gen_obs", "latent") if name in terms}, weights)
                 shift_gradients += torch.autograd.grad(telling, shift, retain_graph=True)
-            (_total(terms, weights) / s.micro_batches).backward()
+            (total(terms, weights) / s.micro_batches).backward()
             collected.append(terms)
             transfers.append(transfer)
         terms = self._mean(collected)
@@ -396,20 +314,6 @@ class Trainer:
             self.prior_optimizer.step()
         return found | self._critic_step(transfers, batch) if s.weight_adversarial else found
 
-    def _critic_step(self, transfers: list[Transfers], batch: dict[str, Tensor]) -> dict[str, float]:
-        s = self.settings
-        for parameter in self.parts.critic_parameters():
-            parameter.requires_grad_(True)
-        self.critic_optimizer.zero_grad(set_to_none=True)
-        collected = []
-        for transfer in transfers:
-            terms = self.parts.critic_terms(transfer)
-            loss = s.weight_adversarial * (terms["critic_synth"] + terms["critic_obs"])
-            loss = loss + s.critic_penalty * terms.get("penalty", 0.0)
-            (loss / s.micro_batches).backward()
-            collected.append(terms)
-        return self._finish_step(self.critic_optimizer, self._mean(collected), batch)
-
     def _render(self, labels: Tensor) -> Tensor:
         """Spectra of standardised labels, which not all sources can make: that this one can was checked."""
         assert isinstance(self.synthetic, SyntheticSpectra)
@@ -423,218 +327,21 @@ class Trainer:
             x_synth = self._render((labels - self.synthetic.label_mean) / self.synthetic.label_std)
         return self.parts.anchor_terms(x_synth.to(self.device), flux, weight)
 
-    @staticmethod
-    def _mean(collected: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        return {name: torch.stack([terms[name].detach() for terms in collected]).mean() for name in collected[0]}
-
-    def _average(self, tensors: list[Tensor]) -> None:
-        """Replace tensors by their means over all processes."""
-        if self.n_processes == 1:
-            return
-        flat = torch.cat([tensor.flatten() for tensor in tensors])
-        dist.all_reduce(flat)
-        flat /= self.n_processes
-        for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-            tensor.copy_(mean.view_as(tensor))
-
-    def _finish_step(
-        self, optimizer: torch.optim.Optimizer, terms: dict[str, Tensor], batch: dict[str, Tensor]
-    ) -> dict[str, float]:
-        """Average gradients and terms over the processes, and let the optimizer step if all terms are finite."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        values = list(terms.values())
-        own = torch.stack(values)  # of this process, whose share of the batch may be a fine one
-        self._average([*(p.grad for p in parameters), *(v.unsqueeze(0) for v in values)])
-        found = dict(zip(terms, torch.stack(values).tolist(), strict=True))
-        bad = [name for name, value in found.items() if not math.isfinite(value)]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters])
-        if bad or not torch.isfinite(norm):
-            where = ""
-            if self.folder is not None and not (bad and own.isfinite().all()):
-                path = self.folder / ("bad_batch.pt" if self.n_processes == 1 else f"bad_batch.{self.rank}.pt")
-                where = f"; the batch is in {path}"
-                save_state({name: tensor.cpu() for name, tensor in batch.items()}, path)
-            what = f"loss terms {bad} are" if bad else "the gradient is"
-            raise FloatingPointError(f"{what} not finite at iteration {self.iteration}{where}")
-        if optimizer is self.optimizer and self.settings.gradient_clip is not None:
-            nn.utils.clip_grads_with_norm_(parameters, self.settings.gradient_clip, norm)
-        optimizer.step()
-        return found
-
-    # -- the run --------------------------------------------------------------
-    def run(
-        self, *, until: int | None = None, progress: bool = True, every: int = 50, checkpoint_every: int = 500
-    ) -> list[dict[str, float]]:
-        """Train up to the number of iterations of the settings, or for now to an earlier one.
-
-        Ctrl-C and SIGTERM let the iteration end and save a checkpoint before
-        they are passed on.
-
-        Parameters
-        ----------
-        until : int, optional
-            Stop when so many iterations are done. Default: ``n_iterations`` of the settings.
-        progress : bool, optional
-            Show a bar. Default: True.
-        every : int, optional
-            Iterations between rows of the log. Default: 50.
-        checkpoint_every : int, optional
-            Iterations between checkpoints; there is one in the end in any case. Default: 500.
-
-        Returns
-        -------
-        list of dict of float
-            The rows of the log: ``iteration``, and the loss terms, unweighted,
-            as means over the iterations since the row before.
-
-        Raises
-        ------
-        FloatingPointError
-            If a loss is not finite, and the watch does not roll back. The
-            weights may be spoilt: the last checkpoint stays as it was.
-        TrainingError
-            If the watch stops the run.
-        FileExistsError
-            If another process trains in the folder.
-
-        Examples
-        --------
-        ::
-
-            history = trainer.run(until=1000, every=100)
-            print([row["rec_obs"] for row in history])
-        """
-        last = self.settings.n_iterations if until is None else min(until, self.settings.n_iterations)
-        history: list[dict[str, float]] = []
-        action = None if self.watch is None else self.watch.settings.action
-        bar = tqdm(total=last, initial=self.iteration, desc="training", disable=not progress or self.rank > 0)
-        with locked(self.folder if self.rank == 0 else None, "trains in"), _delayed_signals() as caught, bar:
-            while self.iteration < last:
-                verdicts: list[Verdict] = []
-                try:
-                    terms = self.step()
-                except FloatingPointError as error:
-                    if action != "roll_back":
-                        raise
-                    self._roll_back(str(error))
-                    bar.update(self.iteration - bar.n)
-                    continue
-                for name, value in terms.items():
-                    total, n = self._sums.get(name, (0.0, 0))
-                    self._sums[name] = total + value, n + 1
-                bar.update()
-                if self.iteration % every == 0:
-                    history.append(self._report(bar))
-                    if self.watch is not None and self.iteration > self.settings.warm_start:
-                        verdicts += self.watch.see_losses(history[-1])
-                if self.watch is not None and self.iteration % self.watch.settings.every == 0:
-                    verdicts += self._evaluate(self.watch)
-                failing = self._heed(verdicts)
-                stop = self._agree(caught[0] if caught else 0)
-                if failing is not None and action == "roll_back":
-                    self._roll_back(str(failing))
-                    bar.update(self.iteration - bar.n)
-                elif self.iteration % checkpoint_every == 0 or self.iteration == last or stop or failing:
-                    self.save()
-                if failing is not None and action == "stop":
-                    best = [path for path in self._saved_states() if path.name == BEST]
-                    raise TrainingError(f"{failing}; the best state is in {best[0]}" if best else f"{failing}")
-                if stop:
-                    break
-            # of the last iteration, too; and no process ends before the first has written its checkpoint
-            signal_number = self._agree(caught[0] if caught else 0)
-        if signal_number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if signal_number:
-            raise SystemExit(128 + signal_number)
-        return history
-
-    def _report(self, bar: tqdm) -> dict[str, float]:
-        row = {"iteration": self.iteration} | {name: total / n for name, (total, n) in self._sums.items()}
-        self._sums = {}
-        shown = ("rec_obs", "cyc_obs", "gen_obs", "critic_accuracy")
-        bar.set_postfix({name: f"{row[name]:.3g}" for name in shown if name in row})
-        if self._logs:
-            self._logs["losses"].write(row)
-        return row
-
     # -- the watch -------------------------------------------------------------
     def _draw_held_out(self, held_out: ObservedSpectra | None, number: int) -> dict[str, Any]:
         """Standardised spectra of both domains that scores are measured on, the same in the whole run."""
-        if held_out is None or len(held_out) < LEAST_HELD_OUT:
-            found = "none" if held_out is None else len(held_out)
-            raise ValueError(
-                f"a watch needs held_out, {LEAST_HELD_OUT} or more observed spectra that are not trained on, "
-                f"but got {found}"
-            )
+        held_out = require_held_out(held_out)
         generator = torch.Generator().manual_seed(self.settings.seed)
         number = min(number, len(held_out))
-        first = self._draw_first(number, generator)
+        x_synth, _ = self.synthetic.draw(number, generator)
         x_obs, weight_obs = held_out.rows(torch.arange(number))
-        weight_synth: Tensor | float | None = first.get("weight_synth")
-        if weight_synth is None:
-            weight_synth = self.settings.flux_std / self.settings.synthetic_sigma
-        return {"x_synth": first["x_synth"], "weight_synth": weight_synth, "x_obs": x_obs, "weight_obs": weight_obs}
+        weight_synth = self.settings.flux_std / self.settings.synthetic_sigma
+        return {"x_synth": x_synth, "weight_synth": weight_synth, "x_obs": x_obs, "weight_obs": weight_obs}
 
-    def _evaluate(self, watch: Watch) -> list[Verdict]:
-        """Score the averaged weights, log the scores, and keep the state if it is the best."""
-        s = self.settings
-        measured: list[dict[str, float]] = [{}]
-        if self.rank == 0 and self._held_out is not None:
-            network = self.averaged_network().to(self.device)
-            measured = [alignment_scores(network, seed=s.seed, **self._held_out)]
-        if self.n_processes > 1:  # all are to come to the same verdict
-            dist.broadcast_object_list(measured)
-        scores = measured[0]
-        verdicts = watch.see_scores(self.iteration, scores)
-        if self._logs:
-            codes = " ".join(verdict.code for verdict in verdicts)
-            self._logs["scores"].write({"iteration": self.iteration, **scores, "verdicts": codes})
-        if watch.is_best:
-            self.save(BEST)
-        return verdicts
-
-    def _heed(self, verdicts: list[Verdict]) -> Verdict | None:
-        """Warn of all verdicts; return one that says that the run is failing."""
-        for verdict in verdicts if self.rank == 0 else ():
-            warnings.warn(str(verdict), TrainingWarning, stacklevel=3)
-        return next((verdict for verdict in verdicts if verdict.severity == "failing"), None)
-
-    def _roll_back(self, why: str) -> None:
-        """Go back to the best state, or the last one saved, with half the learning rates and other random numbers."""
-        saved = self._saved_states()
-        if not saved or self._rate <= 0.5**MOST_ROLLBACKS:
-            reason = f"was rolled back {MOST_ROLLBACKS} times" if saved else "has no saved state to go back to"
-            raise TrainingError(f"the run {reason}, and fails: {why}")
-        failed, rate = self.iteration, 0.5 * self._rate
-        # streams stay where they are, and the generator goes elsewhere: the same batches would fail the same way
-        streams = [source.state_dict() for source in (self.synthetic, self.observed)]
-        self._restore(self.read_state(saved[0]))
-        for source, state in zip((self.synthetic, self.observed), streams, strict=True):
-            source.load_state_dict(state)
-        self._rate = rate
-        self.generator.manual_seed(self.settings.seed + failed)
-        warnings.warn(
-            f"rolled back from iteration {failed} to {self.iteration}, with {rate:g} times the learning rates: {why}",
-            TrainingWarning,
-            stacklevel=3,
-        )
-        self.save()
-
-    def _saved_states(self) -> list[Path]:
-        """States of this run that it can go back to: the best one first."""
-        # a best.pt that this run has not written may be another's
-        best = self.watch is not None and self.watch.best is not None
-        names = (BEST, CHECKPOINT) if best else (CHECKPOINT,)
-        return [self.folder / name for name in names if (self.folder / name).exists()] if self.folder else []
-
-    def _agree(self, signal_number: int) -> int:
-        """The largest number of all processes, so that they stop at the same iteration."""
-        if self.n_processes == 1:
-            return signal_number
-        number = torch.tensor(signal_number, device=self.device)
-        dist.all_reduce(number, dist.ReduceOp.MAX)
-        return int(number)
+    def _scores(self) -> dict[str, float]:
+        assert self._held_out is not None  # there is a watch
+        network = self.averaged_network().to(self.device)
+        return alignment_scores(network, seed=self.settings.seed, **self._held_out)
 
     def averaged_network(self) -> TranslationNetwork:
         """The network with the averaged weights.
@@ -654,173 +361,15 @@ class Trainer:
         network.load_state_dict(self.average)
         return network.eval().requires_grad_(False)
 
-    # -- checkpoints -----------------------------------------------------------
+    def _copy_first(self) -> None:
+        self.parts.copy_synth_to_obs()
+
+    def _critic_terms(self, transfers: Transfers) -> dict[str, Tensor]:
+        return self.parts.critic_terms(transfers)
+
     def _stateful(self) -> dict:
-        """All objects whose state the next iteration depends on."""
-        parts = {
-            "parts": self.parts,
-            "optimizer": self.optimizer,
-            "critic_optimizer": self.critic_optimizer,
-            "prior_optimizer": self.prior_optimizer,
-            "synthetic": self.synthetic,
-            "observed": self.observed,
-            "watch": self.watch,
-        }
-        return {name: part for name, part in parts.items() if part is not None}
-
-    def save(self, name: str = CHECKPOINT) -> None:
-        """Write a checkpoint with everything that the next iteration depends on; without a folder, do nothing.
-
-        Parameters
-        ----------
-        name : str, optional
-            File in the folder of the run. Default: ``"checkpoint.pt"``, the one
-            that a new `Trainer` resumes.
-
-        Examples
-        --------
-        ::
-
-            trainer.save("before_the_experiment.pt")
-        """
-        if self.folder is None or self.rank > 0:
-            return
-        state = {name: part.state_dict() for name, part in self._stateful().items()}
-        state |= {
-            "iteration": self.iteration,
-            "average": self.average,
-            "generator": self.generator.get_state(),
-            "sums": self._sums,
-            "rate": self._rate,
-            "settings": asdict(self.settings) | {"network": self.network.settings.to_dict()},
-        }
-        save_state(state, self.folder / name)
-
-    def _load(self, folder: Path) -> None:
-        try:
-            state = self.read_state(folder / CHECKPOINT)
-        except ModelFileError as error:
-            way_out = "remove it to begin anew"
-            if (folder / f"{CHECKPOINT}.previous").exists():
-                way_out = f"to go on from the one before it, rename {CHECKPOINT}.previous to {CHECKPOINT}"
-            raise ModelFileError(f"{error}; {way_out}") from error
-        self._restore(state)
-        log.info("resumed %s at iteration %d", folder / CHECKPOINT, self.iteration)
-
-    def read_state(self, path: Path) -> dict:
-        """Read a saved state of this run, without going there.
-
-        Parameters
-        ----------
-        path : path
-            ``checkpoint.pt`` or ``best.pt`` in its folder.
-
-        Returns
-        -------
-        dict
-            What `save` wrote.
-
-        Raises
-        ------
-        ModelFileError
-            If the file is damaged or that of something else.
-        OtherRunError
-            If it was made with other settings.
-
-        Examples
-        --------
-        ::
-
-            trainer.read_state(trainer.folder / "best.pt")["iteration"]
-        """
-        state = load_state(path)
-        wanted = asdict(self.settings) | {"network": self.network.settings.to_dict()}
-        if not isinstance(state.get("settings"), dict):
-            raise ModelFileError(f"{path} is no checkpoint of a training: it holds {', '.join(map(str, state))}")
-        then = asdict(TrainingSettings()) | state["settings"]  # an older run had the defaults of what it did not know
-        different = sorted(k for k in wanted if then.get(k) != wanted[k])
-        if different:
-            raise OtherRunError(f"{path} was made with other settings: {', '.join(different)}; use another folder")
-        if missing := sorted(self._stateful().keys() - state.keys()):
-            raise OtherRunError(f"the run in {self.folder} was begun without {', '.join(missing)}; use another folder")
-        self._check_state(state, path)
-        return state
-
-    def _check_state(self, state: dict, path: Path) -> None:
-        """Raise before anything is taken from a state that is not one of this training."""
-        for name, own in (("average", self.average), ("parts", self.parts.state_dict())):
-            _check_weights(name, state.get(name), own, path)
-        for name, part in self._stateful().items():
-            if isinstance(part, torch.optim.Optimizer):
-                _check_optimizer(name, state[name], part, path)
-            elif not isinstance(state[name], dict):
-                raise ModelFileError(f"{path}: {name} must be a dictionary, but is a {type(state[name]).__name__}")
-        generator, sums = state.get("generator"), state.get("sums")
-        checks = {
-            "iteration": type(state.get("iteration")) is int and 0 <= state["iteration"] <= self.settings.n_iterations,
-            "rate": type(state.get("rate")) is float and 0 < state["rate"] <= 1,
-            "generator": _like(generator, self.generator.get_state()),
-            "sums": isinstance(sums, dict) and all(map(_is_sum, sums.values())),
-        }
-        if wrong := [name for name, fine in checks.items() if not fine]:
-            raise ModelFileError(f"{path}: {', '.join(wrong)} cannot be that of a training of these settings")
-
-    def _restore(self, state: dict) -> None:
-        try:
-            for name, part in self._stateful().items():
-                part.load_state_dict(state[name])
-            self.generator.set_state(state["generator"])
-        except (AttributeError, KeyError, TypeError, RuntimeError) as error:  # torch's words for a state that is none
-            raise ModelFileError(f"the checkpoint in {self.folder} cannot be resumed: {error}") from error
-        self.average = {name: tensor.to(self.device) for name, tensor in state["average"].items()}
-        self.iteration, self._rate, self._sums = state["iteration"], state["rate"], state["sums"]
-        for table in self._logs.values():
-            table.rewind(self.iteration)
-
-
-def _like(given: object, own: Tensor) -> bool:
-    if not isinstance(given, Tensor) or given.shape != own.shape:
-        return False
-    return given.dtype.is_floating_point == own.dtype.is_floating_point
-
-
-def _is_sum(value: object) -> bool:
-    return isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(item, int | float) for item in value)
-
-
-def _check_weights(name: str, given: object, own: dict[str, Tensor], path: str | os.PathLike) -> None:
-    """Raise if weights are not those of networks of our sizes."""
-    found = given if isinstance(given, dict) else {}
-    if wrong := sorted(str(key) for key in own | found if key not in own or not _like(found.get(key), own[key])):
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise ModelFileError(f"{path}: the {name} are not of these networks: {', '.join(wrong[:5])}{more}")
-
-
-def _check_optimizer(name: str, given: object, own: torch.optim.Optimizer, path: str | os.PathLike) -> None:
-    """Raise if a state of an optimizer is not that of our parameters and settings; rates may differ."""
-    problem = ModelFileError(f"{path}: the state of {name} is not that of these networks")
-    if not isinstance(given, dict) or not isinstance(given.get("state"), dict):
-        raise problem
-    groups, ours = given.get("param_groups"), own.state_dict()["param_groups"]
-    if not isinstance(groups, list) or len(groups) != len(ours) or not all(isinstance(group, dict) for group in groups):
-        raise problem
-    for group, known in zip(groups, ours, strict=True):
-        if any(group[key] != known[key] for key in known.keys() & group.keys() - {"lr", "initial_lr"}):
-            raise problem
-    parameters = [parameter for group in own.param_groups for parameter in group["params"]]
-    for number, entry in given["state"].items():
-        if number not in range(len(parameters)) or not isinstance(entry, dict):
-            raise problem
-        if {"step", "exp_avg", "exp_avg_sq"} != entry.keys() or not all(
-            isinstance(value, Tensor) and value.shape == (() if key == "step" else parameters[number].shape)
-            for key, value in entry.items()
-        ):
-            raise problem
-
-
-def _total(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
-    """Weighted sum of loss terms."""
-    return reduce(add, (weights[name] * term for name, term in terms.items()))
+        prior = {} if self.prior_optimizer is None else {"prior_optimizer": self.prior_optimizer}
+        return super()._stateful() | prior
 
 
 @contextmanager
@@ -900,27 +449,3 @@ def first_goes_ahead() -> Iterator[None]:
         dist.broadcast_object_list([f"{type(error).__name__}: {error}"])
         raise
     dist.broadcast_object_list(failure)
-
-
-@contextmanager
-def _delayed_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of letting them cut an iteration; only a second Ctrl-C is not delayed.
-
-    Schedulers send SIGTERM to every process, and so does ``torchrun``: it may come twice.
-    """
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught  # only the main thread may handle signals
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if caught and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""The TOML file of a training between two domains without labels: that of a model, but for what such a pair lacks."""
+"""The TOML file of a training of domains without labels, two or more: that of a model, but for what they lack."""
 
 from __future__ import annotations
 
@@ -30,20 +30,23 @@ __all__ = [
 
 @dataclass(frozen=True)
 class DomainConfig:
-    """Spectra of one of the two domains.
+    """Spectra of one of the domains.
 
     Parameters
     ----------
     path : file
         HDF5, as `cyclestarnet.io.write_training_set` makes it, with errors and masks; no labels are read.
     name : str or None
-        What the domain is called on the card. None: "first", or "second".
+        What the domain is called. None: as the table, such as "first".
     split, validation : str
         Splits of the file to train on, and to learn the errors of the translation from.
     pixels : (int, int) or None
         Part of the pixels to use, half-open, so that both domains have the same ones.
     memory : {"resident", "streamed"}
         Hold all spectra in memory, or read them as training goes.
+    split_latent : bool or None
+        Whether spectra of the domain have a latent of their own, for what they have besides the stars, such as a
+        resolution that varies. None: only the second of two domains has one.
     selection : table
         Which spectra are good enough.
 
@@ -61,6 +64,7 @@ class DomainConfig:
     validation: str = "val"
     pixels: tuple[int, int] | None = None
     memory: Literal["resident", "streamed"] = "resident"
+    split_latent: bool | None = None
     selection: Selection = field(default_factory=Selection)
 
     def __post_init__(self) -> None:
@@ -85,9 +89,9 @@ class SavedConfig:
         weak lines come straight from the spectrum, whose errors then hold for the translated one. "paper": the other
         domain's decoder makes the whole spectrum, which has no uncertainty.
     n_validation : int
-        Spectra of each domain that tell the errors of the translation, at most.
+        Spectra of each domain that tell the errors of translations, at most.
     continuum : "apogee", file or None
-        Continuum pixels that normalised the spectra of both domains, and will normalise all that are
+        Continuum pixels that normalised the spectra of all domains, and will normalise all that are
         translated: this package's for APOGEE, or a table with a column "wavelength" or "pixel". None: spectra
         that are translated must be normalised in the same way.
     degree : int
@@ -120,21 +124,20 @@ class SavedConfig:
             raise ValueError(f"path must end in .safetensors, but is {self.path.name!r}")
 
 
-TABLES = {
+COMMON = {
     "run": RunConfig,
-    "first": DomainConfig,
-    "second": DomainConfig,
     "training": TrainingSettings,
     "network": NetworkSettings,
     "watch": WatchSettings,
     "model": SavedConfig,
     "log": LogConfig,
 }
+TABLES = {"run": RunConfig, "first": DomainConfig, "second": DomainConfig} | COMMON
 
 
 @dataclass(frozen=True)
 class TranslationPlan:
-    """How a training between two domains goes, whatever its spectra are.
+    """How a training of domains without labels goes, whatever its spectra are.
 
     Parameters
     ----------
@@ -142,7 +145,7 @@ class TranslationPlan:
         Folder, name, seed and device.
     training : `~cyclestarnet.TrainingSettings`
         Every number of the training; what is called synthetic there is of the first domain, what is called observed
-        of the second.
+        of the others.
     network : dict
         Changes to the paper's `~cyclestarnet.NetworkSettings`, by name.
     watch : `~cyclestarnet.WatchSettings` or None
@@ -203,7 +206,7 @@ class TranslationPlan:
 
 @dataclass(frozen=True)
 class TranslationConfig(TranslationPlan):
-    """A training between two domains as its file describes it.
+    """A training of domains without labels as its file describes it.
 
     Parameters
     ----------
@@ -211,20 +214,20 @@ class TranslationConfig(TranslationPlan):
         Tables of the file; see `TranslationPlan`.
     path : path
         The file itself.
-    first, second : `DomainConfig`
-        Where the spectra of both domains are.
+    domains : mapping of `DomainConfig`
+        Where the spectra are, by the titles of their tables: ``"first"`` and ``"second"``, or such
+        as ``"domains.UVES"``.
 
     Examples
     --------
     ::
 
         config = read_translation_config("mine.toml")
-        print(config.first.path, config.second.path)
+        print([own.path for own in config.domains.values()])
     """
 
     path: Path
-    first: DomainConfig
-    second: DomainConfig
+    domains: Mapping[str, DomainConfig]
 
     def network_settings(self, n_pixels: int) -> NetworkSettings:
         """Sizes of the networks for the spectra, as `TranslationPlan.network_settings`; errors name the file.
@@ -253,12 +256,13 @@ class TranslationConfig(TranslationPlan):
             return super().network_settings(n_pixels)
         except (GridError, ValueError) as error:
             raise ConfigError(
-                f"[network] {error}; choose pixels of [first] and [second] in {self.path} to suit"
+                f"[network] {error}; choose pixels of {' and '.join(f'[{name}]' for name in self.domains)} in "
+                f"{self.path} to suit"
             ) from error
 
 
 def is_translation(path: str | os.PathLike) -> bool:
-    """Whether a file describes a training between two domains without labels.
+    """Whether a file describes a training of domains without labels.
 
     Parameters
     ----------
@@ -268,8 +272,8 @@ def is_translation(path: str | os.PathLike) -> bool:
     Returns
     -------
     bool
-        True if it has a table ``[first]`` or ``[second]``; False also of what cannot be read, which the
-        reader of the other kind will say.
+        True if it has a table ``[first]``, ``[second]`` or ``[domains]``; False also of what cannot be read, which
+        the reader of the other kind will say.
 
     Examples
     --------
@@ -281,15 +285,19 @@ def is_translation(path: str | os.PathLike) -> bool:
     >>> is_translation(file)
     True
     """
+    return not {"first", "second", "domains"}.isdisjoint(_titles(path))
+
+
+def _titles(path: str | os.PathLike) -> set[str]:
+    """Tables of a file; none of what cannot be read."""
     try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return set(tomllib.loads(Path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError):
-        return False
-    return not {"first", "second"}.isdisjoint(content)
+        return set()
 
 
 def read_translation_config(path: str | os.PathLike) -> TranslationConfig:
-    """Read and check the file of a training between two domains.
+    """Read and check the file of a training of domains without labels.
 
     Parameters
     ----------
@@ -315,8 +323,15 @@ def read_translation_config(path: str | os.PathLike) -> TranslationConfig:
         config = read_translation_config("mine.toml")
         print(config.training.n_iterations, config.model_path)
     """
-    path, parts = read_tables(path, TABLES)
-    return TranslationConfig(path=path, **parts)
+    if "domains" not in _titles(path):
+        path, parts = read_tables(path, TABLES)
+        domains = {side: parts.pop(side) for side in ("first", "second")}
+        return TranslationConfig(path=path, domains=domains, **parts)
+    path, parts = read_tables(path, COMMON, {"domains": DomainConfig})
+    domains = {f"domains.{name}": own for name, own in parts.pop("domains").items()}
+    if len(domains) < 2:
+        raise ConfigError(f"[domains] must have two tables or more, such as [domains.UVES], in {path}")
+    return TranslationConfig(path=path, domains=domains, **parts)
 
 
 EXAMPLE = {

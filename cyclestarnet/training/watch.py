@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cyclestarnet.networks.translation import TranslationNetwork
+from cyclestarnet.networks.translation import SharedNetwork, TranslationNetwork
 from cyclestarnet.training import alignment, losses
 from cyclestarnet.training.settings import TrainingSettings
 
@@ -34,7 +34,7 @@ SCORES = ("score", "c2st_latent", "c2st_error", "sw_latent", "mmd_obs", "mmd_syn
 
 @torch.no_grad()
 def alignment_scores(
-    network: TranslationNetwork,
+    network: TranslationNetwork | SharedNetwork,
     x_synth: Tensor,
     x_obs: Tensor,
     weight_obs: Tensor,
@@ -49,8 +49,8 @@ def alignment_scores(
 
     Parameters
     ----------
-    network : `~cyclestarnet.networks.TranslationNetwork`
-        The network to judge; best with averaged weights.
+    network : `~cyclestarnet.networks.TranslationNetwork` or `~cyclestarnet.networks.SharedNetwork`
+        The network to judge; best with averaged weights. Of more than two domains the first two are looked at.
     x_synth, x_obs : Tensor, shapes (n_synth, n_pixels) and (n_obs, n_pixels)
         Standardised spectra, at least 10 of each; use some 250, and the same at each evaluation.
     weight_obs : Tensor, shape (n_obs, n_pixels)
@@ -101,31 +101,36 @@ def alignment_scores(
         scores = alignment_scores(trainer.averaged_network(), spectra, flux, weight, seed=0)
         print(scores["score"], scores["c2st_latent"])
     """
-    like = next(network.parameters())
+    like, rng = next(network.parameters()), np.random.default_rng(seed)
 
     def through(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         parts = zip(*(x.split(PART) for x in inputs), strict=True)
         return torch.cat([function(*(x.to(like) for x in part)) for part in parts]).cpu()
 
-    def decode_obs(shared_latent: Tensor, split_latent: Tensor | None = None) -> Tensor:
-        return network.decode_obs(shared_latent, split_latent)
+    def encode(x: Tensor, domain: int) -> Tensor:
+        return through(lambda part: network.encode(part, domain)[0], x)
 
-    def encode_split(x: Tensor) -> Tensor:
-        _, split_latent = network.encode_obs(x)
-        assert split_latent is not None  # asked for only if the network has one
-        return split_latent
+    def encode_split(x: Tensor, domain: int) -> tuple[Tensor, ...]:
+        def split_latent(part: Tensor) -> Tensor:
+            found = network.encode(part, domain)[1]
+            assert found is not None  # asked for only if the domain has one
+            return found
+
+        return (through(split_latent, x),) if network.split_latents[domain] else ()
+
+    def decode(domain: int, z: Tensor, *split_latent: Tensor) -> Tensor:
+        return through(lambda z, split=None: network.decode(z, split, domain), z, *split_latent)
 
     x_synth, x_obs, weight_obs = (x.cpu() for x in (x_synth, x_obs, weight_obs))
-    donors = np.resize(np.random.default_rng(seed).permutation(len(x_obs)), len(x_synth))
-    z_synth, z_obs = through(network.encode_synth, x_synth), through(lambda x: network.encode_obs(x)[0], x_obs)
-    split_latents = [through(encode_split, x_obs)] if network.has_split else []
-    rec_synth, rec_obs = through(network.decode_synth, z_synth), through(decode_obs, z_obs, *split_latents)
-    to_synth, to_obs = (
-        through(network.decode_synth, z_obs),
-        through(decode_obs, z_synth, *(z[donors] for z in split_latents)),
-    )
-    cyc_synth = through(network.obs_to_synth, to_obs)
-    cyc_obs = through(lambda x, *z: decode_obs(network.encode_synth(x), *z), to_synth, *split_latents)
+    for_synth = np.resize(rng.permutation(len(x_obs)), len(x_synth))  # whose split latents are lent
+    for_obs = np.resize(rng.permutation(len(x_synth)), len(x_obs))
+    z_synth, z_obs = encode(x_synth, 0), encode(x_obs, 1)
+    split_synth, split_obs = encode_split(x_synth, 0), encode_split(x_obs, 1)
+    rec_synth, rec_obs = decode(0, z_synth, *split_synth), decode(1, z_obs, *split_obs)
+    to_synth = decode(0, z_obs, *(z[for_obs] for z in split_synth))
+    to_obs = decode(1, z_synth, *(z[for_synth] for z in split_obs))
+    cyc_synth = decode(0, encode(to_obs, 1), *split_synth)
+    cyc_obs = decode(1, encode(to_synth, 0), *split_obs)
 
     weight_synth = weight_synth.cpu() if isinstance(weight_synth, Tensor) else weight_synth
     weights: dict[str, Tensor | float] = {"synth": weight_synth, "obs": weight_obs}
