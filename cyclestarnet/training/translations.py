@@ -425,8 +425,8 @@ def train_domains(
 
     Each domain has an encoder, a decoder, a critic and perhaps a split latent of its own; the inner encoder and decoder
     are the same for all. One iteration is of two domains and does with them what that of
-    `~cyclestarnet.train_translation` does: each pair comes once, in random order, before any comes again. So the
-    number of iterations is shared out among pairs: three domains need some three times those of two.
+    `~cyclestarnet.train_translation` does: each pair comes once, in random order, before any comes again. So
+    iterations are shared out: three domains have three pairs, four have six.
 
     Parameters
     ----------
