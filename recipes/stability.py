@@ -17,6 +17,10 @@ Studies; each adds the rows that ``--work/stability.json`` lacks, and can be kil
     python recipes/stability.py priors  --work WORK     wrong label priors, and ways out
     python recipes/stability.py overlap --work WORK     label ranges that differ
     python recipes/stability.py precision --work WORK   bfloat16 against float32
+    python recipes/stability.py critics --work WORK     energy distances in place of the critics
+    python recipes/stability.py errors  --work WORK     quoted errors that are wrong, correlated noise
+    python recipes/stability.py outliers --work WORK    dwarfs and carbon-rich stars among the giants
+    python recipes/stability.py more_seeds --work WORK  10 more seeds of the shipped recipe
     python recipes/stability.py tables  --work WORK     docs/tables/stability_*.rst
 
 ``WORK`` holds what the stages ``observed``, ``emulator`` and ``prior`` of
@@ -30,7 +34,7 @@ import json
 import logging
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import four_label_giants
@@ -38,10 +42,12 @@ import h5py
 import numpy as np
 import torch
 from list_tables import list_table, write_rst
+from scipy.ndimage import gaussian_filter1d
 
 from cyclestarnet.files import write_atomically
 from cyclestarnet.networks.translation import NetworkSettings
 from cyclestarnet.training.alignment import gaussian_transport, overlap_weights, prior_mismatch, regress_labels
+from cyclestarnet.training.assembly import correlation_inflation, model_scatter
 from cyclestarnet.training.datasets import ObservedSpectra, SyntheticSpectra
 from cyclestarnet.training.settings import TrainingSettings
 from cyclestarnet.training.trainer import Anchors, Trainer
@@ -61,6 +67,7 @@ NETWORK = NetworkSettings(
     critic_latent=((16, 1, 1), (32, 1, 1), (64, 1, 1)),
 )
 REPORTED = four_label_giants.REPORTED
+FITTED = ("Teff [K]", "logg", "[M/H]")
 N_FITTED, N_HELD, N_ANCHORS = 100, 250, 20
 # The paper's terms; only what makes 1,000 iterations worth anything is not the paper's.
 SHORT = {"n_iterations": 1_000, "learning_rate": 1e-3, "critic_learning_rate": 1e-3, "schedule": "cosine"}
@@ -83,6 +90,14 @@ OPTIONS = {
     "label head": {"weight_labels": 5.0},
     "shipped recipe": SHIPPED,
 }
+FREE = {name: value for name, value in SHIPPED.items() if name != "critic_learning_rate"} | {"weight_adversarial": 0.0}
+OBJECTIVES = {
+    "critics": SHIPPED,
+    "latents alone": FREE,
+    "latents and spectra": FREE | {"weight_latent": 10.0, "weight_spectra": 3.0},
+}
+SMOOTH = 1.5  # σ [pixels] of correlated noise
+MISFIT = 4.0  # robust σ of log χ² beyond which a reconstruction is a misfit
 
 
 # -- the domains -------------------------------------------------------------
@@ -97,6 +112,7 @@ class Domains:
     held: dict[str, np.ndarray]  # the same, held out
     truth: np.ndarray  # of held: teff, logg, m_h, alpha_m
     training_truth: np.ndarray
+    complete: object  # the emulator of all lines
 
     def tied_pool(self, pool=None):
         """The pool's labels in the 8 tied ones."""
@@ -113,8 +129,8 @@ def slow_part(emulator):
     return emulator.requires_grad_(False)
 
 
-def load_domains(name, work):
-    """The pair of domains of a name."""
+def load_domains(name, work, smooth=0.0):
+    """The pair of domains of a name; ``smooth`` is the σ [pixels] over which the noise of ``masked`` is alike."""
     emulator, label_set = four_label_giants.load_emulator(work)
     emulator = slow_part(emulator)
     pool = np.load(work / "label_pool.npz")["pool"]
@@ -127,7 +143,9 @@ def load_domains(name, work):
                 flux, sigma, good = arrays
                 sets.append(({"flux": flux, "sigma": sigma, "mask": good == 0}, file[f"labels {split}"][:n]))
         (observed, training_truth), (held, truth) = sets
-        return Domains(emulator, pool, design, observed, held, truth.astype(float), training_truth.astype(float))
+        return Domains(
+            emulator, pool, design, observed, held, truth.astype(float), training_truth.astype(float), emulator
+        )
     rng = np.random.default_rng(17)
     missing = torch.tensor(missing_features(emulator, label_set, rng))
     n = 5_000 + N_HELD
@@ -135,7 +153,11 @@ def load_domains(name, work):
     labels, rest = pool[rows[:n]], pool[rows[n:]]
     flux = emulator(torch.tensor(labels)).numpy()
     sigma = np.repeat(1 / np.exp(rng.normal(np.log(120), 0.5, n)).clip(30, 500), NETWORK.n_pixels).reshape(n, -1)
-    flux = flux + sigma * rng.standard_normal(flux.shape)
+    noise = rng.standard_normal(flux.shape)
+    if smooth:
+        noise = gaussian_filter1d(noise, smooth, mode="wrap")
+        noise /= noise.std()
+    flux = flux + sigma * noise
     arrays = {"flux": flux.astype(np.float32), "sigma": sigma.astype(np.float32), "mask": np.zeros(flux.shape, bool)}
     alpha = [label_set.index(k) for k in four_label_giants.ALPHA_ELEMENTS]
     iron = labels[:, label_set.index("fe_h")]
@@ -146,7 +168,7 @@ def load_domains(name, work):
     def masked(y):
         return torch.where(missing, 1.0, emulator(y))
 
-    return Domains(masked, rest, design, observed, held, truth[5_000:], truth[:5_000])
+    return Domains(masked, rest, design, observed, held, truth[5_000:], truth[:5_000], emulator)
 
 
 def missing_features(emulator, label_set, rng):
@@ -168,12 +190,14 @@ def missing_features(emulator, label_set, rng):
 
 
 # -- fits ---------------------------------------------------------------------
-def tied_fit(forward, domains, flux, weight, prior, model_error, n_steps=8):
+def tied_fit(forward, domains, flux, weight, prior, model_error, n_steps=8, known=None):
     """Damped Gauss-Newton fits of 8 tied labels with a Gaussian prior, all stars at once.
+
+    ``known`` (n, 4) holds the first four labels where they are; the others are fitted.
 
     Returns
     -------
-    labels (n, 8), fitted flux (n, n_pixels)
+    labels (n, 8), fitted flux (n, n_pixels), formal errors (n, 8), derivatives (n, n_pixels, 8)
     """
     mean, covariance = (torch.tensor(a, dtype=torch.float32) for a in (prior.mean(0), np.cov(prior.T)))
     scale = covariance.diagonal().sqrt()
@@ -181,6 +205,10 @@ def tied_fit(forward, domains, flux, weight, prior, model_error, n_steps=8):
     design = torch.tensor(domains.design, dtype=torch.float32)
     ivar = torch.where(weight > 0, 1 / (1 / weight.clamp_min(1e-9) ** 2 + model_error**2), 0.0)
     unit = torch.zeros(len(flux), 8)  # (labels - mean) / scale
+    free = slice(0, 8)
+    if known is not None:
+        free = slice(4, 8)
+        unit[:, :4] = (torch.tensor(known, dtype=torch.float32) - mean[:4]) / scale[:4]
 
     def model(unit):
         return forward((mean + unit * scale) @ design)
@@ -191,42 +219,64 @@ def tied_fit(forward, domains, flux, weight, prior, model_error, n_steps=8):
     damping = torch.full((len(flux),), 1.0)
     for _ in range(n_steps):
         columns = []
-        for k in range(8):
+        for k in range(*free.indices(8)):
             tangent = torch.zeros_like(unit)
             tangent[:, k] = 1
             fitted, slope = torch.func.jvp(model, (unit,), (tangent,))
             columns.append(slope)
         slopes = torch.stack(columns, 2)
         weighted = slopes * ivar[..., None]
-        normal = slopes.transpose(1, 2) @ weighted + precision
-        right = (weighted * (flux - fitted)[..., None]).sum(1) - unit @ precision
+        normal = slopes.transpose(1, 2) @ weighted + precision[free, free]
+        right = (weighted * (flux - fitted)[..., None]).sum(1) - (unit @ precision)[:, free]
         damped = normal + damping[:, None, None] * torch.diag_embed(normal.diagonal(dim1=1, dim2=2))
-        trial = (unit + torch.linalg.solve(damped, right)).clamp(-5, 5)
+        trial = unit.clone()
+        trial[:, free] = (unit[:, free] + torch.linalg.solve(damped, right)).clamp(-5, 5)
         better = chi2(trial, model(trial)) < chi2(unit, fitted)
         unit = torch.where(better[:, None], trial, unit)
         damping = torch.where(better, damping / 5, damping * 5).clamp(1e-4, 1e4)
-    return (mean + unit * scale).double().numpy(), model(unit)
+    errors = torch.linalg.inv(normal).diagonal(dim1=1, dim2=2).sqrt() * scale[free]
+    return (mean + unit * scale).double().numpy(), model(unit), errors.double().numpy(), slopes
 
 
-def fits(domains, settings, network=None, prior=None, held=None):
-    """Labels (n, 4) and χ² per pixel of held-out stars: Eq. 11 with a network, Eq. 9 without."""
-    held = domains.held if held is None else held
-    source = ObservedSpectra(**{k: a[:N_FITTED] for k, a in held.items()}, settings=settings)
+@dataclass
+class Fits:
+    """Fits of held-out stars."""
+
+    labels: np.ndarray  # (n, 4)
+    error: np.ndarray  # formal, of the fitted labels
+    residual: np.ndarray  # (n, n_pixels)
+    weight: np.ndarray  # 1 / quoted error, 0 where bad
+    slopes: np.ndarray  # (n, n_pixels, n_labels)
+
+    def chi2(self, weight=None):
+        """χ² per pixel, the median of the stars; with other weights than the quoted ones, if given."""
+        weight = self.weight if weight is None else weight
+        return float(np.median(((self.residual * weight) ** 2).sum(1) / (weight > 0).sum(1)))
+
+
+def fits(domains, settings, network=None, prior=None, held=None, error=None, known=None):
+    """`Fits` of held-out stars: Eq. 11 with a network, Eq. 9 without.
+
+    ``error`` is that of the model, per pixel or of all, and ``known`` the true labels of the stars.
+    """
+    held = {k: a[:N_FITTED] for k, a in domains.held.items()} if held is None else held
+    source = ObservedSpectra(**held, settings=settings)
     x_obs, mean, std = source.flux, settings.flux_mean, settings.flux_std
-    forward, error = domains.emulator, 0.03
+    forward, size = domains.emulator, 0.03
     if network is not None:
         split = network.encode_obs(x_obs)[1]
-        error = 0.01
+        size = 0.01
 
         def forward(labels):
             standardised = (domains.emulator(labels) - mean) / std
             return network.decode_obs(network.encode_synth(standardised), split) * std + mean
 
     prior = domains.tied_pool() if prior is None else prior
+    error = size if error is None else torch.as_tensor(error, dtype=torch.float32)
+    flux, weight = x_obs * std + mean, source.weight / std
     with torch.no_grad():
-        labels, fitted = tied_fit(forward, domains, x_obs * std + mean, source.weight / std, prior, error)
-    chi2 = ((((x_obs * std + mean) - fitted) * source.weight / std) ** 2).sum(1) / (source.weight > 0).sum(1)
-    return labels[:, :4], float(chi2.median())
+        labels, fitted, errors, slopes = tied_fit(forward, domains, flux, weight, prior, error, known=known)
+    return Fits(labels[:, :4], errors[:, :4], (flux - fitted).numpy(), weight.numpy(), slopes.numpy())
 
 
 def figures(labels, chi2, truth):
@@ -244,8 +294,11 @@ def figures(labels, chi2, truth):
 
 
 # -- one training ---------------------------------------------------------------
-def train(domains, changes, seed, pool=None, weights=None, anchors=False):
-    """Train once and measure: figures of Eq. 11, label-free scores, seconds."""
+def train(domains, changes, seed, pool=None, weights=None, anchors=False, judge=None):
+    """Train once and measure: figures of Eq. 11, label-free scores, seconds.
+
+    ``judge`` are the same domains with the right errors, if those of ``domains`` are wrong.
+    """
     settings = TrainingSettings(**({**SHORT, "sigma_max": 0.1, "seed": seed} | changes))
     pool = domains.pool if pool is None else pool
     observed = ObservedSpectra(**domains.observed, settings=settings)
@@ -266,7 +319,9 @@ def train(domains, changes, seed, pool=None, weights=None, anchors=False):
     if trainer.parts.prior_shift is not None:
         shift = (trainer.parts.prior_shift.detach() * synthetic.label_std).numpy()
         tied_prior = tied_prior + np.linalg.lstsq(domains.design.T, shift, rcond=None)[0]
-    row = figures(*fits(domains, settings, network, tied_prior), domains.truth)
+    found = fits(domains, settings, network, tied_prior)
+    row = figures(found.labels, found.chi2(), domains.truth)
+    row |= honesty(domains, settings, network, tied_prior, found, domains if judge is None else judge)
     if trainer.parts.prior_shift is not None:
         moved = np.median(tied_prior, axis=0) - np.median(domains.tied_pool(pool), axis=0)
         row["learnt_shift"] = dict(zip(REPORTED, moved[:4].tolist(), strict=True))
@@ -279,6 +334,37 @@ def train(domains, changes, seed, pool=None, weights=None, anchors=False):
     row["verdicts"] = [verdict.code for verdict in verdicts if verdict.severity == "failing"]
     row["last"] = history[-1]
     return row | {"seconds": seconds, "iterations": settings.n_iterations}
+
+
+def honesty(domains, settings, network, prior, found, judge):
+    """χ² at the true labels, and by how many of their own errors fitted labels are off.
+
+    Errors once as the quoted ones and a model error of 0.01 make them, and once with the model's error learnt from
+    the other held-out stars, as that of a package's model is.
+    """
+    right = ObservedSpectra(**{k: a[:N_FITTED] for k, a in judge.held.items()}, settings=settings)
+    weight = right.weight.numpy() / settings.flux_std
+    true = fits(domains, settings, network, prior, known=domains.truth[:N_FITTED])
+    others = fits(domains, settings, network, prior, held={k: a[N_FITTED:] for k, a in domains.held.items()})
+    with np.errstate(divide="ignore"):
+        residual, sigma = np.where(others.weight > 0, others.residual, np.nan), 1 / others.weight
+    scatter = model_scatter(residual, sigma)
+    factor = correlation_inflation(residual, sigma, scatter, others.slopes[:, :, :4].mean(0).T)
+    learnt = fits(domains, settings, network, prior, error=factor * scatter)
+    return {
+        "chi2_true": true.chi2(weight),
+        "chi2_true_quoted": true.chi2(),
+        "pulls": pulls(found, domains.truth),
+        "pulls_learnt": pulls(learnt, domains.truth),
+        "learnt": figures(learnt.labels, learnt.chi2(), domains.truth),
+        "model_error": [float(np.median(scatter)), float(factor)],
+    }
+
+
+def pulls(found, truth):
+    """Half the 16-84 % range of (fitted - true) / error per label: 1 if errors are honest, more if they are small."""
+    low, high = np.percentile((found.labels - truth[: len(found.labels)]) / found.error, [16, 84], axis=0)
+    return dict(zip(REPORTED, ((high - low) / 2).tolist(), strict=True))
 
 
 def draw(pool, weights):
@@ -341,16 +427,17 @@ def priors(work):
         def transported(pool=pool):
             """Eq. 9, matched to the prior by the moments of *other* stars' labels."""
             target = domains.tied_pool(pool)
-            source, _ = fits(domains, settings, prior=target, held=others)
-            labels, chi2 = fits(domains, settings, prior=target)
-            return figures(gaussian_transport(source, target[:, :4])(labels), chi2, domains.truth)
+            source = fits(domains, settings, prior=target, held=others).labels
+            found = fits(domains, settings, prior=target)
+            return figures(gaussian_transport(source, target[:, :4])(found.labels), found.chi2(), domains.truth)
 
         yield f"prior {prior}/no network, transport", transported
-    target = domains.tied_pool()
-    yield (
-        "prior right/no network",
-        lambda: figures(*fits(domains, settings, prior=target), domains.truth),
-    )
+
+    def alone():
+        found = fits(domains, settings, prior=domains.tied_pool())
+        return figures(found.labels, found.chi2(), domains.truth)
+
+    yield "prior right/no network", alone
     yield "prior mismatch", lambda: {name: mismatch(domains, pool) for name, pool in pools.items()}
 
 
@@ -405,7 +492,112 @@ def precision(work):
             yield f"2,000 in {name}/{seed}", lambda c=changes, k=seed: train(domains, c, k)
 
 
-STUDIES = (seeds, options, priors, overlap, precision)
+def critics(work):
+    """Energy distances in place of the critics, on both pairs of domains."""
+    for name in ("moog", "masked"):
+        domains = load_domains(name, work)
+        for objective, changes in OBJECTIVES.items():
+            for seed in range(2):
+                yield f"critics/{name}/{objective}/{seed}", lambda d=domains, c=changes, k=seed: train(d, c, k)
+
+
+def errors(work):
+    """Quoted errors that are wrong, and noise that is alike in neighbouring pixels; ``masked``, whose noise is ours.
+
+    What to compare them with, right errors, are rows of `critics`; so for `outliers`.
+    """
+    right = load_domains("masked", work)
+
+    def quoted(factor):
+        parts = ({**part, "sigma": factor * part["sigma"]} for part in (right.observed, right.held))
+        return replace(right, **dict(zip(("observed", "held"), parts, strict=True)))
+
+    alike = load_domains("masked", work, smooth=SMOOTH)
+    cases = {
+        "quoted × 0.7": (quoted(0.7), right),
+        "quoted × 1.5": (quoted(1.5), right),
+        "correlated noise": (alike, alike),
+    }
+    for seed in range(2):
+        for case, (domains, judge) in cases.items():
+            yield f"errors/{case}/{seed}", lambda d=domains, j=judge, k=seed: train(d, SHIPPED, k, judge=j)
+
+
+def outliers(work):
+    """Stars of other kinds in the observed set, and their rejection by how badly they are reconstructed."""
+    clean = load_domains("moog", work)
+    few, many = (with_outliers(clean, fraction) for fraction in (0.02, 0.1))
+
+    def rejected(domains, seed):
+        kept, found = without_misfits(domains, seed)
+        return train(kept, SHIPPED, seed) | {"rejection": found}
+
+    for seed in range(2):
+        yield f"outliers/2 %/{seed}", lambda k=seed: train(few[0], SHIPPED, k)
+        yield f"outliers/2 %, rejected/{seed}", lambda k=seed: rejected(few, k)
+        yield f"outliers/10 %/{seed}", lambda k=seed: train(many[0], SHIPPED, k)
+        yield f"outliers/10 %, rejected/{seed}", lambda k=seed: rejected(many, k)
+
+
+def with_outliers(domains, fraction):
+    """Replace training stars by dwarfs and by carbon-rich stars, half each: domains, and which rows they are."""
+    rng = np.random.default_rng(23)
+    observed = {k: a.copy() for k, a in domains.observed.items()}
+    n = len(observed["flux"])
+    strange = rng.permutation(n)[: round(fraction * n)]
+    half = len(strange) // 2
+    tied = np.array([0.0, 0.0, 0.0, 0.05, 0.0, 0.0, 1.2, 6.0]) * np.ones((len(strange), 1))
+    tied[:, 2] = rng.uniform(-0.6, 0.3, len(strange))
+    tied[:half, 0], tied[:half, 1] = rng.uniform(5000, 5800, half), rng.uniform(4.3, 4.7, half)
+    rich = len(strange) - half
+    tied[half:, 0], tied[half:, 1] = rng.uniform(3700, 4300, rich), rng.uniform(0.5, 1.5, rich)
+    tied[half:, 4:6] = 2.0  # as much carbon and nitrogen as the emulator knows
+    lower, upper = domains.complete.lower.numpy(), domains.complete.upper.numpy()
+    labels = (tied @ domains.design).clip(lower, upper)
+    flux = domains.complete(torch.tensor(labels, dtype=torch.float32)).numpy()
+    flux[half:] **= 2  # and bands twice as strong as that
+    observed["flux"][strange] = flux + observed["sigma"][strange] * rng.standard_normal(flux.shape)
+    return replace(domains, observed=observed), np.isin(np.arange(n), strange)
+
+
+def without_misfits(domains, seed):
+    """Leave out training stars whose reconstruction is bad after a short training."""
+    domains, strange = domains
+    settings = TrainingSettings(**({**SHORT, "sigma_max": 0.1, "seed": seed} | SHIPPED | {"n_iterations": 300}))
+    observed = ObservedSpectra(**domains.observed, settings=settings)
+    trainer = Trainer(NETWORK, settings, SyntheticSpectra(domains.emulator, domains.pool, settings), observed)
+    start = time.process_time()
+    trainer.run(progress=False)
+    network = trainer.averaged_network()
+    chi2 = []
+    for rows in torch.arange(len(observed)).split(250):
+        flux, weight = observed.rows(rows)
+        chi2.append(
+            (((network.decode_obs(*network.encode_obs(flux)) - flux) * weight) ** 2).sum(1) / (weight > 0).sum(1)
+        )
+    size = torch.cat(chi2).log().numpy()
+    low, middle, _ = np.percentile(size, [16, 50, 84])
+    misfit = size > middle + MISFIT * (middle - low)
+    found = {
+        "n": int(misfit.sum()),
+        "of_outliers": float(misfit[strange].mean()),
+        "of_others": float(misfit[~strange].mean()),
+        "chi2_outliers": float(np.exp(np.median(size[strange]))),
+        "chi2_others": float(np.exp(np.median(size[~strange]))),
+        "seconds": time.process_time() - start,
+    }
+    return replace(domains, observed={k: a[~misfit] for k, a in domains.observed.items()}), found
+
+
+def more_seeds(work):
+    """Whether 10 more seeds converge, with the shipped recipe."""
+    loaded = {name: load_domains(name, work) for name in ("moog", "masked")}
+    for seed in range(10, 20):
+        for name, domains in loaded.items():
+            yield f"more seeds/{name}/{seed}", lambda d=domains, k=seed: train(d, SHIPPED, k)
+
+
+STUDIES = (seeds, options, priors, overlap, precision, critics, errors, outliers, more_seeds)
 
 
 # -- tables ----------------------------------------------------------------------
@@ -418,6 +610,30 @@ def label_cells(row):
     """Offset / scatter of the four labels."""
     forms = {name: "{:+.2f} / {:.2f}" for name in REPORTED} | {"teff": "{:+.0f} / {:.0f}"}
     return [forms[name].format(row["bias"][name], row["scatter"][name]) for name in REPORTED]
+
+
+def seed_cells(found):
+    """What seeds came to: how many converged, χ², correlations and score."""
+    columns = [
+        [row["chi2"] for row in found],
+        *([row["correlation"][name] for row in found] for name in ("teff", "m_h")),
+    ]
+    columns.append([row["scores"]["score"] for row in found])
+    return f"{sum(map(converged, found))} of {len(found)}", *map(spread, columns)
+
+
+def pull_cell(found):
+    """Pulls of Teff, log g and [M/H]."""
+    return " / ".join(f"{found[name]:.1f}" for name in REPORTED[:3])
+
+
+def mean_of(rows):
+    """Numbers of several rows, averaged wherever all have one, in the same nesting."""
+    first = rows[0]
+    if isinstance(first, dict):
+        shared = [key for key in first if all(key in row for row in rows)]
+        return {key: mean_of([row[key] for row in rows]) for key in shared if key not in ("verdicts", "last")}
+    return np.mean(rows, axis=0)
 
 
 def spread(values, form="{:.2f}"):
@@ -438,13 +654,9 @@ def tables(rows):
         for option in ("the paper's terms", "shipped recipe"):
             found = list(of(f"{pair}/{option}/").values())
             if found:
-                score = spread([row["scores"]["score"] for row in found])
-                chi2 = spread([row["chi2"] for row in found])
-                correlation = spread([row["correlation"]["teff"] for row in found])
-                metals = spread([row["correlation"]["m_h"] for row in found])
-                n_converged = f"{sum(map(converged, found))} of {len(found)}"
-                lines.append((pair, option, n_converged, chi2, correlation, metals, score))
-    header = ("domains", "recipe", "converged", "χ² of Eq. 11", "correlation, Teff", "[M/H]", "label-free score")
+                lines.append((pair, option, *seed_cells(found)))
+    seed_header = ("converged", "χ² of Eq. 11", "correlation, Teff", "[M/H]", "label-free score")
+    header = ("domains", "recipe", *seed_header)
     write_table("seeds", header, lines, "Seeds: median (lowest to highest)")
 
     lines = []
@@ -472,6 +684,13 @@ def tables(rows):
     lines = [(key, f"{row['chi2']:.2f}", *label_cells(row)) for key, row in of("overlap/").items()]
     write_table("overlap", ("synthetic labels", "χ²", *label_header), lines, "Label ranges that differ")
 
+    without_critics(of)
+    in_trouble(of)
+    found = {pair: list(of(f"more seeds/{pair}/").values()) for pair in ("moog", "masked")}
+    lines = [(pair, *seed_cells(rows_of)) for pair, rows_of in found.items() if rows_of]
+    title = "More seeds of the shipped recipe: median (lowest to highest)"
+    write_table("more_seeds", ("domains", *seed_header), lines, title)
+
     kinds = {"float32": of("moog/shipped recipe/"), "bfloat16": of("bfloat16/")}
     kinds |= {name: of(f"{name}/") for name in ("2,000 in float32", "2,000 in bfloat16")}
     lines = []
@@ -486,6 +705,65 @@ def tables(rows):
         "median (lowest to highest)"
     )
     write_table("precision", ("term", *kinds), lines, title)
+
+
+def without_critics(of):
+    """The table of the study `critics`."""
+    lines = []
+    for pair in ("moog", "masked"):
+        for objective in OBJECTIVES:
+            found = list(of(f"critics/{pair}/{objective}/").values())
+            if found:
+                chi2 = [spread([row[name] for row in found]) for name in ("chi2", "chi2_true")]
+                seen = [f"{sum(map(converged, found))} of {len(found)}", *chi2, *label_cells(mean_of(found))[:3]]
+                score = spread([row["scores"]["score"] for row in found])
+                lines.append((pair, objective, *seen, score, f"{np.median([row['seconds'] for row in found]):.0f}"))
+    header = ("domains", "objective", "converged", "χ² of Eq. 11", "χ² at the true labels", *FITTED, "score", "CPU-s")
+    title = "Without critics: median of the seeds (lowest to highest); labels: offset / scatter, means of the seeds"
+    write_table("critics", header, lines, title)
+
+
+def in_trouble(of):
+    """The tables of the studies `errors` and `outliers`, which begin with what is not spoilt, of `critics`."""
+    cases = {"right": list(of("critics/masked/critics/").values())}
+    cases |= {case: list(of(f"errors/{case}/").values()) for case in unique(of("errors/"))}
+    lines = []
+    for case, found in cases.items():
+        if found:
+            mean = mean_of(found)
+            chi2 = [f"{mean[name]:.2f}" for name in ("chi2_true_quoted", "chi2_true")]
+            of_errors = [pull_cell(mean[name]) for name in ("pulls", "pulls_learnt")]
+            lines.append((case, len(found), *chi2, *label_cells(mean)[:3], *of_errors))
+    header = ("errors", "seeds", "χ² at the true labels, quoted errors", "right errors", *FITTED)
+    title = "Wrong errors, ``masked``: means of the seeds; labels: offset / scatter; pulls of Teff / log g / [M/H]"
+    write_table("errors", (*header, "pulls", "pulls, model's error learnt"), lines, title)
+
+    cases = {"none": list(of("critics/moog/critics/").values())}
+    cases |= {case: list(of(f"outliers/{case}/").values()) for case in unique(of("outliers/"))}
+    lines = []
+    for case, found in cases.items():
+        if found:
+            mean, rejected = mean_of(found), "—"
+            if "rejection" in mean:
+                rejected = "{of_outliers:.0%} / {of_others:.1%}".format(**mean["rejection"])
+            chi2 = [f"{mean[name]:.2f}" for name in ("chi2", "chi2_true")]
+            lines.append((case, len(found), *chi2, *label_cells(mean)[:3], pull_cell(mean["pulls"]), rejected))
+    header = (
+        "outliers",
+        "seeds",
+        "χ² of Eq. 11",
+        "χ² at the true labels",
+        *FITTED,
+        "pulls",
+        "rejected: outliers / others",
+    )
+    title = "Outliers among the training stars, ``moog``: means of the seeds; labels: offset / scatter; pulls likewise"
+    write_table("outliers", header, lines, title)
+
+
+def unique(rows):
+    """Cases of rows, whose keys are case/seed, in order."""
+    return dict.fromkeys(key.rpartition("/")[0] for key in rows)
 
 
 def write_table(name, header, lines, title):
