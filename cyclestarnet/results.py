@@ -387,8 +387,17 @@ class FitResult(Result):
         -------
         `~specutils.SpectrumList`
             Three spectra on the same pixels, named by ``meta["name"]``: ``data`` and ``residual`` with errors and
-            mask, and ``model``, what was fitted to the data. jdaviz opens them:
-            ``Specviz().load_data(result.to_spectra())``.
+            mask, and ``model``, what was fitted to the data. Masked pixels of the data are 1.
+
+        Notes
+        -----
+        Specviz shows them; jdaviz takes them one by one, and of a list the first only::
+
+            import jdaviz
+
+            for spectrum in result.to_spectra():
+                jdaviz.load(spectrum, format="1D Spectrum", data_label=spectrum.meta["name"])
+            jdaviz.show()
 
         Examples
         --------

@@ -70,3 +70,18 @@ def test_spectra_for_other_programs(tiny_model, star):
     np.testing.assert_array_equal((data.flux - model.flux)[good], residual.flux[good])
     np.testing.assert_array_equal(data.uncertainty.array, residual.uncertainty.array)
     assert "name" not in result.spectrum.meta
+
+
+@pytest.mark.filterwarnings("ignore")  # those of jdaviz, and of what it imports
+def test_jdaviz_opens_them(tiny_model, star):
+    jdaviz = pytest.importorskip("jdaviz")
+    spectra = tiny_model.fit(star).to_spectra()
+    for own in spectra:  # as on the page "How do I …?"
+        jdaviz.load(own, format="1D Spectrum", data_label=own.meta["name"])
+    assert list(jdaviz.data_labels) == ["data", "model", "residual"]
+    for own in spectra:
+        loaded = jdaviz.gca().get_data(own.meta["name"])
+        np.testing.assert_array_equal(loaded.flux.value, own.flux.value)
+        np.testing.assert_allclose(loaded.spectral_axis.to_value("nm"), own.spectral_axis.to_value("nm"))
+        if own.uncertainty is not None:
+            np.testing.assert_array_equal(loaded.uncertainty.array, own.uncertainty.array)
