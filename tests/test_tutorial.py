@@ -10,7 +10,7 @@ SMALL = {
     "own_star": (1, 3),
     "tutorial": (5, 3),
     "adapt_tutorial": (50, 2),
-    "grid_tutorial": (40, 3),
+    "grid_tutorial": (50, 3),  # a row of the log is 50 iterations
     "lines_tutorial": (60, 3),
 }
 # What takes long whatever the number of stars is, and is not what a tutorial is about, is made smaller here.
