@@ -241,6 +241,7 @@ def test_a_star_that_cannot_be_fitted_is_left_out(tiny_model, known, caplog):
     three = to_spectrum(flux, tiny_model.grid, ivar=ivar)
     found = compare_labels(tiny_model, three, {"logg": values[:3, 1]}, progress=False)
     assert found.offset.shape == (2, 1)
+    assert found.rows.tolist() == [0, 2]
     assert "left out star 1" in caplog.text
 
 

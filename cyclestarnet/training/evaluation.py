@@ -74,6 +74,8 @@ class LabelOffsets:
         Whether the result has a flag.
     labels : array, shape (n_stars, n_labels), optional
         All labels of the model that the fits found, in their units. Default: they were not kept.
+    rows : array of int, shape (n_stars,), optional
+        Of the spectra that were given, rising: stars that cannot be fitted are not here. Default: not kept either.
 
     Examples
     --------
@@ -94,6 +96,7 @@ class LabelOffsets:
     success: np.ndarray
     flagged: np.ndarray
     labels: np.ndarray | None = None
+    rows: np.ndarray | None = None
 
     @property
     def error(self) -> np.ndarray:
@@ -128,7 +131,7 @@ def compare_labels(
     Returns
     -------
     `LabelOffsets`
-        Of the stars that can be fitted.
+        Of the stars that can be fitted; ``rows`` says which these are.
 
     Raises
     ------
@@ -167,6 +170,7 @@ def compare_labels(
         fits.success,
         fits.flagged,
         fits.values,
+        fits.rows,
     )
 
 
