@@ -139,8 +139,8 @@ def print_table(rows):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", type=Path, help="folder with data/ and tools/")
-    parser.add_argument("--iterations", type=int, default=3600, help="length of the training (default: 3600)")
-    parser.add_argument("--added", type=int, default=1200, help="of that of the third instrument (default: 1200)")
+    parser.add_argument("--iterations", type=int, default=1200, help="length of the training (default: 1200)")
+    parser.add_argument("--added", type=int, default=400, help="of that of the third instrument (default: 400)")
     parser.add_argument("--folder", type=Path, help="keeps the trainings and the translations")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
