@@ -2,9 +2,10 @@
 """Time one training iteration: module by module as the paper describes it, beside ours.
 
 Each form starts from the same weights and sees the same spectra, in a process
-of its own; the last three have terms beyond the paper's. The table gives seconds per iteration, how many times faster than
-the plain form that is, the largest relative difference of a loss term at the
-first iteration, and how much memory the iterations added. Example::
+of its own; the last three have terms beyond the paper's. The table gives seconds
+per iteration, how many times faster than the plain form that is, the largest
+relative difference of a loss term at the first iteration, and how much memory
+the iterations added. Example::
 
     python benchmarks/training_step.py --batch 8 --threads 2
 """
