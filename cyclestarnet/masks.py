@@ -44,7 +44,7 @@ def model_errors(
     The error of a pixel is √(b² + s²). b is the median of the residuals, by which all stars are off. s is their
     scatter beyond the noise, by which one star is off one way and the next the other: s² = w² (1 − 1/q²), where w
     is half the 16-84 % range of the residuals, and q the same in units of the quoted errors, 1 if these are all
-    there is. Each of both counts if it is significant, and is 0 if it is not: |b| must be larger than
+    there is. Each of both counts if it is significant, and is 0 if it is not: ``|b|`` must be larger than
     ``significance`` times 1.25 w / √n, the standard error of a median of n stars, and q − 1 than ``significance`` times
     0.96 / √n, that of such a half-width.
 
