@@ -153,7 +153,7 @@ class AdaptationReport:
             ("two-sample accuracy of latents", self.before.accuracy, self.after.accuracy, 0.5),
             ("label shifts against the prior, rms in sigma", *shifts, 0.0),
         ]
-        return QTable(rows=rows, names=("measure", "before", "after", "best"))
+        return _short(QTable(rows=rows, names=("measure", "before", "after", "best")))
 
     def shift(self, standing: Standing) -> np.ndarray:
         """Median labels of the held-out stars less the mean of the label prior, in σ of the prior.
@@ -207,7 +207,7 @@ class AdaptationReport:
             "change": middle,
             "scatter": (high - low) / 2,
         }
-        return QTable(columns)
+        return _short(QTable(columns))
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the report as one HTML page, which needs no other file; with figures, if Matplotlib is installed.
@@ -239,6 +239,14 @@ class AdaptationReport:
 
     def _repr_html_(self) -> str:
         return self.to_table()._repr_html_()
+
+
+def _short(table: QTable) -> QTable:
+    """Let a table show four digits of its numbers; it holds all."""
+    for name in table.colnames:
+        if table[name].dtype.kind == "f":
+            table[name].info.format = ".4g"
+    return table
 
 
 def compare_models(
