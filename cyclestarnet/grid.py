@@ -315,10 +315,12 @@ def ranges_of(windows: Any, argument: str) -> list[tuple[float, float]]:
     """
     if isinstance(windows, SpectralRegion):
         return [range_of(SpectralRegion(*edges), argument) for edges in windows.subregions]
+    if isinstance(windows, str):
+        return [range_of(windows, argument)]  # which says what is wrong
     try:
         items = list(windows)
     except TypeError:
-        return [range_of(windows, argument)]  # which says what is wrong
+        return [range_of(windows, argument)]  # likewise
     if len(items) == 2 and all(isinstance(item, Real) or getattr(item, "isscalar", False) for item in items):
         return [range_of((items[0], items[1]), argument)]
     return [edges for item in items for edges in _ranges_in(item, argument)]

@@ -209,7 +209,7 @@ def test_polynomials_of_a_window_are_those_of_legendre():
         ((5020, 5010), GridError, "windows must begin before it ends"),
         (((5000, 5010) * u.K), GridError, "windows must be two wavelengths"),
         ([], GridError, "windows is empty"),
-        ("blue", GridError, "windows must be two wavelengths"),
+        ("blue", GridError, "windows must be two wavelengths .* but is 'blue'"),
         (0, ValueError, "windows must be a number of windows in each chip, 1 or more, but is 0"),
         (True, ValueError, "windows must be a number of windows in each chip"),
     ],
