@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import platform
 import resource
 import subprocess
@@ -194,8 +195,8 @@ def measure_derivatives(model, repeats):
         "flux": lambda: predictor.flux(labels),
         "flux and a gradient": gradient,
         "all derivatives, coarse": lambda: predictor.jacobian(labels, coarse=True)[1][0],
-        "all derivatives": lambda: predictor.jacobian(labels)[1][0],
         "all derivatives, torch.func.jacfwd": plain,
+        "all derivatives": lambda: predictor.jacobian(labels)[1][0],
     }
     found = {}
     for name, function in functions.items():
@@ -208,7 +209,31 @@ def measure_derivatives(model, repeats):
         if name.startswith("all"):
             largest = truth.abs().amax(1, keepdim=True)
             found[name]["error"] = float(((result.double() - truth) / largest).abs().max())
-    return found
+    operations, rate = operations_of(functions["all derivatives"]), product_rate(repeats)
+    about = f"their matrix products alone: {operations / 1e9:.1f} GFLOP, at this core's {rate / 1e9:.0f} GFLOP/s"
+    return found | {about: {"ms": 1000 * operations / rate}}
+
+
+def operations_of(function):
+    """Floating-point operations of all matrix products in a call."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+        function()
+    total = 0
+    for event in profile.key_averages(group_by_input_shape=True):
+        if event.key in ("aten::mm", "aten::bmm", "aten::addmm", "aten::addmm_"):
+            first, second = event.input_shapes[-2:] if "addmm" not in event.key else event.input_shapes[1:3]
+            total += 2 * event.count * math.prod(first) * second[-1]
+    return total
+
+
+def product_rate(repeats, size=1024):
+    """Operations per second of the product of two square float32 matrices, which is as fast as any is."""
+    matrix, seconds = torch.randn(size, size), []
+    for _ in range(repeats):
+        start = time.thread_time()
+        matrix @ matrix
+        seconds.append(time.thread_time() - start)
+    return 2 * size**3 / min(seconds)
 
 
 def measure_gpu(model, options):
