@@ -18,7 +18,6 @@ import argparse
 import copy
 import json
 import math
-import platform
 import resource
 import subprocess
 import sys
@@ -41,7 +40,7 @@ from cyclestarnet.pipeline.setup import FitSetup
 from cyclestarnet.spectra import to_spectrum
 
 sys.path.append(str(Path(__file__).parents[1] / "recipes"))
-from list_tables import list_table, write_rst
+from list_tables import list_table, processor, write_rst
 
 PLAIN = "plain L-BFGS, float32"
 METHODS = {"ours, L-BFGS": "lbfgs", "ours, Levenberg-Marquardt": "lm"}
@@ -248,13 +247,6 @@ def measure_gpu(model, options):
 
 
 # -- tables --------------------------------------------------------------------------------
-def hardware():
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def spread(values, sign):
     """Median, central 68 % and the worst of differences to the plain form; ``sign`` of what is worse."""
     low, median, high = np.percentile(values, (16, 50, 84))
@@ -342,7 +334,7 @@ def main():
     if options.measure:
         print(json.dumps(measure(options.measure, options)))
         return
-    about = f"{hardware()}, threads: {options.threads}, torch {torch.__version__}, {date.today().isoformat()}"
+    about = f"{processor()}, threads: {options.threads}, torch {torch.__version__}, {date.today().isoformat()}"
     source = "simulated" if options.observed is None else "observed-like"
     forms = {form: measured("fits", form) for form in (PLAIN, *METHODS)}
     tables = [show(f"Fits of the same {options.stars} {source} stars; {about}", fit_rows(forms))]

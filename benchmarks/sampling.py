@@ -9,7 +9,6 @@ three stars by emcee and by NUTS. Times are of the processor, on one thread.
 """
 
 import argparse
-import platform
 import sys
 import time
 from datetime import date
@@ -33,7 +32,7 @@ from cyclestarnet.training import draw_labels
 
 sys.path.append(str(Path(__file__).parents[1] / "recipes"))
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from list_tables import list_table, write_rst
+from list_tables import list_table, processor, write_rst
 from shapes import SHAPES, agreement, gaussian, student
 
 FEW = ("teff", "logg", "mg_h", "fe_h")
@@ -157,13 +156,6 @@ def nuts_rows(model, stars):
                f"{two.acceptance_fraction:.2f}")  # fmt: skip
 
 
-def hardware():
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def show(title, rows):
     """Print a table, and return it in reStructuredText."""
     print(f"\n{title}")
@@ -182,7 +174,7 @@ def main():
     parser.add_argument("--tables", type=Path, help="folder to write them to, in reStructuredText")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    about = f"{hardware()}, one thread, {date.today().isoformat()}"
+    about = f"{processor()}, one thread, {date.today().isoformat()}"
     tables = {}
     if options.steps:
         tables["shapes"] = show(f"Known posteriors, {options.steps} steps", shape_rows(options.steps))

@@ -19,6 +19,7 @@ import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ from cyclestarnet.networks.translation import NetworkSettings
 from cyclestarnet.training.datasets import ObservedSpectra, SyntheticSpectra
 from cyclestarnet.training.settings import TrainingSettings
 from cyclestarnet.training.trainer import Trainer
+
+sys.path.append(str(Path(__file__).parents[1] / "recipes"))
+from list_tables import processor
 
 FORMS = {
     "plain modules, float32": {"mixed_precision": False},
@@ -151,7 +155,8 @@ def main():
     if options.form:
         measure(options.form, options)
         return
-    print(f"{options.batch} + {options.batch} spectra, {options.threads} threads, torch {torch.__version__}")
+    about = f"{processor()}, threads: {options.threads}, torch {torch.__version__}"
+    print(f"{options.batch} + {options.batch} spectra, {about}")
     print(f"{'form':32}{'s/iteration':>12}{'ratio':>7}{'CPU-s':>8}{'loss difference':>17}{'memory added':>14}")
     reference = None
     for form in FORMS:

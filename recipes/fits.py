@@ -24,7 +24,6 @@ import hashlib
 import json
 import logging
 import multiprocessing
-import platform
 import time
 import warnings
 from collections.abc import Mapping
@@ -40,7 +39,7 @@ import h5py
 import numpy as np
 import torch
 from astropy.utils.data import get_pkg_data_filename
-from list_tables import list_table, write_rst
+from list_tables import list_table, processor, write_rst
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import binary_dilation, gaussian_filter1d
 
@@ -735,14 +734,6 @@ def write_table(bench, name, way, header, lines, title, note=""):
 
 
 # -- running --------------------------------------------------------------------------------------
-def hardware():
-    """Name of the processor."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, one thread per star"
-
-
 def load_model(name):
     """A model of a file or an embedded one, and the digest of its file."""
     if Path(name).is_file():
@@ -763,7 +754,7 @@ def main(argv=None):
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     model, identity = load_model(options.model)
-    header = {"date": date.today().isoformat(), "hardware": hardware()}
+    header = {"date": date.today().isoformat(), "hardware": f"{processor()}, one thread per star"}
     bench = Bench(model, identity, options.work, options.threads, options.n, header)
     stages = {stage.__name__: stage for stage in STAGES}
     for name in options.stages:

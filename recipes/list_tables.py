@@ -1,5 +1,6 @@
 """Tables of the pages, as list-tables of reStructuredText: recipes, benchmarks and docs/figures.py write them here."""
 
+import platform
 from pathlib import Path
 
 
@@ -15,3 +16,11 @@ def list_table(title, rows, *, header=True, widths=None):
 def write_rst(path, *parts):
     """Write tables, and what stands between them, to one file; parts are paragraphs that end with a newline."""
     Path(path).write_text("\n".join(parts), encoding="utf-8")
+
+
+def processor():
+    """Name of the processor, for the titles of tables."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
