@@ -7,6 +7,7 @@ kernels of `astropy.convolution` are for even pixels, and the same for all of th
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
@@ -40,20 +41,20 @@ LARGEST_LOSS = 0.05  # of the weight of a pixel, from bad pixels or from beyond 
 LEAST_GROWTH = 0.5  # of the width: polynomials of Hermite in less would amplify noise
 
 
-class _OnPixels:
+class _OnPixels(ABC):
     """A line-spread function as a matrix; what it is, subclasses say."""
 
+    @abstractmethod
     def _moments(self, wavelength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance of the function of pixels at wavelengths, in Angstrom."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _density(self, offset: np.ndarray, wavelength: np.ndarray) -> np.ndarray:
         """The function at distances from lines that are seen at wavelengths, both of one shape; of any area."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _reach(self, wavelength: np.ndarray) -> np.ndarray:
         """How far from a line the function is not 0."""
-        raise NotImplementedError
 
     def _weights(self, wavelength: Axis, at: Axis | None = None) -> tuple[csr_array, np.ndarray]:
         """Weights (m, n) with sums of 1, and the part of each function that is on the pixels, (m,)."""

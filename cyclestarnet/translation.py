@@ -400,7 +400,7 @@ class Translation:
         meta = meta if isinstance(meta, dict) else {}
         if meta.get("kind") != KIND:
             raise ModelFileError(
-                f"{path} does not hold a translation between two domains; if it is that of a model, which fits labels, "
+                f"{path} does not hold a translation between domains; if it is that of a model, which fits labels, "
                 "read it with cyclestarnet.CalibratedModel.load"
             )
         if meta.get("version") not in (1, VERSION):
