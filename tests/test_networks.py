@@ -239,14 +239,16 @@ def test_network_without_split_latent(tiny_settings):
 
 
 # -- initial weights ---------------------------------------------------------------
-@pytest.mark.parametrize("module", [TranslationNetwork(PAPER), Critic(PAPER, 29)], ids=["network", "critic"])
-def test_initial_weights_fill_the_xavier_range(module):
-    for layer in module.modules():
+@pytest.mark.parametrize("make", [TranslationNetwork, lambda settings: Critic(settings, 29)], ids=["network", "critic"])
+def test_initial_weights_fill_the_xavier_range(make):
+    torch.manual_seed(0)
+    for layer in make(PAPER).modules():
         if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d | nn.Linear):
             n = layer.weight.shape
             bound = np.sqrt(6 / ((n[0] + n[1]) * np.prod(n[2:])))
             largest = layer.weight.abs().max().item()
-            assert (0.9 if layer.weight.numel() > 100 else 0.5) * bound < largest <= bound  # few draws rarely fill it
+            assert (0.9 if layer.weight.numel() > 100 else 0.5) * bound < largest  # few draws rarely fill it
+            assert largest <= bound * (1 + 1e-6)  # of float32
             assert (layer.bias == 0.01).all()
 
 
