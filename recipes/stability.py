@@ -21,6 +21,7 @@ Studies; each adds the rows that ``--work/stability.json`` lacks, and can be kil
     python recipes/stability.py errors  --work WORK     quoted errors that are wrong, correlated noise
     python recipes/stability.py outliers --work WORK    dwarfs and carbon-rich stars among the giants
     python recipes/stability.py more_seeds --work WORK  10 more seeds of the shipped recipe
+    python recipes/stability.py twins   --work WORK     errors of labels, true and told by a twin
     python recipes/stability.py tables  --work WORK     docs/tables/stability_*.rst
 
 ``WORK`` holds what the stages ``observed``, ``emulator`` and ``prior`` of
@@ -49,6 +50,7 @@ from cyclestarnet.networks.translation import NetworkSettings
 from cyclestarnet.training.alignment import gaussian_transport, overlap_weights, prior_mismatch, regress_labels
 from cyclestarnet.training.assembly import correlation_inflation, model_scatter
 from cyclestarnet.training.datasets import ObservedSpectra, SyntheticSpectra
+from cyclestarnet.training.evaluation import label_error
 from cyclestarnet.training.settings import TrainingSettings
 from cyclestarnet.training.trainer import Anchors, Trainer
 from cyclestarnet.training.watch import Watch, alignment_scores
@@ -597,7 +599,68 @@ def more_seeds(work):
             yield f"more seeds/{name}/{seed}", lambda d=domains, k=seed: train(d, SHIPPED, k)
 
 
-STUDIES = (seeds, options, priors, overlap, precision, critics, errors, outliers, more_seeds)
+def twins(work):
+    """Whether a twin, trained on stars that a model makes, has the errors of labels that the model has itself."""
+    for name in ("moog", "masked"):
+        domains = load_domains(name, work)
+        for seed in range(3):
+            yield f"twins/{name}/{seed}", lambda d=domains, k=seed: twin_row(d, k)
+
+
+def twin_row(domains, seed):
+    """Errors of labels of a model and of its twin, and how often the first are within those that the twin tells."""
+    start = time.process_time()
+    settings, network = learnt(domains, seed)
+    found = fits(domains, settings, network, held=domains.held)
+    stars = twin_domains(domains, settings, network, found, seed)
+    settings, twin = learnt(stars, seed + 100)
+    told = fits(stars, settings, twin, held=stars.held)
+    row = {}
+    for name, own, truth in (("model", found, domains.truth), ("twin", told, stars.truth)):
+        row[name] = figures(own.labels, own.chi2(), truth) | {"pulls": pulls(own, truth)}
+    variance = told.error**2
+    hidden = label_error(told.labels - stars.truth, variance[:, :, None] * np.eye(len(REPORTED)))
+    off, total = np.abs(found.labels - domains.truth), np.sqrt(found.error**2 + np.diag(hidden))
+    for name, error in (("quoted", found.error), ("told", total)):
+        row[f"covered, {name}"] = dict(zip(REPORTED, (off < error).mean(0).tolist(), strict=True))
+    return row | {"seconds": time.process_time() - start}
+
+
+def learnt(domains, seed):
+    """Settings and network of one training of the shipped recipe."""
+    settings = TrainingSettings(**({**SHORT, "sigma_max": 0.1, "seed": seed} | SHIPPED))
+    observed = ObservedSpectra(**domains.observed, settings=settings)
+    trainer = Trainer(NETWORK, settings, SyntheticSpectra(domains.emulator, domains.pool, settings), observed)
+    trainer.run(progress=False)
+    return settings, trainer.averaged_network()
+
+
+def twin_domains(domains, settings, network, found, seed):
+    """The same domains, with stars that a network makes, as `cyclestarnet.training.twins` makes them.
+
+    ``found`` are fits of the held-out stars, which lend split latents, residuals, errors and bad pixels.
+    """
+    rng = np.random.default_rng([seed, 31])
+    n_train, held = len(domains.observed["flux"]), domains.held
+    n = n_train + len(held["flux"])
+    lent_by, rows = rng.integers(len(held["flux"]), size=n), rng.choice(len(domains.pool), n, replace=False)
+    mean, std = settings.flux_mean, settings.flux_std
+    source = ObservedSpectra(**held, settings=settings)
+    flux = np.empty((n, NETWORK.n_pixels), dtype=np.float32)
+    with torch.no_grad():
+        split = network.encode_obs(source.flux)[1]
+        for part in np.array_split(np.arange(n), 50):
+            synthetic = (domains.emulator(torch.tensor(domains.pool[rows[part]])) - mean) / std
+            translated = network.decode_obs(network.encode_synth(synthetic), split[lent_by[part]])
+            flux[part] = (translated * std + mean).numpy()
+    arrays = {"flux": flux + np.where(found.weight > 0, found.residual, 0.0)[lent_by].astype(np.float32)}
+    arrays |= {name: held[name][lent_by] for name in ("sigma", "mask")}
+    observed, others = ({k: a[part] for k, a in arrays.items()} for part in (slice(n_train), slice(n_train, None)))
+    truth = domains.tied_pool(domains.pool[rows])[:, :4]
+    return replace(domains, observed=observed, held=others, truth=truth[n_train:], training_truth=truth[:n_train])
+
+
+STUDIES = (seeds, options, priors, overlap, precision, critics, errors, outliers, more_seeds, twins)
 
 
 # -- tables ----------------------------------------------------------------------
@@ -691,6 +754,8 @@ def tables(rows):
     title = "More seeds of the shipped recipe: median (lowest to highest)"
     write_table("more_seeds", ("domains", *seed_header), lines, title)
 
+    twins_and_models(of)
+
     kinds = {"float32": of("moog/shipped recipe/"), "bfloat16": of("bfloat16/")}
     kinds |= {name: of(f"{name}/") for name in ("2,000 in float32", "2,000 in bfloat16")}
     lines = []
@@ -759,6 +824,32 @@ def in_trouble(of):
     )
     title = "Outliers among the training stars, ``moog``: means of the seeds; labels: offset / scatter; pulls likewise"
     write_table("outliers", header, lines, title)
+
+
+def twins_and_models(of):
+    """The table of the study `twins`."""
+    lines = []
+    for pair in ("moog", "masked"):
+        found = list(of(f"twins/{pair}/").values())
+        for who in ("model", "twin"):
+            if found:
+                mean = mean_of(found)
+                shares = ("covered, quoted", "covered, told") if who == "model" else ()
+                covered = [" ".join(f"{100 * mean[name][label]:.0f}" for label in REPORTED) for name in shares]
+                cells = [*label_cells(mean[who]), *(covered or ["", ""])]
+                lines.append((pair, who, len(found), f"{mean[who]['chi2']:.2f}", *cells))
+    header = (
+        "domains",
+        "labels of",
+        "seeds",
+        "χ²",
+        *FITTED,
+        "[α/M]",
+        "within quoted errors [%]",
+        "with the twin's [%]",
+    )
+    title = "Models and their twins, each against its own truth: means of the seeds; labels: offset / scatter"
+    write_table("twins", header, lines, title)
 
 
 def unique(rows):

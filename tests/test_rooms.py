@@ -39,7 +39,7 @@ ABOVE_MODEL = {
     "training.calibration", "training.emulators",
     "training.evaluation", "training.evidence", "training.fitted_sets", "training.inputs", "training.masks",
     "training.repeats", "training.runs",
-    "training.shortcuts", "training.translations",
+    "training.shortcuts", "training.translations", "training.twins",
     "training.zero_points", "lines.mock", "lines.mock_study", "lines.config",
 }  # fmt: skip
 ANYTHING = {"cli", "__main__", "__init__"}

@@ -249,6 +249,10 @@ class ModelConfig:
         Stars whose labels, as fits find them, shall have the mean of the label prior, at most: that takes off by how
         much the networks miss it. 0: nothing is taken off. Not with anchors, which tell zero points
         themselves, and not if there are fewer than 500 stars, whose mean is uncertain.
+    n_twin : int
+        Iterations of a second training, of stars that the model makes of labels which it chooses: it tells the
+        errors of labels that spectra do not show, where no stars are known. 0: they stay unknown. Half as many
+        iterations as those of the training are good. Not with anchors, and not if stars are known.
     continuum : "apogee", file or None
         Continuum pixels that normalised the spectra, and will normalise all
         that the model fits: this package's for APOGEE, or a table with a
@@ -275,6 +279,7 @@ class ModelConfig:
     n_validation: int = 100
     n_cloud: int = 3000
     n_zero_points: int = 2000
+    n_twin: int = 0
     continuum: Literal["apogee"] | File | None = None
     degree: int = 4
     half: bool = False
@@ -283,7 +288,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if 0 < self.n_zero_points < LEAST_POPULATION:
             raise ValueError(f"n_zero_points must be 0, or {LEAST_POPULATION} or more, but is {self.n_zero_points}")
-        for name, least in (("n_validation", 3), ("n_cloud", 8), ("n_zero_points", 0), ("degree", 0)):
+        for name, least in (("n_validation", 3), ("n_cloud", 8), ("n_zero_points", 0), ("n_twin", 0), ("degree", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be {least} or more, but is {getattr(self, name)}")
         if self.translation not in ("paper", "residual"):
@@ -578,9 +583,11 @@ def read_config(path: str | os.PathLike) -> Config:
 
 
 def _check_together(
-    training: TrainingSettings, observed: ObservedConfig, synthetic: SyntheticConfig, **_: object
+    training: TrainingSettings, observed: ObservedConfig, synthetic: SyntheticConfig, model: ModelConfig, **_: object
 ) -> None:
     """Check what no table can know alone."""
+    if model.n_twin and observed.anchors is not None:
+        raise ConfigError("[model] n_twin: a twin has no anchors; leave it out, or [observed] anchors")
     if bool(training.weight_anchors) != (observed.anchors is not None):
         given = f"[training] weight_anchors is {training.weight_anchors}, but [observed] anchors is"
         raise ConfigError(f"{given} {'missing' if observed.anchors is None else 'given: raise the weight'}")

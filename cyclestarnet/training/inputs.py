@@ -122,6 +122,11 @@ def read_domains(config: Config, *, progress: bool = True) -> Domains:
     if own.known is not None:
         with blamed(config, "observed", "known"):
             known = _known_stars(own.known, config, labels, grid, n_file, pixels)
+    if config.model.n_twin and own.validation in known:
+        raise ConfigError(
+            f"[model] n_twin: the split {own.validation!r} of {own.known} tells the errors of labels already; leave "
+            f"one of both out in {config.path}"
+        )
     provenance = {
         "synthetic domain": f"{config.synthetic.file.name}, {len(pool)} rows of labels",
         "emulator": about,

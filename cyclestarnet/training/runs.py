@@ -30,9 +30,11 @@ from torch import Tensor
 
 from cyclestarnet._version import __version__
 from cyclestarnet.continuum import ContinuumRecipe
-from cyclestarnet.files import locked
+from cyclestarnet.files import as_json, locked
 from cyclestarnet.grid import WavelengthGrid
+from cyclestarnet.journal import run_folder
 from cyclestarnet.model import CalibratedModel
+from cyclestarnet.model_file import digest_of
 from cyclestarnet.networks.emulator import EmulatorSettings
 from cyclestarnet.networks.predictor import Translator
 from cyclestarnet.networks.translation import NetworkSettings, TranslationNetwork
@@ -58,6 +60,7 @@ from cyclestarnet.training.settings import TrainingSettings
 from cyclestarnet.training.streams import StreamedSpectra
 from cyclestarnet.training.toml import ConfigError
 from cyclestarnet.training.trainer import Trainer, first_goes_ahead, join_processes
+from cyclestarnet.training.twins import twin_domains, twin_plan
 from cyclestarnet.training.watch import WatchSettings
 from cyclestarnet.training.zero_points import learn_zero_points, with_zero_points
 
@@ -76,6 +79,8 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+FILES_OF_TWIN = ("checkpoint.pt", "best.pt", "*.csv", "*.safetensors", "*.html")  # that are of another model's twin
 
 AnyConfig = TypeVar("AnyConfig", bound=AnyPlan)
 
@@ -165,6 +170,8 @@ class Run:
             else f"scores every {config.watch.every} iterations; if the run fails: {config.watch.action}",
             "folder": str(config.run.folder),
         }
+        if config.model.n_twin and self.base is None:
+            facts["twin"] = f"{config.model.n_twin:,} iterations more, for the errors of labels"
         return paragraphs(facts)
 
     def changes(self) -> list[str]:
@@ -300,6 +307,7 @@ def train(
     emulator: EmulatorSettings | None = None,
     watch: WatchSettings | None = None,
     held_out: float = 0.1,
+    n_twin: int = 0,
     seed: int = 0,
     folder: str | os.PathLike | None = None,
     device: str = "cpu",
@@ -363,6 +371,10 @@ def train(
     held_out : float, optional
         Fraction of ``observed`` that the networks do not see. 20 stars give a
         rough, 100 a good model error per pixel. Default: 0.1.
+    n_twin : int, optional
+        Iterations of a second training, of stars that the model makes of labels which it chooses: it tells the errors
+        of labels that spectra do not show. Half as many as those of the training are good. Default: 0, they stay
+        unknown.
     seed : int, optional
         Of the choice of those stars, and of networks and emulator unless
         their settings are given, which have seeds of their own. Default: 0.
@@ -434,7 +446,7 @@ def train(
             network=network.to_dict() if isinstance(network, NetworkSettings) else dict(network or {}),
             watch=watch,
             emulator=EmulatorSettings(seed=seed) if emulator is None else emulator,
-            model=ModelConfig(translation=translation),  # type: ignore[arg-type]  # it looks at it
+            model=ModelConfig(translation=translation, n_twin=n_twin),  # type: ignore[arg-type]  # it looks at it
             log=LogConfig(),
         )
         check_machine(plan)
@@ -611,7 +623,8 @@ def finish(run: Run, *, progress: bool = True) -> Path:
     Of a training from the beginning it learns the zero points of labels from the training stars
     (`~cyclestarnet.training.learn_zero_points`). With stars of known labels it learns the errors
     that spectra do not show, too, and writes a table of how well it finds labels beside the
-    model, ``NAME.labels.ecsv``.
+    model, ``NAME.labels.ecsv``. Without them, and with ``n_twin`` of the plan, it learns these errors of a twin
+    (`cyclestarnet.training.twins`), whose training is in the folder ``twin`` of the run.
 
     Parameters
     ----------
@@ -673,12 +686,34 @@ def finish(run: Run, *, progress: bool = True) -> Path:
         model = replace(model, provenance={**model.provenance, "zero points": said})
     if domains.known is not None:
         model = learn_label_error(model, domains.known.spectra(domains.grid), domains.known.truth, progress=progress)
+    elif config.model.n_twin and base is None:
+        model = _with_errors_of_twin(model, run, progress)
     model.save(config.model_path, half=config.model.half)
     if domains.test is not None:
         saved = CalibratedModel.load(config.model_path)  # as users will have it, perhaps in half precision
         offsets = compare_labels(saved, domains.test.spectra(domains.grid), domains.test.truth, progress=progress)
         label_table(offsets).write(config.model_path.with_suffix(".labels.ecsv"), overwrite=True)
     return config.model_path
+
+
+def _with_errors_of_twin(model: CalibratedModel, run: Run, progress: bool) -> CalibratedModel:
+    """The model with the hidden errors of labels that its twin has."""
+    plan = twin_plan(run.config)
+    about = {"task": "twin", "weights": digest_of(model), "training": as_json(asdict(plan.training))}
+    with run_folder(plan.run.folder, about, FILES_OF_TWIN, overwrite=True):
+        log.info("a twin is trained in %s, to learn the errors of labels", plan.run.folder)
+        twin = ready(plan, twin_domains(model, run.domains, plan, progress=progress))
+        twin.train(progress=progress)
+        noise = CalibratedModel.load(finish(twin, progress=progress)).noise
+    said = (
+        f"learnt without known labels, of a twin that was trained on {len(twin.domains.observed)} stars of this model; "
+        f"{plan.training.n_iterations} iterations, seed {plan.training.seed}"
+    )
+    return replace(
+        model,
+        noise=replace(model.noise, label_error=noise.label_error, label_error_trend=noise.label_error_trend),
+        provenance={**model.provenance, "label errors": said},
+    )
 
 
 def chosen_weights(trainer: Trainer, weights: str) -> tuple[TranslationNetwork, Tensor | None, int]:
