@@ -36,7 +36,7 @@ from apogee_domains import (
 )
 
 N_POOL = 88_000
-N_TRAIN, N_VALIDATION, N_KNOWN, N_TEST = 22_000, 1_000, 500, 1_000
+N_TRAIN, N_VALIDATION, N_KNOWN = 22_000, 1_000, 500
 COOL_FRACTION, COOL_LIMIT = 0.15, 4050.0
 
 
@@ -61,7 +61,9 @@ def giants(generator):
 
 
 def main(argv=None):
-    options = make_parser(__doc__).parse_args(argv)
+    parser = make_parser(__doc__)
+    parser.add_argument("--test", type=int, default=1_000, metavar="N", help="stars in the split test of known.h5")
+    options = parser.parse_args(argv)
     options.work.mkdir(parents=True, exist_ok=True)
     generator = import_generator(options.inputs)
     from load_moog_grid import load
@@ -78,7 +80,7 @@ def main(argv=None):
     np.savez(options.work / "labels.npz", labels=pool.clip(lower, upper))
     splits = {"train": (N_TRAIN, TRAINING_ROWS), "val": (N_VALIDATION, TRAINING_ROWS)}
     write_stars(generator, stars, options.work / "observed.h5", splits, [options.seed, 1], labelled=False)
-    splits = {"val": (N_KNOWN, TRAINING_ROWS), "test": (N_TEST, TEST_ROWS)}
+    splits = {"val": (N_KNOWN, TRAINING_ROWS), "test": (options.test, TEST_ROWS)}
     write_stars(generator, stars, options.work / "known.h5", splits, [options.seed, 2], labelled=True)
 
 
