@@ -28,7 +28,7 @@ import astropy.units as u
 import h5py
 import numpy as np
 import torch
-from list_tables import list_table, write_rst
+from list_tables import list_table, processor, write_rst
 
 from cyclestarnet import CalibratedModel, adapt
 from cyclestarnet.files import write_atomically
@@ -102,7 +102,7 @@ def table(rows, options):
         lines.append((f"{row['stars']:,}", names[row["model"]], f"{row['chi2']:.2f}", *labels, minutes))
     title = (
         f"Simulated giants of another instrument, {options.iterations:,} iterations, seed {options.seed}, "
-        f"{options.stars} stars judged; labels: bias / scatter; {date.today().isoformat()}, one core of an AMD EPYC"
+        f"{options.stars} stars judged; labels: bias / scatter; {date.today().isoformat()}, one core, {processor()}"
     )
     return list_table(title, lines)
 

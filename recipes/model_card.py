@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 import time
 import warnings
 from datetime import date
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from apogee_domains import import_generator
 from astropy.nddata import StdDevUncertainty
-from list_tables import list_table, write_rst
+from list_tables import list_table, processor, write_rst
 from scipy.optimize import least_squares
 
 from cyclestarnet import CalibratedModel
@@ -110,8 +109,7 @@ def fit(model, truth, part, workers, **options):
 
 def about_run(workers):
     """When and on what tables are made."""
-    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
-    return f"{date.today().isoformat()}, processes: {workers}, {processor}, torch {torch.__version__}"
+    return f"{date.today().isoformat()}, processes: {workers}, {processor()}, torch {torch.__version__}"
 
 
 def values(column):
