@@ -78,6 +78,7 @@ def _fit(options: argparse.Namespace) -> int:
             space=options.space,
             method=options.method,
             prior=None if options.no_prior else "training",
+            continuum_degree=options.continuum_degree,
             progress=_bars(options),
         )
     except KeyboardInterrupt:
@@ -147,6 +148,7 @@ def _sample(options: argparse.Namespace) -> int:
             chains=options.chains,
             space=options.space,
             prior=None if options.no_prior else "training",
+            continuum_degree=options.continuum_degree,
             seed=options.seed,
             max_steps=options.max_steps,
             workers=options.workers,
@@ -481,6 +483,9 @@ def _parser():
     sub.add_argument("--space", choices=["observed", "synthetic", "emulator"], default="observed")
     sub.add_argument("--method", choices=["lm", "lbfgs"], default="lm", help="quick (default), or the paper's")
     sub.add_argument("--no-prior", action="store_true", help="flat prior within the training range")
+    sub.add_argument(
+        "--continuum-degree", type=int, metavar="N", help="fit a polynomial in each chip, too (default: none)"
+    )
     sub.set_defaults(run=_fit)
 
     sub = commands.add_parser("info", help=_info.__doc__)
@@ -559,6 +564,9 @@ def _parser():
     sub.add_argument("--model", default="apogee-giants", help="embedded model or .safetensors file")
     sub.add_argument("--space", choices=["observed", "emulator"], default="observed")
     sub.add_argument("--no-prior", action="store_true", help="flat prior within the training range")
+    sub.add_argument(
+        "--continuum-degree", type=int, metavar="N", help="fit a polynomial in each chip, too (default: none)"
+    )
     sub.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     sub.add_argument("--max-steps", type=int, default=10_000, metavar="N", help="length at which a chain ends anyway")
     sub.add_argument("--workers", type=int, default=1, metavar="N", help="processes that sample (1)")

@@ -96,6 +96,21 @@ def test_fit_passes_the_method_on(star_file, monkeypatch, capsys, method):
     assert capsys.readouterr().err == f"cyclestarnet: {method}\n"
 
 
+def test_fit_lets_the_continuum_vary(star_file, tmp_path):
+    tables = []
+    for degree in ([], ["--continuum-degree", "1"]):
+        output = tmp_path / f"{len(degree)}.ecsv"
+        assert main(["fit", str(star_file), "-o", str(output), "--space", "emulator", *degree]) == 0
+        tables.append(read_results(output))
+    trusted, free = tables
+    assert (free["reduced_chi2"] < trusted["reduced_chi2"]).all()
+
+
+def test_fit_refuses_a_degree_below_zero(star_file, capsys):
+    assert main(["fit", str(star_file), "--continuum-degree", "-1"]) == 2
+    assert "degree" in capsys.readouterr().err
+
+
 def test_fit_refuses_a_suffix_before_it_fits(star_file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("cyclestarnet.pipeline.fit.fit_stars", _never)
     assert main(["fit", str(star_file), "-o", str(tmp_path / "labels.txt")]) == 2
