@@ -45,7 +45,7 @@ NETWORK = {
     "critic_spectrum": ((8, 7, 4), (16, 7, 4), (32, 7, 4)),
     "critic_latent": ((16, 1, 1), (32, 1, 1)),
     "shared_filters": 12,
-    "split_filters": 0,  # one resolution per domain: nothing varies besides the stars
+    "split_filters": 0,  # nothing varies besides the stars
 }
 
 
