@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Two instruments and a synthetic domain in one shared latent, and a third instrument added later, with truth.
 
-    python recipes/three_instruments.py INPUTS
+    python recipes/three_instruments.py
 
-``INPUTS`` holds ``data/moog_grid`` (MOOG spectra of giants) and ``tools`` (its reader). The giants are shared out: each
+The stars are giants as the emulator of ``apogee-giants`` makes them (MOOG), 20 labels each. They are shared out: each
 is seen by one instrument only, or is one of the synthetic domain. Instrument A has a lower resolution; B another one,
 and a wiggle in its throughput that is stronger or weaker from star to star (it has a split latent); C, which is added
 when the others are trained, the lowest resolution and a wiggle of its own. `cyclestarnet.train_domains` knows neither
@@ -15,7 +15,6 @@ spectra alone. The first table has the errors of the labels, the second how well
 from __future__ import annotations
 
 import argparse
-import sys
 from itertools import combinations
 from pathlib import Path
 
@@ -25,7 +24,8 @@ from astropy import units as u
 from astropy.table import Table
 from scipy.ndimage import gaussian_filter1d
 
-from cyclestarnet import DomainSpectra, TrainingSettings, WavelengthGrid, add_domain, train_domains
+from cyclestarnet import CalibratedModel, DomainSpectra, TrainingSettings, WavelengthGrid, add_domain, train_domains
+from cyclestarnet.networks.predictor import EmulatorPredictor
 from cyclestarnet.spectra import to_spectrum
 
 R_GRID = 22_500
@@ -33,9 +33,9 @@ PIXELS = slice(3500, 4331)  # 831 on the middle chip of APOGEE
 STEP = 6e-6 * np.log(10) * constants.c.to_value("km/s")  # of a pixel, km/s
 SIGMA = 0.01  # noise of a pixel of the instruments
 WORTH = 0.005  # error that the synthetic spectra are given
-N_TEST = 200
+N_STARS, N_TEST = 8200, 200
 INSTRUMENTS = {"A": (11_000, 0.0, 1.0), "B": (16_000, 0.03, 420.0), "C": (8_000, 0.02, 250.0)}  # R, wiggle, its period
-LABELS = {"teff": "Teff", "logg": "logg", "fe_h": "[Fe/H]"}  # and what the grid calls them
+LABELS = ("teff", "logg", "fe_h")
 N_COMPONENTS = 20  # of the regression
 NETWORK = {
     "domain": ((16, 7, 4), (32, 7, 4)),
@@ -48,17 +48,13 @@ NETWORK = {
 }
 
 
-def giants(inputs):
-    """Spectra without noise (n, 831) at the resolution of the grid, in random order, labels (n, 3), wavelengths."""
-    sys.path.insert(0, str(inputs / "tools"))
-    from load_moog_grid import load
-
-    grid = load()
-    names = list(grid["label_names"])
-    logg = grid["labels"][:, names.index("logg")]
-    rows = np.random.default_rng(0).permutation(np.flatnonzero(logg < 3.5))
-    columns = [names.index(name) for name in LABELS.values()]
-    return grid["flux"][rows, PIXELS].astype(float), grid["labels"][rows][:, columns], grid["wavelength"][PIXELS]
+def giants():
+    """Spectra without noise (n, 831) at the resolution of the grid, labels (n, 3), wavelengths."""
+    model = CalibratedModel.from_pretrained("apogee-giants")
+    labels = np.random.default_rng(0).multivariate_normal(model.prior.mean, model.prior.covariance, N_STARS)
+    labels = labels.clip(model.labels.lower, model.labels.upper)
+    flux = EmulatorPredictor(model.emulator).flux(labels)[:, PIXELS]
+    return flux, labels[:, [model.labels.index(name) for name in LABELS]], model.grid.wavelength.value[PIXELS]
 
 
 def observe(flux, instrument, rng):
@@ -138,14 +134,13 @@ def print_table(rows):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("inputs", type=Path, help="folder with data/ and tools/")
-    parser.add_argument("--iterations", type=int, default=1200, help="length of the training (default: 1200)")
-    parser.add_argument("--added", type=int, default=400, help="of that of the third instrument (default: 400)")
+    parser.add_argument("--iterations", type=int, default=4800, help="length of the training (default: 4800)")
+    parser.add_argument("--added", type=int, default=2400, help="of that of the third instrument (default: 2400)")
     parser.add_argument("--folder", type=Path, help="keeps the trainings and the translations")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
 
-    flux, labels, wavelength = giants(options.inputs)
+    flux, labels, wavelength = giants()
     rng = np.random.default_rng([options.seed, 1])
     groups = dict(zip(("MOOG", *INSTRUMENTS), np.array_split(np.arange(N_TEST, len(flux)), 4), strict=True))
     domains = {"MOOG": DomainSpectra(flux[groups["MOOG"]], np.full((len(groups["MOOG"]), flux.shape[1]), WORTH))}
@@ -176,9 +171,7 @@ def main(argv=None):
         seed=options.seed,
     )
     settings = TrainingSettings(n_iterations=options.added, **common)
-    three = add_domain(
-        two, "C", third, beside={"MOOG": domains["MOOG"]}, settings=settings, folder=folders["three"], seed=options.seed
-    )
+    three = add_domain(two, "C", third, beside=domains, settings=settings, folder=folders["three"], seed=options.seed)
     print(three)
     before, after = (made.translator.network.state_dict() for made in (two, three))
     same = all(before[name].numpy().tobytes() == after[name].numpy().tobytes() for name in before)
