@@ -25,9 +25,7 @@ from cyclestarnet.training.runs import finish, prepare
 log = logging.getLogger("apogee_giants_anchored")
 
 N_ANCHORS = 30
-LAST = {
-    "n_iterations": 1000, "learning_rate": 2e-4, "critic_learning_rate": 2e-4, "weight_anchors": 9.0, "seed": 1,
-}  # fmt: skip
+LAST = {"learning_rate": 2e-4, "critic_learning_rate": 2e-4, "weight_anchors": 9.0, "seed": 1}
 
 
 def main(argv=None):
@@ -35,6 +33,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", type=Path, help="folder with data/ and tools/")
     parser.add_argument("work", type=Path, help="folder of the training")
+    parser.add_argument("--iterations", type=int, default=1000, help="with the anchors (default: 1000)")
     options = parser.parse_args(argv)
     generator = import_generator(options.inputs)
     first = read_config(options.work / "apogee_giants.toml")
@@ -49,12 +48,12 @@ def main(argv=None):
         labelled=True,
     )
     shutil.copy(first.run.folder / "emulator.pt", folder)
-    said = f"{N_ANCHORS} stars whose 20 labels were given, in {LAST['n_iterations']} last iterations"
+    said = f"{N_ANCHORS} stars whose 20 labels were given, in {options.iterations} last iterations"
     config = replace(
         first,
         run=replace(first.run, folder=folder, name="apogee-giants-anchored"),
         observed=replace(first.observed, anchors=folder / "anchors.h5"),
-        training=replace(first.training, **LAST),
+        training=replace(first.training, n_iterations=options.iterations, **LAST),
         model=replace(first.model, provenance=first.model.provenance | {"anchors": said}),
     )
     run = prepare(config)

@@ -82,6 +82,7 @@ class Size:
     n_drawn: int = 10  # labels about each of those
     n_validation: int = 24  # stars of STELIB that tell the errors
     network: tuple = ((8, 24), (32, 48), (4, 4), 12)  # filters: domain, shared, split, shared latent
+    seed: int = 0
 
 
 # -- the files -----------------------------------------------------------------------
@@ -303,6 +304,7 @@ CONFIG = """\
 folder = "run"
 name = "two-libraries"
 threads = 1
+seed = {seed}
 
 [observed]
 path = "observed.h5"
@@ -364,7 +366,7 @@ def emulate(labels, flux, size, path=None):
     range_of_labels = LabelSet(LABELS, labels.min(0), labels.max(0))
     settings = EmulatorSettings(
         hidden=(32, 32), n_components=15, batch_size=32, learning_rate=5e-3,
-        n_epochs=size.n_epochs, patience=size.n_epochs, validation_fraction=0.1,
+        n_epochs=size.n_epochs, patience=size.n_epochs, validation_fraction=0.1, seed=size.seed,
     )  # fmt: skip
     emulator, history = train_emulator(
         labels, flux, lower=range_of_labels.lower, upper=range_of_labels.upper, settings=settings, progress=False
@@ -378,11 +380,11 @@ def emulate(labels, flux, size, path=None):
     return emulator
 
 
-def train_model(folder, pool, observed, recipe, size, seed=0):
+def train_model(folder, pool, observed, recipe, size):
     """Write the files of a training, and run it: STELIB is observed, and labels of MILES are the prior."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = np.repeat(pool, size.n_drawn, axis=0)
-    drawn += np.random.default_rng(seed).normal(0, TYPICAL, drawn.shape)
+    drawn += np.random.default_rng(size.seed).normal(0, TYPICAL, drawn.shape)
     QTable(dict(zip(LABELS, drawn.T, strict=True)), units={"teff": u.K}).write(folder / "pool.ecsv", overwrite=True)
     QTable({"pixel": np.flatnonzero(recipe.pixels)}).write(folder / "continuum.ecsv", overwrite=True)
     held_out = np.arange(len(observed)) % max(len(observed) // size.n_validation, 2) == 0
@@ -395,7 +397,7 @@ def train_model(folder, pool, observed, recipe, size, seed=0):
     sizes = networks(size, 1)
     text = CONFIG.format(
         n_iterations=size.n_iterations, warm_start=size.n_iterations // 5, mean=flux.mean(), std=flux.std(),
-        n_validation=held_out.sum(), latent=sizes["shared_filters"],
+        n_validation=held_out.sum(), seed=size.seed, latent=sizes["shared_filters"],
         **{name: sizes[name] for name in ("domain", "shared", "split")},
     )  # fmt: skip
     (folder / "two_libraries.toml").write_text(text, encoding="utf-8")
@@ -404,17 +406,17 @@ def train_model(folder, pool, observed, recipe, size, seed=0):
     return CalibratedModel.load(folder / "run" / "two-libraries.safetensors")
 
 
-def train_both_ways(folder, first, second, recipe, size, seed=0):
+def train_both_ways(folder, first, second, recipe, size):
     """The translation between both libraries without any label."""
     flux = [on_grid(library, recipe) for library in (first, second)]
     settings = TrainingSettings(
         n_iterations=size.n_iterations, learning_rate=1.5e-3, critic_learning_rate=6e-4, schedule="cosine",
         warm_start=size.n_iterations // 5, weight_synth=9.0, weight_latent=30.0, average_decay=0.99,
-        flux_mean=float(flux[1][0].mean()), flux_std=float(flux[1][0].std()), seed=seed,
+        flux_mean=float(flux[1][0].mean()), flux_std=float(flux[1][0].std()), seed=size.seed,
     )  # fmt: skip
     return train_translation(
         *flux[0], *flux[1], wavelength=GRID, recipe=recipe, domains=("MILES", "STELIB"), name="two-libraries",
-        settings=settings, network=networks(size, 1), folder=folder, held_out=0.2, seed=seed, progress=False,
+        settings=settings, network=networks(size, 1), folder=folder, held_out=0.2, seed=size.seed, progress=False,
     )  # fmt: skip
 
 
@@ -589,10 +591,12 @@ class Stars:
     recipe: ContinuumRecipe
 
 
-def read_stars(source):
-    """Read both libraries, and bring STELIB to rest."""
+def read_stars(source, seed=0):
+    """Read both libraries, and bring STELIB to rest; each seed but 0 puts the stars in common in another order."""
     miles, stelib = read_libraries(source)
     pairs = partners(miles, stelib)
+    if seed:
+        pairs = np.random.default_rng(seed).permutation(pairs)
     alone = miles[np.setdiff1d(np.arange(len(miles)), pairs[:, 0])]
     recipe = continuum_recipe(alone)
     stelib, speeds = at_rest(stelib, recipe, on_grid(alone, recipe)[0].mean(0))
@@ -666,9 +670,10 @@ def main(argv=None):
     parser.add_argument("source", type=Path, help="the wheel of sdss-mangadap, or a folder with its files")
     parser.add_argument("--work", type=Path, required=True, help="keeps the trainings")
     parser.add_argument("--docs", type=Path, default=DOCS, help="where tables and figures go (default: docs)")
+    parser.add_argument("--seed", type=int, default=0, help="of trainings, and of which stars judge (default: 0)")
     options = parser.parse_args(argv)
     plt.switch_backend("Agg")
-    stars, size = read_stars(options.source), Size()
+    stars, size = read_stars(options.source, options.seed), Size(seed=options.seed)
     labels, spectra = study_labels(options.work, stars, size), study_spectra(options.work, stars, size)
     report(stars, labels, spectra, options.docs)
     print(f"{time.process_time():.0f} s of CPU time")
