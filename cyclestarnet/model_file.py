@@ -31,9 +31,9 @@ from cyclestarnet.labels import LabelSet
 from cyclestarnet.networks.checkpoint import arrays_of, check_sizes, load_arrays, save_arrays
 from cyclestarnet.networks.clouds import LatentCloud, SplitLatentCloud
 from cyclestarnet.networks.emulator import Emulator
-from cyclestarnet.networks.predictor import Translator
 from cyclestarnet.networks.shortcuts import Shortcuts
 from cyclestarnet.networks.translation import NetworkSettings, TranslationNetwork
+from cyclestarnet.networks.translator import Translator
 from cyclestarnet.noise import ErrorTrend, NoiseModel
 from cyclestarnet.pipeline.parts import FlagLimits, ModelParts, Population
 from cyclestarnet.pipeline.translate import DOMAINS, predictor_of

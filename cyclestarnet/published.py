@@ -17,7 +17,7 @@ from cyclestarnet.grid import APSTAR_CHIPS, WavelengthGrid, apogee_grid
 from cyclestarnet.labels import LabelSet, kelvin_scale
 from cyclestarnet.networks.clouds import LatentCloud
 from cyclestarnet.networks.emulator import Emulator
-from cyclestarnet.networks.predictor import EmulatorPredictor, Translator
+from cyclestarnet.networks.predictor import EmulatorPredictor
 from cyclestarnet.networks.published import (
     PAYNE_LABELS,
     PUBLISHED_SPECTRA,
@@ -26,6 +26,7 @@ from cyclestarnet.networks.published import (
     read_published_checkpoint,
 )
 from cyclestarnet.networks.translation import NetworkSettings
+from cyclestarnet.networks.translator import Translator
 from cyclestarnet.noise import NoiseModel
 from cyclestarnet.pipeline.parts import FlagLimits, ModelParts, Population
 

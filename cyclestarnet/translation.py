@@ -22,8 +22,8 @@ from cyclestarnet.continuum import ContinuumRecipe
 from cyclestarnet.exceptions import GridError, ModelFileError, SpectrumError
 from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.networks.checkpoint import arrays_of, check_sizes, load_arrays, save_arrays
-from cyclestarnet.networks.predictor import DomainTranslator
 from cyclestarnet.networks.translation import NetworkSettings, SharedNetwork
+from cyclestarnet.networks.translator import DomainTranslator
 from cyclestarnet.noise import NoiseModel
 from cyclestarnet.spectra import NORMALISED, Spectrum, star_name, to_pixels, to_spectrum
 

@@ -32,8 +32,8 @@ from list_tables import list_table, processor, write_rst
 
 from cyclestarnet import CalibratedModel, adapt
 from cyclestarnet.files import write_atomically
-from cyclestarnet.networks.predictor import Translator
 from cyclestarnet.networks.translation import TranslationNetwork
+from cyclestarnet.networks.translator import Translator
 from cyclestarnet.spectra import to_spectrum
 from cyclestarnet.training import adaptation_settings, compare_labels, offset_figures
 

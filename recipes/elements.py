@@ -33,7 +33,7 @@ from list_tables import list_table, write_rst
 from cyclestarnet import CalibratedModel
 from cyclestarnet.files import write_atomically
 from cyclestarnet.grid import apogee_grid
-from cyclestarnet.networks.predictor import Translator
+from cyclestarnet.networks.translator import Translator
 from cyclestarnet.spectra import Spectrum
 from cyclestarnet.training.config import read_config
 from cyclestarnet.training.evaluation import compare_labels

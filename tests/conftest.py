@@ -19,7 +19,8 @@ from toys import LinearPredictor, noisy_objective
 from cyclestarnet import CalibratedModel, ContinuumRecipe, GaussianPrior, WavelengthGrid, read_apvisit
 from cyclestarnet.networks.clouds import LatentCloud
 from cyclestarnet.networks.emulator import EmulatorSettings, train_emulator
-from cyclestarnet.networks.predictor import ObservedPredictor, Translator
+from cyclestarnet.networks.predictor import ObservedPredictor
+from cyclestarnet.networks.translator import Translator
 from cyclestarnet.noise import NoiseModel
 from cyclestarnet.pipeline.parts import FlagLimits, Population
 from cyclestarnet.training.datasets import ObservedSpectra, SyntheticSpectra

@@ -11,8 +11,8 @@ from cyclestarnet import CalibratedModel, ContinuumRecipe, GaussianPrior, LabelS
 from cyclestarnet.lines.config import read_mock_config
 from cyclestarnet.networks.clouds import LatentCloud
 from cyclestarnet.networks.emulator import Emulator
-from cyclestarnet.networks.predictor import Translator
 from cyclestarnet.networks.translation import TranslationNetwork
+from cyclestarnet.networks.translator import Translator
 from cyclestarnet.noise import NoiseModel
 from cyclestarnet.pipeline.parts import FlagLimits, Population
 

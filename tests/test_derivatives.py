@@ -10,7 +10,7 @@ import pytest
 from cyclestarnet import GridError, LabelError, LabelSet, WavelengthGrid
 from cyclestarnet.derivatives import DerivativeSpectra, ensemble_derivatives, predictor_derivatives
 from cyclestarnet.lines.features import find_features
-from cyclestarnet.networks.predictor import Translator
+from cyclestarnet.networks.translator import Translator
 from cyclestarnet.spectra import to_spectrum
 
 DOMAINS = ("observed", "synthetic", "difference")

@@ -32,7 +32,8 @@ from cyclestarnet.fitting.chains import autocorrelation_time
 from cyclestarnet.fitting.lbfgs import lbfgs
 from cyclestarnet.model_file import digest_of
 from cyclestarnet.networks.checkpoint import load_arrays, save_arrays
-from cyclestarnet.networks.predictor import EmulatorPredictor, ObservedPredictor, Translator
+from cyclestarnet.networks.predictor import EmulatorPredictor, ObservedPredictor
+from cyclestarnet.networks.translator import Translator
 from cyclestarnet.pipeline.fit import SOLVERS
 from cyclestarnet.spectra import Spectrum, to_spectrum
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from cyclestarnet.networks.kinematics import Kinematics
-from cyclestarnet.networks.predictor import BATCH, EmulatorPredictor, MovingPredictor, ObservedPredictor, Translator
+from cyclestarnet.networks.predictor import EmulatorPredictor, MovingPredictor, ObservedPredictor
 from cyclestarnet.networks.translation import NetworkSettings, TranslationNetwork
+from cyclestarnet.networks.translator import BATCH, Translator
 
 KINDS = ("synthetic", "observed", "observed without split", "moving", "moving, other order")
 CHIPS, MOTION = ((0, 200), (200, 415)), ("velocity", "broadening")

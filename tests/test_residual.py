@@ -9,8 +9,9 @@ import torch
 from stars import SIGMA, STAR, VALUES, N, spectrum
 
 from cyclestarnet import CalibratedModel
-from cyclestarnet.networks.predictor import FreeSplitLatentPredictor, ObservedPredictor, Translator
+from cyclestarnet.networks.predictor import FreeSplitLatentPredictor, ObservedPredictor
 from cyclestarnet.networks.translation import NetworkSettings, TranslationNetwork
+from cyclestarnet.networks.translator import Translator
 
 
 def make_translator(settings, split_filters=2, translation="residual"):

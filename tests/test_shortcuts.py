@@ -10,8 +10,9 @@ from tiny import TINY_NETWORK
 
 from cyclestarnet import CalibratedModel, GaussianPrior
 from cyclestarnet.networks.emulator import Emulator
-from cyclestarnet.networks.predictor import ObservedPredictor, Translator
+from cyclestarnet.networks.predictor import ObservedPredictor
 from cyclestarnet.networks.translation import TranslationNetwork
+from cyclestarnet.networks.translator import Translator
 from cyclestarnet.training.shortcuts import learn_shortcuts
 
 LOWER, UPPER = np.array([4000.0, 0.5, -1.0]), np.array([5500.0, 3.5, 0.5])

@@ -12,9 +12,10 @@ from cyclestarnet import CalibratedModel, ContinuumRecipe, FitWarning, GaussianP
 from cyclestarnet.networks.clouds import LatentCloud, SplitLatentCloud
 from cyclestarnet.networks.emulator import Emulator
 from cyclestarnet.networks.kinematics import Kinematics
-from cyclestarnet.networks.predictor import FreeSplitLatentPredictor, ObservedPredictor, Translator
+from cyclestarnet.networks.predictor import FreeSplitLatentPredictor, ObservedPredictor
 from cyclestarnet.networks.shortcuts import Shortcuts
 from cyclestarnet.networks.translation import TranslationNetwork
+from cyclestarnet.networks.translator import Translator
 from cyclestarnet.noise import NoiseModel
 from cyclestarnet.pipeline.fit import fit_stars
 from cyclestarnet.pipeline.options import FitOptions

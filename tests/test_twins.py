@@ -13,8 +13,8 @@ from tiny import TINY_NETWORK
 
 from cyclestarnet import CalibratedModel, EmulatorSettings, SpectrumError, TrainingSettings, train
 from cyclestarnet.cli import main
-from cyclestarnet.networks.predictor import Translator
 from cyclestarnet.networks.translation import TranslationNetwork
+from cyclestarnet.networks.translator import Translator
 from cyclestarnet.spectra import to_spectrum
 from cyclestarnet.training import compare_labels, runs
 from cyclestarnet.training.toml import ConfigError

@@ -4,13 +4,11 @@ from cyclestarnet.networks.clouds import LatentCloud, SplitLatentCloud
 from cyclestarnet.networks.emulator import Emulator, EmulatorSettings, train_emulator
 from cyclestarnet.networks.kinematics import Kinematics
 from cyclestarnet.networks.predictor import (
-    DomainTranslator,
     EmulatorPredictor,
     FreeSplitLatentPredictor,
     MovingPredictor,
     NetworkPredictor,
     ObservedPredictor,
-    Translator,
 )
 from cyclestarnet.networks.published import (
     PAYNE_LABELS,
@@ -30,6 +28,7 @@ from cyclestarnet.networks.translation import (
     SharedNetwork,
     TranslationNetwork,
 )
+from cyclestarnet.networks.translator import DomainTranslator, Translator
 
 __all__ = [
     "PAYNE_LABELS",

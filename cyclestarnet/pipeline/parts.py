@@ -16,8 +16,8 @@ from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.labels import LabelSet
 from cyclestarnet.networks.clouds import LatentCloud, SplitLatentCloud
 from cyclestarnet.networks.emulator import Emulator
-from cyclestarnet.networks.predictor import Translator
 from cyclestarnet.networks.shortcuts import Shortcuts
+from cyclestarnet.networks.translator import Translator
 from cyclestarnet.noise import NoiseModel
 from cyclestarnet.spectra import NORMALISED, Pixels, Spectrum, to_pixels
 

@@ -13,7 +13,8 @@ from scipy.interpolate import CubicSpline
 from cyclestarnet.exceptions import GridError
 from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.labels import unit_of_label
-from cyclestarnet.networks.predictor import EmulatorPredictor, ObservedPredictor, Translator
+from cyclestarnet.networks.predictor import EmulatorPredictor, ObservedPredictor
+from cyclestarnet.networks.translator import Translator
 from cyclestarnet.pipeline.options import check_choice
 from cyclestarnet.pipeline.parts import ModelParts
 from cyclestarnet.pipeline.translate import DOMAINS

@@ -26,7 +26,8 @@ from cyclestarnet.labels import LabelSet
 from cyclestarnet.model import CalibratedModel
 from cyclestarnet.networks.clouds import LatentCloud, SplitLatentCloud
 from cyclestarnet.networks.emulator import Emulator
-from cyclestarnet.networks.predictor import EmulatorPredictor, Translator
+from cyclestarnet.networks.predictor import EmulatorPredictor
+from cyclestarnet.networks.translator import Translator
 from cyclestarnet.noise import NoiseModel
 from cyclestarnet.pipeline.diagnostics import continuum_misfit, local_misfit
 from cyclestarnet.pipeline.parts import FlagLimits, Population

@@ -36,8 +36,8 @@ from cyclestarnet.journal import run_folder
 from cyclestarnet.model import CalibratedModel
 from cyclestarnet.model_file import digest_of
 from cyclestarnet.networks.emulator import EmulatorSettings
-from cyclestarnet.networks.predictor import Translator
 from cyclestarnet.networks.translation import NetworkSettings, TranslationNetwork
+from cyclestarnet.networks.translator import Translator
 from cyclestarnet.spectra import Spectrum
 from cyclestarnet.training.arrays import domains_of_arrays
 from cyclestarnet.training.assembly import assemble_model

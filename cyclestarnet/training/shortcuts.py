@@ -7,8 +7,9 @@ import torch
 
 from cyclestarnet.fitting.priors import GaussianPrior
 from cyclestarnet.networks.emulator import Emulator
-from cyclestarnet.networks.predictor import ObservedPredictor, Translator
+from cyclestarnet.networks.predictor import ObservedPredictor
 from cyclestarnet.networks.shortcuts import Shortcuts, slope_terms
+from cyclestarnet.networks.translator import Translator
 
 __all__ = ["learn_shortcuts"]
 

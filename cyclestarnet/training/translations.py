@@ -27,8 +27,8 @@ from cyclestarnet.files import locked
 from cyclestarnet.grid import WavelengthGrid
 from cyclestarnet.io.training_set import TrainingSet
 from cyclestarnet.networks.emulator import Emulator
-from cyclestarnet.networks.predictor import DomainTranslator
 from cyclestarnet.networks.translation import NetworkSettings
+from cyclestarnet.networks.translator import DomainTranslator
 from cyclestarnet.noise import NoiseModel
 from cyclestarnet.spectra import Spectrum
 from cyclestarnet.training.arrays import (

@@ -27,9 +27,9 @@ from cyclestarnet.lines import read_line_list
 from cyclestarnet.lines.config import example_mock_config, read_mock_config
 from cyclestarnet.networks.clouds import LatentCloud
 from cyclestarnet.networks.emulator import Emulator
-from cyclestarnet.networks.predictor import Translator
 from cyclestarnet.networks.published import read_payne_checkpoint, read_payne_npz, read_published_checkpoint
 from cyclestarnet.networks.translation import Critic, NetworkSettings, TranslationNetwork
+from cyclestarnet.networks.translator import Translator
 from cyclestarnet.noise import NoiseModel
 from cyclestarnet.pipeline.chains import ChainFile
 from cyclestarnet.pipeline.journal import write_results
