@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Errors of the labels of ``apogee-giants``, learnt without a known label: of a twin.
+"""Errors of the labels of ``apogee-giants``, learnt without a known label: of twins.
 
 ::
 
@@ -7,10 +7,11 @@
     cp recipes/apogee_giants.toml WORK
     python recipes/apogee_giants_twin.py WORK --iterations 3000
 
-The packaged model makes stars of known labels, and a twin of it is trained on them
-(`cyclestarnet.training.twins`), in ``WORK/twin``: killed, it goes on where it was. What the twin says of the errors
-of labels is then held against stars whose labels are known, ``WORK/known.h5``, and against the errors that the
-packaged model has, which it learnt from such stars. Writes ``docs/tables/card_twin.rst``.
+The packaged model makes stars of known labels, and a twin of it is trained on them, and a twin of that
+(`cyclestarnet.training.twins`), in ``WORK/twin``: killed, it goes on where it was. The model with the errors that they
+tell is ``WORK/apogee-giants-of-twins.safetensors``. They are then held against stars whose labels are known,
+``WORK/known.h5``, and against the errors that the packaged model has, which it learnt from such stars. Writes
+``docs/tables/card_twin.rst``.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from cyclestarnet import CalibratedModel
 from cyclestarnet.io import TrainingSet
 from cyclestarnet.labels import unit_of_label
 from cyclestarnet.spectra import to_spectrum
-from cyclestarnet.training import compare_labels, finish, read_config
+from cyclestarnet.training import compare_labels, read_config
+from cyclestarnet.training.evaluation import without_label_error
 from cyclestarnet.training.inputs import read_domains
-from cyclestarnet.training.runs import ready
-from cyclestarnet.training.twins import twin_domains, twin_plan
+from cyclestarnet.training.runs import with_errors_of_twin
 
 log = logging.getLogger("apogee_giants_twin")
 
@@ -40,8 +41,9 @@ N_TEST = 1_000
 SORTED = ("teff", "logg", "fe_h")  # by which the edges are made of: tenths of the stars
 
 
-def trained_twin(model, work, iterations, validation, zero_points):
-    """The model that the training of a twin ends in."""
+def with_twins(model, options):
+    """The model with the errors of its twins, and the errors of the first twin alone."""
+    work = options.work
     config = read_config(work / "apogee_giants.toml")
     model.save(work / "packaged.safetensors")
     plan = replace(
@@ -49,13 +51,10 @@ def trained_twin(model, work, iterations, validation, zero_points):
         run=replace(config.run, folder=work),
         observed=replace(config.observed, known=None),
         synthetic=replace(config.synthetic, path=None, emulator=work / "packaged.safetensors"),
-        model=replace(config.model, n_twin=iterations, n_validation=validation, n_zero_points=zero_points),
+        model=replace(config.model, n_validation=options.validation, n_zero_points=options.zero_points),
     )
-    domains = read_domains(plan)
-    plan = twin_plan(plan)
-    run = ready(plan, twin_domains(model, domains, plan))
-    run.train()
-    return CalibratedModel.load(finish(run))
+    made = with_errors_of_twin(model, read_domains(plan), plan, options.iterations)
+    return made, CalibratedModel.load(next((work / "twin").glob("*.safetensors")))
 
 
 def known_stars(path, grid):
@@ -88,7 +87,7 @@ def rows_of(offsets, errors, truth):
         for own in errors.values():
             within = np.abs(off) < own[:, k]
             cells.append(f"{within.mean():.2f} ({min(within[part].mean() for part in tenths):.2f})")
-        cells.append(" / ".join(form.format(np.median(own[:, k])) for own in list(errors.values())[1:]))
+        cells.append(" / ".join(form.format(np.median(own[:, k])) for own in list(errors.values())[2:]))
         rows.append((name, *cells))
     return rows
 
@@ -103,18 +102,24 @@ def main(argv=None):
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     model = CalibratedModel.from_pretrained("apogee-giants")
-    twin = trained_twin(model, options.work, options.iterations, options.validation, options.zero_points)
-    bare = replace(model, noise=replace(model.noise, label_error=None, label_error_trend=None))
+    made, twin = with_twins(model, options)
+    made.save(options.work / "apogee-giants-of-twins.safetensors", half=True)
+    bare = without_label_error(model)
     spectra, truth = known_stars(options.work / "known.h5", model.grid)
     offsets = compare_labels(bare, spectra, truth)
     errors = {"quoted alone": offsets.error, "of a twin": total_errors(offsets, twin.noise)}
-    errors["of known stars"] = total_errors(offsets, model.noise)
+    errors |= {"of both twins": total_errors(offsets, made.noise), "of known stars": total_errors(offsets, model.noise)}
     rows = rows_of(offsets, errors, truth)
     for row in rows:
         log.info("%s", "  ".join(row))
-    header = ("label", "offset / scatter", *(f"within errors, {name}" for name in errors), "median error: twin / known")
+    header = (
+        "label",
+        "offset / scatter",
+        *(f"within errors, {name}" for name in errors),
+        "median error: twins / known",
+    )
     title = (
-        f"Errors of labels, learnt of a twin ({options.iterations} iterations) and of 500 known stars: how many of "
+        f"Errors of labels, learnt of twins ({options.iterations} iterations each) and of 500 known stars: how many of "
         f"{len(offsets.offset)} other stars are within them (of the worst tenth in Teff, log g or [Fe/H])"
     )
     write_rst(DOCS / "tables" / "card_twin.rst", list_table(title, (header, *rows)))

@@ -53,6 +53,7 @@ from cyclestarnet.training.datasets import ObservedSpectra, SyntheticSpectra
 from cyclestarnet.training.evaluation import label_error
 from cyclestarnet.training.settings import TrainingSettings
 from cyclestarnet.training.trainer import Anchors, Trainer
+from cyclestarnet.training.twins import WITHIN
 from cyclestarnet.training.watch import Watch, alignment_scores
 
 log = logging.getLogger("stability")
@@ -608,22 +609,42 @@ def twins(work):
 
 
 def twin_row(domains, seed):
-    """Errors of labels of a model and of its twin, and how often the first are within those that the twin tells."""
+    """Errors of labels of a model and of its twins, and how often the first are within those that the twins tell."""
     start = time.process_time()
     settings, network = learnt(domains, seed)
     found = fits(domains, settings, network, held=domains.held)
-    stars = twin_domains(domains, settings, network, found, seed)
-    settings, twin = learnt(stars, seed + 100)
-    told = fits(stars, settings, twin, held=stars.held)
+    stars, settings, twin, told = twin_of(domains, settings, network, found, seed)
+    others, _, _, second = twin_of(stars, settings, twin, told, seed + 100)
     row = {}
-    for name, own, truth in (("model", found, domains.truth), ("twin", told, stars.truth)):
+    for name, own, truth in (
+        ("model", found, domains.truth),
+        ("twin", told, stars.truth),
+        ("its twin", second, others.truth),
+    ):
         row[name] = figures(own.labels, own.chi2(), truth) | {"pulls": pulls(own, truth)}
-    variance = told.error**2
-    hidden = label_error(told.labels - stars.truth, variance[:, :, None] * np.eye(len(REPORTED)))
-    off, total = np.abs(found.labels - domains.truth), np.sqrt(found.error**2 + np.diag(hidden))
-    for name, error in (("quoted", found.error), ("told", total)):
+    off = np.abs(told.labels - stars.truth)
+    row["factor"] = float(np.quantile(off / total_error(told, second, others.truth), WITHIN))
+    off = np.abs(found.labels - domains.truth)
+    for name, error in (
+        ("quoted", found.error),
+        ("told", total_error(found, told, stars.truth)),
+        ("calibrated", total_error(found, told, stars.truth, row["factor"])),
+    ):
         row[f"covered, {name}"] = dict(zip(REPORTED, (off < error).mean(0).tolist(), strict=True))
     return row | {"seconds": time.process_time() - start}
+
+
+def twin_of(domains, settings, network, found, seed):
+    """Stars that a network makes, a network that is trained on some, and its fits of the others."""
+    stars = twin_domains(domains, settings, network, found, seed)
+    settings, twin = learnt(stars, seed + 100)
+    return stars, settings, twin, fits(stars, settings, twin, held=stars.held)
+
+
+def total_error(found, told, truth, factor=1.0):
+    """Errors of fits, with those that offsets of others from their truth, that many times as large, add to them."""
+    variance = told.error[:, :, None] ** 2 * np.eye(len(REPORTED))
+    return np.sqrt(found.error**2 + np.diag(label_error(factor * (told.labels - truth), variance)))
 
 
 def learnt(domains, seed):
@@ -831,12 +852,12 @@ def twins_and_models(of):
     lines = []
     for pair in ("moog", "masked"):
         found = list(of(f"twins/{pair}/").values())
-        for who in ("model", "twin"):
+        for who in ("model", "twin", "its twin"):
             if found:
                 mean = mean_of(found)
-                shares = ("covered, quoted", "covered, told") if who == "model" else ()
+                shares = ("covered, quoted", "covered, told", "covered, calibrated") if who == "model" else ()
                 covered = [" ".join(f"{100 * mean[name][label]:.0f}" for label in REPORTED) for name in shares]
-                cells = [*label_cells(mean[who]), *(covered or ["", ""])]
+                cells = [*label_cells(mean[who]), *(covered or ["", "", ""])]
                 lines.append((pair, who, len(found), f"{mean[who]['chi2']:.2f}", *cells))
     header = (
         "domains",
@@ -847,6 +868,7 @@ def twins_and_models(of):
         "[α/M]",
         "within quoted errors [%]",
         "with the twin's [%]",
+        "and its twin's [%]",
     )
     title = "Models and their twins, each against its own truth: means of the seeds; labels: offset / scatter"
     write_table("twins", header, lines, title)

@@ -1,25 +1,29 @@
 """Stars that a model makes of known labels, and the twin of a training that learns from them."""
 
+import re
 import shutil
 from dataclasses import replace
+from itertools import combinations
 
 import astropy.units as u
 import h5py
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 from test_runs import WAVELENGTH, files, folder, prepared, write_config  # noqa: F401  # two of them are fixtures
 from tiny import TINY_NETWORK
 
-from cyclestarnet import CalibratedModel, EmulatorSettings, SpectrumError, TrainingSettings, train
+from cyclestarnet import CalibratedModel, EmulatorSettings, NoiseModel, SpectrumError, TrainingSettings, train
 from cyclestarnet.cli import main
 from cyclestarnet.networks.translation import TranslationNetwork
 from cyclestarnet.networks.translator import Translator
 from cyclestarnet.spectra import to_spectrum
 from cyclestarnet.training import compare_labels, runs
+from cyclestarnet.training.evaluation import LabelOffsets
 from cyclestarnet.training.toml import ConfigError
 from cyclestarnet.training.trainer import Trainer
-from cyclestarnet.training.twins import SimulatedStars, find_donors
+from cyclestarnet.training.twins import SimulatedStars, find_donors, shortfall
 
 SIGMA = 0.01
 
@@ -114,26 +118,51 @@ def quick(monkeypatch):
 def test_a_training_has_the_errors_of_its_twin(folder, monkeypatch, capsys):  # noqa: F811
     config = str(write_config(folder, **TWIN))
     assert main(["train", config]) == 0
-    assert "20 iterations more, for the errors of labels" in " ".join(capsys.readouterr().out.split())
-    model, twin = (
-        CalibratedModel.load(folder / "run" / name) for name in ("tiny.safetensors", "twin/tiny-twin.safetensors")
-    )
-    np.testing.assert_array_equal(model.noise.label_error, twin.noise.label_error)
-    assert (np.diag(model.noise.label_error) > 0).any()
-    assert "60 stars of this model; 20 iterations, seed 1" in model.provenance["label errors"]
+    assert "twice 20 iterations more, for the errors of labels" in " ".join(capsys.readouterr().out.split())
+    names = "tiny.safetensors", "twin/tiny-twin.safetensors", "twin/twin/tiny-twin-twin.safetensors"
+    models = [CalibratedModel.load(folder / "run" / name) for name in names]
+    model, twin, _ = models
+    told = model.provenance["label errors"]
+    assert "60 stars of this model; 20 iterations, seed 1" in told
+    factor = float(re.search(r"times (\d+\.\d+)", told)[1])
+    own, of_twin = (np.diag(m.noise.label_error) for m in (model, twin))
+    assert (own > 0).any()
+    assert (own > 0.98 * of_twin).all() if factor > 1 else (own < 1.02 * of_twin + 1e-12).all()
     differ = [
-        (a - b).abs().max() for a, b in zip(*(m.translator.network.parameters() for m in (model, twin)), strict=True)
+        max((a - b).abs().max() for a, b in zip(*(m.translator.network.parameters() for m in pair), strict=True))
+        for pair in combinations(models, 2)
     ]
-    assert max(differ) > 0.01
+    assert min(differ) > 0.01
 
     def trained_again(*_, **__):
-        raise AssertionError("the twin was trained already")
+        raise AssertionError("the twins were trained already")
 
     (folder / "run" / "tiny.safetensors").unlink()
     monkeypatch.setattr(Trainer, "step", trained_again)
     assert main(["train", config]) == 0  # what was trained is taken as it is
     again = CalibratedModel.load(folder / "run" / "tiny.safetensors")
     np.testing.assert_array_equal(again.noise.label_error, model.noise.label_error)
+
+
+def offsets_of(scatter, rng, n=4000):
+    """Offsets of two labels of which fits quote errors of 1 and 2."""
+    quoted = np.array([1.0, 2.0])
+    every, offset = np.ones(n, dtype=bool), rng.normal(0, scatter, (n, 2))
+    covariance = np.tile(np.diag(quoted**2), (n, 1, 1))
+    return LabelOffsets(("teff", "logg"), offset, covariance, 1.0 * every, every, ~every, labels=np.zeros((n, 2)))
+
+
+def test_errors_fall_short_by_what_makes_the_offsets_fit(rng):
+    noise = NoiseModel(label_error=np.diag([3.0, 12.0]))  # totals of 2 and 4
+    assert shortfall(offsets_of([2.0, 4.0], rng), noise) == pytest.approx(1.0, abs=0.03)
+    assert shortfall(offsets_of([3.0, 6.0], rng), noise) == pytest.approx(1.5, abs=0.04)
+    between = shortfall(offsets_of([2.0, 8.0], rng), noise)  # one label right, the other half as large as it must be
+    assert 2 * norm.cdf(between) - 1 + 2 * norm.cdf(between / 2) - 1 == pytest.approx(2 * 0.6827, abs=0.03)
+
+
+def test_errors_that_are_too_large_have_a_factor_below_one(rng):
+    noise = NoiseModel(label_error=np.diag([3.0, 12.0]))
+    assert shortfall(offsets_of([1.0, 2.0], rng), noise) == pytest.approx(0.5, abs=0.02)
 
 
 @pytest.mark.usefixtures("quick")

@@ -250,9 +250,10 @@ class ModelConfig:
         much the networks miss it. 0: nothing is taken off. Not with anchors, which tell zero points
         themselves, and not if there are fewer than 500 stars, whose mean is uncertain.
     n_twin : int
-        Iterations of a second training, of stars that the model makes of labels which it chooses: it tells the
-        errors of labels that spectra do not show, where no stars are known. 0: they stay unknown. Half as many
-        iterations as those of the training are good. Not with anchors, and not if stars are known.
+        Iterations of a twin, a training of stars that the model makes of labels which it chooses, and of the twin of
+        that: they tell the errors of labels that spectra do not show, where no stars are known. 0: they stay
+        unknown. A quarter to half as many as those of the training are good. Not with anchors, and not if stars are
+        known.
     continuum : "apogee", file or None
         Continuum pixels that normalised the spectra, and will normalise all
         that the model fits: this package's for APOGEE, or a table with a

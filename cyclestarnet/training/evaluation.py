@@ -429,8 +429,61 @@ def learn_label_error(
     names = [name for name in (truth.colnames if isinstance(truth, QTable) else truth) if name in model.labels]
     if not names:
         raise LabelError(f"truth must have some of the labels {', '.join(model.labels.names)}")
-    bare = replace(model, noise=replace(model.noise, label_error=None, label_error_trend=None))
-    offsets = compare_labels(bare, spectra, {name: truth[name] for name in names}, progress=progress)
+    known = {name: truth[name] for name in names}
+    return with_label_error(model, compare_labels(without_label_error(model), spectra, known, progress=progress))
+
+
+def without_label_error(model: CalibratedModel) -> CalibratedModel:
+    """A model that quotes the errors of its fits alone.
+
+    Parameters
+    ----------
+    model : `~cyclestarnet.CalibratedModel`
+        The model.
+
+    Returns
+    -------
+    `~cyclestarnet.CalibratedModel`
+        Without hidden errors of labels.
+
+    Examples
+    --------
+    >>> from cyclestarnet import CalibratedModel
+    >>> from cyclestarnet.training.evaluation import without_label_error
+    >>> without_label_error(CalibratedModel.from_pretrained()).noise.label_error is None
+    True
+    """
+    return replace(model, noise=replace(model.noise, label_error=None, label_error_trend=None))
+
+
+def with_label_error(model: CalibratedModel, offsets: LabelOffsets) -> CalibratedModel:
+    """Give a model the hidden errors of labels that offsets bear out, those of quoted errors alone.
+
+    Parameters
+    ----------
+    model : `~cyclestarnet.CalibratedModel`
+        The model. A label error that it has is replaced.
+    offsets : `LabelOffsets`
+        Of stars of known labels; of labels of the model, not of combinations.
+
+    Returns
+    -------
+    `~cyclestarnet.CalibratedModel`
+        As of `learn_label_error`.
+
+    Raises
+    ------
+    SpectrumError
+        If fewer than 8 stars can be used.
+
+    Examples
+    --------
+    ::
+
+        offsets = compare_labels(without_label_error(model), spectra, truth)
+        model = with_label_error(model, offsets)
+    """
+    names = offsets.names
     places = [model.labels.index(name) for name in names]
     error, trend = np.zeros((len(model.labels), len(model.labels))), None
     own = label_error(offsets.offset, offsets.covariance)

@@ -53,14 +53,20 @@ from cyclestarnet.training.config import (
 from cyclestarnet.training.datasets import ObservedSpectra, SyntheticSpectra
 from cyclestarnet.training.domains import Domains
 from cyclestarnet.training.emulators import OWN_EMULATOR
-from cyclestarnet.training.evaluation import compare_labels, label_table, learn_label_error
+from cyclestarnet.training.evaluation import (
+    compare_labels,
+    label_table,
+    learn_label_error,
+    with_label_error,
+    without_label_error,
+)
 from cyclestarnet.training.inputs import read_domains
 from cyclestarnet.training.loop import TrainingLoop
 from cyclestarnet.training.settings import TrainingSettings
 from cyclestarnet.training.streams import StreamedSpectra
 from cyclestarnet.training.toml import ConfigError
 from cyclestarnet.training.trainer import Trainer, first_goes_ahead, join_processes
-from cyclestarnet.training.twins import twin_domains, twin_plan
+from cyclestarnet.training.twins import shortfall, twin_domains, twin_plan
 from cyclestarnet.training.watch import WatchSettings
 from cyclestarnet.training.zero_points import learn_zero_points, with_zero_points
 
@@ -76,6 +82,7 @@ __all__ = [
     "prepare",
     "ready",
     "train",
+    "with_errors_of_twin",
 ]
 
 log = logging.getLogger(__name__)
@@ -171,7 +178,7 @@ class Run:
             "folder": str(config.run.folder),
         }
         if config.model.n_twin and self.base is None:
-            facts["twin"] = f"{config.model.n_twin:,} iterations more, for the errors of labels"
+            facts["twins"] = f"twice {config.model.n_twin:,} iterations more, for the errors of labels"
         return paragraphs(facts)
 
     def changes(self) -> list[str]:
@@ -372,9 +379,9 @@ def train(
         Fraction of ``observed`` that the networks do not see. 20 stars give a
         rough, 100 a good model error per pixel. Default: 0.1.
     n_twin : int, optional
-        Iterations of a second training, of stars that the model makes of labels which it chooses: it tells the errors
-        of labels that spectra do not show. Half as many as those of the training are good. Default: 0, they stay
-        unknown.
+        Iterations of a twin, a training of stars that the model makes of labels which it chooses, and of the twin of
+        that: they tell the errors of labels that spectra do not show. A quarter to half as many as those of the
+        training are good. Default: 0, they stay unknown.
     seed : int, optional
         Of the choice of those stars, and of networks and emulator unless
         their settings are given, which have seeds of their own. Default: 0.
@@ -623,8 +630,8 @@ def finish(run: Run, *, progress: bool = True) -> Path:
     Of a training from the beginning it learns the zero points of labels from the training stars
     (`~cyclestarnet.training.learn_zero_points`). With stars of known labels it learns the errors
     that spectra do not show, too, and writes a table of how well it finds labels beside the
-    model, ``NAME.labels.ecsv``. Without them, and with ``n_twin`` of the plan, it learns these errors of a twin
-    (`cyclestarnet.training.twins`), whose training is in the folder ``twin`` of the run.
+    model, ``NAME.labels.ecsv``. Without them, and with ``n_twin`` of the plan, it learns these errors of a twin and of
+    the twin of that (`with_errors_of_twin`), whose trainings are in the folders ``twin`` and ``twin/twin`` of the run.
 
     Parameters
     ----------
@@ -687,7 +694,7 @@ def finish(run: Run, *, progress: bool = True) -> Path:
     if domains.known is not None:
         model = learn_label_error(model, domains.known.spectra(domains.grid), domains.known.truth, progress=progress)
     elif config.model.n_twin and base is None:
-        model = _with_errors_of_twin(model, run, progress)
+        model = with_errors_of_twin(model, domains, config, config.model.n_twin, progress=progress)
     model.save(config.model_path, half=config.model.half)
     if domains.test is not None:
         saved = CalibratedModel.load(config.model_path)  # as users will have it, perhaps in half precision
@@ -696,24 +703,74 @@ def finish(run: Run, *, progress: bool = True) -> Path:
     return config.model_path
 
 
-def _with_errors_of_twin(model: CalibratedModel, run: Run, progress: bool) -> CalibratedModel:
-    """The model with the hidden errors of labels that its twin has."""
-    plan = twin_plan(run.config)
-    about = {"task": "twin", "weights": digest_of(model), "training": as_json(asdict(plan.training))}
-    with run_folder(plan.run.folder, about, FILES_OF_TWIN, overwrite=True):
-        log.info("a twin is trained in %s, to learn the errors of labels", plan.run.folder)
-        twin = ready(plan, twin_domains(model, run.domains, plan, progress=progress))
-        twin.train(progress=progress)
-        noise = CalibratedModel.load(finish(twin, progress=progress)).noise
+def with_errors_of_twin(
+    model: CalibratedModel, domains: Domains, plan: Plan, n_iterations: int, *, progress: bool = True
+) -> CalibratedModel:
+    """Give a model the hidden errors of labels that its twin has, and more, as a twin of the twin tells.
+
+    See `cyclestarnet.training.twins`. Interrupted, it goes on with the next call.
+
+    Parameters
+    ----------
+    model : `~cyclestarnet.CalibratedModel`
+        The model.
+    domains : `~cyclestarnet.training.domains.Domains`
+        That it was trained on.
+    plan : `~cyclestarnet.training.config.Plan`
+        Of its training, in whose folder the twins are.
+    n_iterations : int
+        Of either twin.
+    progress : bool, optional
+        Show bars. Default: True.
+
+    Returns
+    -------
+    `~cyclestarnet.CalibratedModel`
+        With ``noise.label_error`` and ``noise.label_error_trend``.
+
+    Raises
+    ------
+    SpectrumError
+        If hardly any observed star can be fitted.
+
+    Examples
+    --------
+    ::
+
+        model = with_errors_of_twin(model, run.domains, run.config, 7_000)
+        model.noise.hidden_covariance(model.prior.mean)
+    """
+    first, twin = _trained_twin(model, domains, plan, n_iterations, progress)
+    _, second = _trained_twin(twin, first.domains, first.config, n_iterations, progress)
+    judges, bare = first.domains.known, without_label_error(twin)
+    assert judges is not None  # a twin has some
+    offsets = compare_labels(bare, judges.spectra(domains.grid), judges.truth, progress=progress)
+    factor = shortfall(offsets, second.noise)
+    noise = with_label_error(twin, replace(offsets, offset=factor * offsets.offset)).noise
     said = (
-        f"learnt without known labels, of a twin that was trained on {len(twin.domains.observed)} stars of this model; "
-        f"{plan.training.n_iterations} iterations, seed {plan.training.seed}"
+        f"learnt without known labels, of a twin that was trained on {len(first.domains.observed)} stars of this "
+        f"model; {n_iterations} iterations, seed {first.config.training.seed}; times {factor:.2f}, as a twin of the "
+        "twin tells"
     )
     return replace(
         model,
         noise=replace(model.noise, label_error=noise.label_error, label_error_trend=noise.label_error_trend),
         provenance={**model.provenance, "label errors": said},
     )
+
+
+def _trained_twin(
+    model: CalibratedModel, domains: Domains, plan: Plan, n_iterations: int, progress: bool
+) -> tuple[Run, CalibratedModel]:
+    """The training of a model's twin, and what it ends in."""
+    plan = twin_plan(plan, n_iterations)
+    about = {"task": "twin", "weights": digest_of(model), "training": as_json(asdict(plan.training))}
+    with run_folder(plan.run.folder, about, FILES_OF_TWIN, overwrite=True):
+        log.info("a twin is trained in %s, to learn the errors of labels", plan.run.folder)
+        twin = ready(plan, twin_domains(model, domains, plan, progress=progress))
+        twin.train(progress=progress)
+        path = plan.model_path if plan.model_path.exists() else finish(twin, progress=progress)
+        return twin, CalibratedModel.load(path)
 
 
 def chosen_weights(trainer: Trainer, weights: str) -> tuple[TranslationNetwork, Tensor | None, int]:

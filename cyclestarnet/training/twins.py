@@ -4,6 +4,11 @@ Networks that learn from unpaired spectra may end with labels that are wrong in 
 much, the stars of the training do not tell, since nobody knows their labels. But a trained model makes stars like them,
 of labels that it chooses. The same training, begun anew on those, is a twin of the first: it goes wrong in its own way,
 and by how much is known. That is a parametric bootstrap (Efron 1979, Annals of Statistics 7, 1) of a whole training.
+
+It tells too little: stars of a model have the part of the gap between the domains that the model has learnt, and what
+it has not learnt, no twin can miss. By how much too little, a twin of the twin tells: the errors that it tells of the
+twin stand beside those that the twin has. So one bootstrap is calibrated by another (Hall 1986, Annals of Statistics
+14, 1431; Beran 1987, Biometrika 74, 457).
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from cyclestarnet.exceptions import FitWarning, SpectrumError
 from cyclestarnet.labels import unit_of_label
 from cyclestarnet.model import CalibratedModel
 from cyclestarnet.networks.predictor import ObservedPredictor
+from cyclestarnet.noise import NoiseModel
 from cyclestarnet.pipeline.fit import fit_stars
 from cyclestarnet.pipeline.options import FitOptions
 from cyclestarnet.pipeline.setup import FitSetup
@@ -30,9 +36,10 @@ from cyclestarnet.training.assembly import filled_flux
 from cyclestarnet.training.config import Plan
 from cyclestarnet.training.datasets import ObservedSpectra
 from cyclestarnet.training.domains import Domains, KnownStars, Stars
+from cyclestarnet.training.evaluation import LabelOffsets
 from cyclestarnet.training.tables import Block
 
-__all__ = ["Donors", "SimulatedStars", "find_donors", "twin_domains", "twin_plan"]
+__all__ = ["Donors", "SimulatedStars", "find_donors", "shortfall", "twin_domains", "twin_plan"]
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +49,7 @@ N_KNOWN = 500  # by which it is judged
 LEAST_DONORS = 3
 BATCH = 16  # stars that are fitted side by side
 NAME = "twin"
+WITHIN = 0.6827  # of a Gaussian, one σ
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,13 +212,15 @@ class SimulatedStars:
         return ObservedPredictor(self.model.emulator, self.model.translator, self.donors.split_latent, together=6)
 
 
-def twin_plan(plan: Plan) -> Plan:
+def twin_plan(plan: Plan, n_iterations: int) -> Plan:
     """Plan the training of a twin: that of the first but for its seed, its iterations, and that it has no twin itself.
 
     Parameters
     ----------
     plan : `~cyclestarnet.training.config.Plan`
-        Of the first, with ``model.n_twin`` iterations.
+        Of the first.
+    n_iterations : int
+        Of the twin.
 
     Returns
     -------
@@ -221,12 +231,12 @@ def twin_plan(plan: Plan) -> Plan:
     --------
     ::
 
-        twin_plan(plan).training.seed
+        twin_plan(plan, 7_000).training.seed
     """
     seed = plan.training.seed + 1
     return Plan(
         run=replace(plan.run, folder=plan.run.folder / NAME, name=f"{plan.run.name}-{NAME}", seed=plan.run.seed + 1),
-        training=replace(plan.training, n_iterations=plan.model.n_twin, seed=seed, weight_anchors=0.0),
+        training=replace(plan.training, n_iterations=n_iterations, seed=seed, weight_anchors=0.0),
         network=plan.network,
         watch=plan.watch,
         emulator=plan.emulator,
@@ -264,7 +274,7 @@ def twin_domains(model: CalibratedModel, domains: Domains, plan: Plan, *, progre
     --------
     ::
 
-        domains = twin_domains(model, run.domains, twin_plan(run.config))
+        domains = twin_domains(model, run.domains, twin_plan(run.config, 7_000))
     """
     donors = find_donors(model, domains.stars.spectra(N_DONORS, domains.grid), progress=progress)
     sizes = np.cumsum([min(len(domains.stars.rows), MOST_STARS), len(domains.held_out.rows), N_KNOWN])
@@ -281,3 +291,38 @@ def twin_domains(model: CalibratedModel, domains: Domains, plan: Plan, *, progre
         observed=ObservedSpectra.from_table(table, plan.training, rows=stars.rows),
         stars=stars, held_out=held_out, anchors=None, known=KnownStars(judges, truth), test=None,
     )  # fmt: skip
+
+
+def shortfall(offsets: LabelOffsets, noise: NoiseModel) -> float:
+    """By what factor errors of labels must grow, those that fits quote and hidden ones together.
+
+    Parameters
+    ----------
+    offsets : `~cyclestarnet.training.evaluation.LabelOffsets`
+        Of all labels of stars that are known, with the errors that fits quote alone.
+    noise : `~cyclestarnet.NoiseModel`
+        Of whose hidden errors it is asked.
+
+    Returns
+    -------
+    float
+        That many errors hold 68.3 % of the offsets, of all labels alike. Below 1 they are too large.
+
+    Examples
+    --------
+    Errors of 1, of which half the variance is hidden, where the offsets scatter by 1.5:
+
+    >>> import numpy as np
+    >>> from cyclestarnet import NoiseModel
+    >>> from cyclestarnet.training.evaluation import LabelOffsets
+    >>> from cyclestarnet.training.twins import shortfall
+    >>> n, every = 20_000, np.ones(20_000, dtype=bool)
+    >>> offset = 1.5 * np.random.default_rng(0).normal(size=(n, 1))
+    >>> offsets = LabelOffsets(("fe_h",), offset, np.full((n, 1, 1), 0.5), 1.0 * every, every, ~every, labels=offset)
+    >>> round(shortfall(offsets, NoiseModel(label_error=np.array([[0.5]]))), 1)
+    1.5
+    """
+    assert offsets.labels is not None  # `compare_labels` keeps them
+    hidden = np.array([noise.hidden_covariance(labels) for labels in offsets.labels])
+    errors = np.sqrt(np.diagonal(offsets.covariance + hidden, axis1=1, axis2=2))
+    return float(np.quantile(np.abs(offsets.offset) / errors, WITHIN))

@@ -16,7 +16,7 @@ from cyclestarnet.exceptions import SpectrumError
 from cyclestarnet.fitting.priors import GaussianPrior
 from cyclestarnet.model import CalibratedModel
 from cyclestarnet.spectra import Spectrum
-from cyclestarnet.training.evaluation import fitted_labels
+from cyclestarnet.training.evaluation import fitted_labels, without_label_error
 
 __all__ = ["learn_zero_points", "population_offset"]
 
@@ -58,8 +58,7 @@ def learn_zero_points(model: CalibratedModel, spectra: Spectrum, *, progress: bo
         model = learn_zero_points(model, spectra)
         dict(zip(model.labels, model.zero_points))
     """
-    bare = replace(model, noise=replace(model.noise, label_error=None, label_error_trend=None))
-    fits = fitted_labels(bare, spectra, progress=progress, about="stars of the population")
+    fits = fitted_labels(without_label_error(model), spectra, progress=progress, about="stars of the population")
     offset = population_offset(fits.values, fits.covariance, model.prior)
     log.info("zero points: labels were off by %s", dict(zip(model.labels, offset.round(3).tolist(), strict=True)))
     return with_zero_points(model, offset)
