@@ -745,7 +745,7 @@ def with_errors_of_twin(
     judges, bare = first.domains.known, without_label_error(twin)
     assert judges is not None  # a twin has some
     offsets = compare_labels(bare, judges.spectra(domains.grid), judges.truth, progress=progress)
-    factor = shortfall(offsets, second.noise)
+    factor = max(1.0, shortfall(offsets, second.noise))  # by chance it is below, where errors are right
     noise = with_label_error(twin, replace(offsets, offset=factor * offsets.offset)).noise
     said = (
         f"learnt without known labels, of a twin that was trained on {len(first.domains.observed)} stars of this "
