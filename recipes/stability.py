@@ -628,7 +628,7 @@ def twin_row(domains, seed):
     for name, error in (
         ("quoted", found.error),
         ("told", total_error(found, told, stars.truth)),
-        ("calibrated", total_error(found, told, stars.truth, row["factor"])),
+        ("calibrated", total_error(found, told, stars.truth, max(1.0, row["factor"]))),
     ):
         row[f"covered, {name}"] = dict(zip(REPORTED, (off < error).mean(0).tolist(), strict=True))
     return row | {"seconds": time.process_time() - start}
