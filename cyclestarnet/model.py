@@ -656,7 +656,7 @@ class CalibratedModel(ModelParts):
             Rest frame, vacuum, with an uncertainty; a file is read as by `fit_many`. Whatever the unit of the
             flux, and whoever normalised it, the model's recipe normalises it; see ``normalise``.
         **options
-            Fields of `~cyclestarnet.pipeline.FitOptions`.
+            Fields of `~cyclestarnet.FitOptions`.
 
         Returns
         -------
@@ -706,7 +706,7 @@ class CalibratedModel(ModelParts):
         spectrum : `~specutils.Spectrum`
             As for `fit`.
         **options
-            Fields of `~cyclestarnet.pipeline.SampleOptions` and `~cyclestarnet.pipeline.FitOptions`.
+            Fields of `~cyclestarnet.SampleOptions` and `~cyclestarnet.FitOptions`.
 
         Returns
         -------
@@ -754,7 +754,7 @@ class CalibratedModel(ModelParts):
             `~cyclestarnet.io.training_set` has it. A generator is read as far as stars are needed.
             Files are read as their names tell (``apStar-…``, ``apVisit-…``).
         **options
-            Fields of `~cyclestarnet.pipeline.ManyOptions` and `~cyclestarnet.pipeline.FitOptions`.
+            Fields of `~cyclestarnet.ManyOptions` and `~cyclestarnet.FitOptions`.
 
         Returns
         -------
@@ -806,8 +806,8 @@ class CalibratedModel(ModelParts):
         spectra : iterable of `~specutils.Spectrum` or path-like
             All that `fit_many` takes.
         **options
-            Fields of `~cyclestarnet.pipeline.ManyOptions`, `~cyclestarnet.pipeline.SampleManyOptions` and
-            `~cyclestarnet.pipeline.FitOptions`.
+            Fields of `~cyclestarnet.ManyOptions`, `~cyclestarnet.SampleManyOptions` and
+            `~cyclestarnet.FitOptions`.
 
         Returns
         -------
@@ -867,7 +867,7 @@ class CalibratedModel(ModelParts):
         -------
         model : `~cyclestarnet.CalibratedModel`
             The new one; this one does not change.
-        report : `~cyclestarnet.training.AdaptationReport`
+        report : `~cyclestarnet.training.before_after.AdaptationReport`
             What held-out stars look like before and after.
 
         Raises

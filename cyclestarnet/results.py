@@ -285,7 +285,7 @@ class FitResult(Result):
         The same with wavelengths, errors of the data and mask.
     space : {"observed", "synthetic", "emulator"}
         Where the fit was done (S1, Eq. 11, 10, 9).
-    options : `~cyclestarnet.pipeline.FitOptions`
+    options : `~cyclestarnet.FitOptions`
         As they were chosen; a sampling that starts here has the same.
     split_latent : `SplitLatentEstimate` or None
         With ``split_latent="fitted"``.
@@ -601,7 +601,7 @@ class Posterior(Result):
     n_steps : int
         Steps of each walker until the chain was long enough, or until ``max_steps``; burn-in included. Two
         autocorrelation times of them are left out of the samples.
-    options : `~cyclestarnet.pipeline.FitOptions`
+    options : `~cyclestarnet.FitOptions`
         What was sampled, as options of a fit.
     meta : dict
         That of the fit from which the walkers started.

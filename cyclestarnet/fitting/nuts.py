@@ -46,7 +46,7 @@ def sample_by_gradients(
 
     Parameters
     ----------
-    objective : `~cyclestarnet.fitting.Objective`
+    objective : `~cyclestarnet.fitting.objective.Objective`
         Posterior of one star, with exact gradients.
     centre, covariance : array_like, shape (k,), (k, k)
         Optimum and Laplace covariance, as `~cyclestarnet.fitting.approximation.approximate` finds them.

@@ -30,7 +30,7 @@ class SurveySetup:
     ----------
     parts : `~cyclestarnet.pipeline.ModelParts`
         The model.
-    options : `~cyclestarnet.pipeline.FitOptions`
+    options : `~cyclestarnet.FitOptions`
         As they were chosen; columns are quantities of shape (n_stars,), NaN where there is no value.
     n_stars : int or None
         Values in each column; None if there is no column.
@@ -65,7 +65,7 @@ class SurveySetup:
         ----------
         parts : `~cyclestarnet.pipeline.ModelParts`
             The model.
-        options : `~cyclestarnet.pipeline.FitOptions`
+        options : `~cyclestarnet.FitOptions`
             Values in ``fixed``, in ``start`` and in pairs of ``prior`` may have the shape (n_stars,).
 
         Returns

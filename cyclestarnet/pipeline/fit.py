@@ -421,7 +421,7 @@ def fit_one(parts: ModelParts, spectrum: Spectrum, options: FitOptions) -> FitRe
         The model.
     spectrum : `~specutils.Spectrum`
         Of the star.
-    options : `~cyclestarnet.pipeline.FitOptions`
+    options : `~cyclestarnet.FitOptions`
         Of the fit.
 
     Returns

@@ -233,7 +233,7 @@ def fit_survey(
     failed_row : callable
         Takes a name and an error and returns a one-row `~astropy.table.QTable`.
         Its columns are those of the table.
-    many : `~cyclestarnet.pipeline.ManyOptions`, optional
+    many : `~cyclestarnet.ManyOptions`, optional
         Where the table goes, and who fits. With several workers, or those of a client,
         the callables must be picklable. Its ``selection`` is the caller's business.
     run : mapping, optional

@@ -53,7 +53,7 @@ def sample_one(
         The model.
     spectrum : `~specutils.Spectrum`
         Of the star.
-    sampling : `~cyclestarnet.pipeline.SampleOptions`
+    sampling : `~cyclestarnet.SampleOptions`
         How to sample.
     chosen : mapping
         Options of a fit that were chosen; others are those of the result in ``"start"``, if it is one.

@@ -59,7 +59,7 @@ def sample_survey(
         Of the fits from which samplings start, with the model.
     sampling : `~cyclestarnet.pipeline.options.SampleManyOptions`
         How to sample.
-    many : `~cyclestarnet.pipeline.ManyOptions`
+    many : `~cyclestarnet.ManyOptions`
         Where the table goes, and who samples.
     digest : str
         Of the model.

@@ -104,7 +104,7 @@ class FitSetup:
 
     Parameters
     ----------
-    options : `~cyclestarnet.pipeline.FitOptions`
+    options : `~cyclestarnet.FitOptions`
         As they were chosen.
     label_set : `~cyclestarnet.LabelSet`
         Labels of the model, and ``velocity`` and ``broadening`` if they are fitted.
@@ -159,7 +159,7 @@ class FitSetup:
         ----------
         parts : `~cyclestarnet.pipeline.ModelParts`
             The model.
-        options : `~cyclestarnet.pipeline.FitOptions`
+        options : `~cyclestarnet.FitOptions`
             What is asked of it.
 
         Returns

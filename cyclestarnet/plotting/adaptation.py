@@ -32,7 +32,7 @@ def plot_adaptation(report: Any, *, axes: Sequence[Axes] | None = None) -> list[
 
     Parameters
     ----------
-    report : `~cyclestarnet.training.AdaptationReport`
+    report : `~cyclestarnet.training.before_after.AdaptationReport`
         Of `~cyclestarnet.adapt`.
     axes : sequence of `~matplotlib.axes.Axes`, optional
         Four. Default: a new figure.
@@ -117,7 +117,7 @@ def adaptation_page(report: Any) -> str:
 
     Parameters
     ----------
-    report : `~cyclestarnet.training.AdaptationReport`
+    report : `~cyclestarnet.training.before_after.AdaptationReport`
         Of `~cyclestarnet.adapt`.
 
     Returns

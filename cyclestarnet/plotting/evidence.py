@@ -83,10 +83,10 @@ def evidence_figures(
 
     Parameters
     ----------
-    evidence : `~cyclestarnet.training.Evidence`
-        Of `~cyclestarnet.training.collect_evidence`.
+    evidence : `~cyclestarnet.training.evidence.Evidence`
+        Of `~cyclestarnet.training.evidence.collect_evidence`.
     training, mock, isochrones : optional
-        As `~cyclestarnet.training.Evidence.write` takes them.
+        As `~cyclestarnet.training.evidence.Evidence.write` takes them.
 
     Yields
     ------
@@ -244,12 +244,12 @@ def write_evidence(
     mock: str | os.PathLike[str] | None = None,
     isochrones: QTable | None = None,
 ) -> Path:
-    """Write tables, figures and a page; see `~cyclestarnet.training.Evidence.write`.
+    """Write tables, figures and a page; see `~cyclestarnet.training.evidence.Evidence.write`.
 
     Parameters
     ----------
-    evidence : `~cyclestarnet.training.Evidence`
-        Of `~cyclestarnet.training.collect_evidence`.
+    evidence : `~cyclestarnet.training.evidence.Evidence`
+        Of `~cyclestarnet.training.evidence.collect_evidence`.
     folder : path-like
         Made if it is not there.
     training, mock, isochrones : optional

@@ -181,7 +181,7 @@ def adapt(
     -------
     model : `~cyclestarnet.CalibratedModel`
         Whose ``provenance`` says from which model it was made, and on what.
-    report : `~cyclestarnet.training.AdaptationReport`
+    report : `~cyclestarnet.training.before_after.AdaptationReport`
         What the held-out stars look like before and after.
 
     Raises

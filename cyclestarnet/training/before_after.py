@@ -57,7 +57,7 @@ class Standing:
     residual : array, shape (n_stars, n_pixels)
         Data − model, in units of the continuum; NaN at pixels that do not count.
     scores : dict of float
-        Of `~cyclestarnet.training.alignment_scores`; empty without scikit-learn.
+        Of `~cyclestarnet.training.watch.alignment_scores`; empty without scikit-learn.
 
     Examples
     --------

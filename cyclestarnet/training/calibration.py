@@ -224,7 +224,7 @@ def calibration_ranks(
     like : `~specutils.Spectrum`, optional
         Observed spectrum whose split latent all stars have. Default: a typical one.
     split_latent : {"own", "typical", "fitted"}, optional
-        Which the fits use, see `~cyclestarnet.pipeline.FitOptions`. Default: ``"own"``, read from each spectrum, noise
+        Which the fits use, see `~cyclestarnet.FitOptions`. Default: ``"own"``, read from each spectrum, noise
         and all; ``"typical"`` is the truth, unless ``like`` is given.
     max_steps : int, optional
         Of a chain. Default: 10,000.

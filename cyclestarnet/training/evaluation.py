@@ -126,7 +126,7 @@ def compare_labels(
     progress : bool, optional
         Show a bar. Default: True.
     **options
-        Fields of `~cyclestarnet.pipeline.FitOptions`, such as ``space``.
+        Fields of `~cyclestarnet.FitOptions`, such as ``space``.
 
     Returns
     -------
@@ -220,7 +220,7 @@ def fitted_labels(
     about : str, optional
         What the bar and the log call them. Default: ``"stars"``.
     **options
-        Fields of `~cyclestarnet.pipeline.FitOptions`, such as ``space``.
+        Fields of `~cyclestarnet.FitOptions`, such as ``space``.
 
     Returns
     -------

@@ -294,8 +294,8 @@ def collect_evidence(
         With what cuts of files need; see `~cyclestarnet.io.prepare_training_set`.
     mask : bool, `~cyclestarnet.SpectroscopicMask`, or path-like, optional
         Fit with and without this mask, or one from this file. True: one that is made by
-        `~cyclestarnet.training.find_mask` of 500 stars at most: those of the split ``"val"`` of the set if others are
-        fitted, or else the same. Default: no mask.
+        `~cyclestarnet.training.masks.find_mask` of 500 stars at most: those of the split ``"val"`` of the set if
+        others are fitted, or else the same. Default: no mask.
     seed : int, optional
         Of the stars, the splits, the synthetic labels, the classifiers and the maps. Default: 0.
     folder : path-like, optional

@@ -120,7 +120,7 @@ class FittedSet:
         ----------
         name : str
             Of the fits, for the file and the bar.
-        options : `~cyclestarnet.pipeline.FitOptions`
+        options : `~cyclestarnet.FitOptions`
             Of the fits.
 
         Returns

@@ -628,7 +628,7 @@ def finish(run: Run, *, progress: bool = True) -> Path:
     """Assemble the model of a run, learn its errors from validation spectra, and save it.
 
     Of a training from the beginning it learns the zero points of labels from the training stars
-    (`~cyclestarnet.training.learn_zero_points`). With stars of known labels it learns the errors
+    (`~cyclestarnet.training.zero_points.learn_zero_points`). With stars of known labels it learns the errors
     that spectra do not show, too, and writes a table of how well it finds labels beside the
     model, ``NAME.labels.ecsv``. Without them, and with ``n_twin`` of the plan, it learns these errors of a twin and of
     the twin of that (`with_errors_of_twin`), whose trainings are in the folders ``twin`` and ``twin/twin`` of the run.
