@@ -111,7 +111,8 @@ TWIN = {"model": "n_twin = 20", "synthetic": 'emulator = "emulator.pt"\nlabels =
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr("cyclestarnet.training.twins.N_KNOWN", 12)
+    monkeypatch.setattr("cyclestarnet.training.twins.N_KNOWN", 8)
+    monkeypatch.setattr("cyclestarnet.training.twins.N_DONORS", 6)
 
 
 @pytest.mark.usefixtures("quick")
