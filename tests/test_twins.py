@@ -20,6 +20,7 @@ from cyclestarnet.networks.translation import TranslationNetwork
 from cyclestarnet.networks.translator import Translator
 from cyclestarnet.spectra import to_spectrum
 from cyclestarnet.training import compare_labels, runs
+from cyclestarnet.training.config import ModelConfig
 from cyclestarnet.training.evaluation import LabelOffsets
 from cyclestarnet.training.toml import ConfigError
 from cyclestarnet.training.trainer import Trainer
@@ -186,8 +187,17 @@ def test_a_twin_of_another_model_is_trained_anew(folder):  # noqa: F811
     run.train(until=1)
     first = runs.finish(run, progress=False)
     errors = CalibratedModel.load(first).noise.label_error
+    stale = folder / "run" / "twin" / "checkpoint.pt.previous"
+    stale.write_bytes(b"of the twin of another model")
     run.train(progress=False)
     assert not np.array_equal(CalibratedModel.load(runs.finish(run, progress=False)).noise.label_error, errors)
+    assert not stale.exists()
+
+
+@pytest.mark.parametrize("number", [-1, 2.5, True, "many"])
+def test_iterations_of_twins_are_a_whole_number(number):
+    with pytest.raises(ValueError, match=r"n_twin must be a whole number, 0 or more, but is"):
+        ModelConfig(n_twin=number)
 
 
 def test_anchors_and_a_twin_exclude_each_other(folder):  # noqa: F811

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -287,11 +288,12 @@ class ModelConfig:
     provenance: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, least in (("n_validation", 3), ("n_cloud", 8), ("n_zero_points", 0), ("n_twin", 0), ("degree", 0)):
+            given = getattr(self, name)
+            if not isinstance(given, Integral) or isinstance(given, bool) or given < least:
+                raise ValueError(f"{name} must be a whole number, {least} or more, but is {given!r}")
         if 0 < self.n_zero_points < LEAST_POPULATION:
             raise ValueError(f"n_zero_points must be 0, or {LEAST_POPULATION} or more, but is {self.n_zero_points}")
-        for name, least in (("n_validation", 3), ("n_cloud", 8), ("n_zero_points", 0), ("n_twin", 0), ("degree", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be {least} or more, but is {getattr(self, name)}")
         if self.translation not in ("paper", "residual"):
             raise ValueError(f"translation must be 'paper' or 'residual', but is {self.translation!r}")
         if self.path is not None and self.path.suffix != ".safetensors":

@@ -87,7 +87,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-FILES_OF_TWIN = ("checkpoint.pt", "best.pt", "*.csv", "*.safetensors", "*.html")  # that are of another model's twin
+FILES_OF_TWIN = ("checkpoint.pt*", "best.pt*", "*.csv", "*.safetensors", "*.html")  # that are of another model's twin
 
 AnyConfig = TypeVar("AnyConfig", bound=AnyPlan)
 
